@@ -1,0 +1,424 @@
+"""The state in LMDB (the Backend port).
+
+Owns what the environment holds: the databases `sessions` (id -> record), `long` (see long_ids.py) and
+`deadlines` (first deadline, transaction, number -> run, see deadlines.py), and the position record in
+the unnamed one. Whatever changes, changes with the position in one transaction.
+"""
+
+from __future__ import annotations
+
+import heapq
+import struct
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain, islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Final, NoReturn, Protocol
+
+from .blocks import Work
+from .deadlines import RUN_SPAN_MS, pack_run, runs_of, unpack_run
+from .engine_lmdb import (
+    OUTGROWN,
+    Cursor,
+    EngineError,
+    Environment,
+    Txn,
+    join_environment,
+    leave_environment,
+    translate_lmdb,
+)
+from .errors import CorruptError, PerdureError, StoreClosedError, UsageError
+from .forks import raise_forked, watch_forks
+from .ids import NOWHERE, StatePosition
+from .long_ids import (
+    BEHIND_ALL_HASHES,
+    ENGINE_KEY_BYTES_MAX,
+    PREFIX_BYTES,
+    engine_key,
+    pack_long,
+    unpack_long,
+)
+from .ports import Change, Deadline, Record
+
+LOAD_RECORDS: Final = 16_384
+SCAN_RECORDS: Final = 64
+LONG_GROUP_MAX: Final = 4096
+DUE_SPARE: Final = 4096
+
+_POSITION = struct.Struct("<QQQQQQ")
+_POSITION_KEY: Final = b"position"
+_RUN_KEY = struct.Struct(">QQI")
+_FIRST = struct.Struct(">Q")
+_KEY = itemgetter(0)
+
+
+class ReadRecord(Protocol):
+    """The record of a key in the read view."""
+
+    def __call__(self, key: bytes) -> Record | None: ...
+
+
+class LmdbBackend:
+    """The state in one LMDB environment.
+
+    `get` is set by refresh(): the engine's own function while no id is longer than 511 bytes. So take
+    it from the back end anew after each refresh. It raises the engine's own errors, which
+    `engine_errors` names and `translate` turns into perdure's.
+
+    `map_bytes` is the size of the memory map at first, and `mapped` whether the file is written through
+    it; engine_lmdb.py has the defaults. All handles of a process share what the first one opened with,
+    and all processes must agree on `mapped`.
+    """
+
+    engine_errors: tuple[type[Exception], ...] = (EngineError,)
+    get: ReadRecord
+
+    def __init__(self, path: Path, *, map_bytes: int | None = None, mapped: bool | None = None) -> None:
+        self.path = path
+        self._shared = join_environment(path, map_bytes=map_bytes, mapped=mapped)
+        self._sessions = self._shared.sessions
+        self._begin: Callable[..., Txn] = self._shared.env.begin
+        self._refuse: Callable[..., NoReturn] | None = None
+        self._txn: Txn | None = None
+        self._txn_id = -1
+        self._position = NOWHERE
+        self._long_count = 0
+        self.get = self._get_without_view
+        watch_forks(self)
+
+    def translate(self, error: Exception) -> PerdureError:
+        """The perdure error for one of `engine_errors`; raise it `from` the original."""
+        return translate_lmdb(error, self._shared.data_path)
+
+    def refresh(self) -> StatePosition:
+        """Begin (or renew) the read view at the newest state; says where that stands."""
+        txn = self._txn
+        try:
+            if txn is not None:
+                txn.abort()
+            else:
+                self._shared.readers.add(self)
+            self._txn = txn = self._begin(self._sessions)
+            txn_id = txn.id()
+            if txn_id != self._txn_id:
+                self._position, self._long_count = _read_position(txn, self._shared)
+                self._txn_id = txn_id
+        except OUTGROWN:
+            self.release()
+            self._shared.grow()
+            return self.refresh()
+        except EngineError as error:
+            self.release()
+            raise self.translate(error) from error
+        self.get = self._get_any if self._long_count else txn.get
+        return self._position
+
+    def release(self) -> None:
+        """End the read view, so that it pins nothing. The next get needs a refresh."""
+        if self._txn is not None:
+            self._txn.abort()
+            self._txn = None
+            self.get = self._get_without_view
+        self._shared.readers.discard(self)
+
+    def _get_any(self, key: bytes) -> Record | None:
+        txn = self._txn
+        if txn is None:
+            return self._get_without_view(key)
+        return txn.get(key) if len(key) <= ENGINE_KEY_BYTES_MAX else _get_long(txn, self._shared, key)
+
+    def _get_without_view(self, key: bytes) -> Record | None:
+        if self._refuse:
+            self._refuse()
+        raise UsageError(f"no read view to get session {key!r} from: call refresh() first")
+
+    def scan(self, after: bytes = b"") -> LmdbScan:
+        """An image of the newest state, from the first key above `after`."""
+        if self._refuse:
+            self._refuse()
+        return LmdbScan(self._shared, after)
+
+    def fold(
+        self,
+        changes: Sequence[Change],
+        armed: Sequence[Deadline],
+        disarmed: Sequence[Deadline],
+        position: StatePosition,
+    ) -> None:
+        """One transaction: changes (in key order, no key twice), deadlines, position.
+
+        What is both disarmed and armed stays armed. The read view stays where it is, except when the
+        memory map has to grow, which renews it.
+        """
+        puts = [
+            change for change in changes if change[1] is not None and len(change[0]) <= ENGINE_KEY_BYTES_MAX
+        ]
+        others = changes if not puts else ()
+        if 0 < len(puts) < len(changes):
+            others = [
+                change for change in changes if change[1] is None or len(change[0]) > ENGINE_KEY_BYTES_MAX
+            ]
+        runs = list(runs_of(armed))
+        work = _work_of(puts, others, runs, len(disarmed))
+
+        def apply(txn: Txn) -> None:
+            if disarmed:
+                _disarm(txn.cursor(self._shared.deadlines), disarmed)
+            if puts:
+                txn.cursor(self._sessions).putmulti(puts)  # type: ignore[arg-type]
+            for key, record in others:
+                self._apply_other(txn, key, record)
+            _put_runs(txn, self._shared, runs)
+            _put_position(txn, self._shared, position)
+
+        self._write(apply, work)
+
+    def _apply_other(self, txn: Txn, key: bytes, record: Record | None) -> None:
+        if len(key) <= ENGINE_KEY_BYTES_MAX:
+            txn.delete(key, b"", self._sessions)
+        elif record is None:
+            txn.delete(engine_key(key), b"", self._shared.long)
+        else:
+            txn.put(engine_key(key), pack_long(key, record), db=self._shared.long)
+
+    def _write(self, apply: Callable[[Txn], None], work: Work) -> None:
+        if self._refuse:
+            self._refuse()
+        viewing = self._txn is not None
+        try:
+            self._shared.write(apply, work, self.release)
+        finally:
+            if viewing and self._txn is None:
+                self.refresh()
+
+    def due(self, until_ms: int, limit: int) -> list[Deadline]:
+        """Up to `limit` of the earliest deadlines that are at or before `until_ms`, in order."""
+        if self._refuse:
+            self._refuse()
+        try:
+            with self._shared.env.begin(self._shared.deadlines, buffers=True) as txn:
+                return _earliest(txn.cursor(), until_ms, limit)
+        except EngineError as error:
+            raise self.translate(error) from error
+
+    def load(
+        self,
+        records: Iterable[tuple[bytes, Record]],
+        armed: Iterable[Deadline],
+        position: StatePosition,
+    ) -> None:
+        """Fill an empty back end, in key order; the position is set last.
+
+        Takes some ten thousand records a transaction. Raises UsageError if the back end is not empty,
+        or the records are not in key order.
+        """
+        self._check_empty()
+        pairs, deadlines = iter(records), iter(armed)
+        while batch := list(islice(pairs, LOAD_RECORDS)):
+            self._write(partial(self._append, batch), _work_of(batch, (), [], 0))
+        while some := list(islice(deadlines, 4 * LOAD_RECORDS)):
+            runs = list(runs_of(some))
+            self._write(lambda txn, runs=runs: _put_runs(txn, self._shared, runs), _work_of([], (), runs, 0))  # type: ignore[misc]
+        self._write(lambda txn: _put_position(txn, self._shared, position), _work_of([], (), [], 0))
+
+    def _append(self, batch: list[tuple[bytes, Record]], txn: Txn) -> None:
+        short = [pair for pair in batch if len(pair[0]) <= ENGINE_KEY_BYTES_MAX]
+        if txn.cursor(self._sessions).putmulti(short, append=True)[1] != len(short):
+            raise UsageError("the records to load are not in key order", path=self.path)
+        if len(short) < len(batch):
+            for key, record in batch:
+                if len(key) > ENGINE_KEY_BYTES_MAX:
+                    self._apply_other(txn, key, record)
+
+    def _check_empty(self) -> None:
+        if self.refresh() != NOWHERE or self._txn is None:
+            raise UsageError("a state that is not empty cannot be loaded", path=self.path)
+        entries = [self._txn.stat(database)["entries"] for database in self._shared.databases]
+        self.release()
+        if any(entries):
+            raise UsageError("a state that is not empty cannot be loaded", path=self.path)
+
+    def close(self) -> None:
+        """Give up the view and the handle. Scans must be closed before."""
+        if self._refuse is None:
+            self.release()
+            self._refuse = self._begin = self._raise_closed
+            leave_environment(self._shared)
+
+    def _raise_closed(self, *_: object) -> NoReturn:
+        self._shared.readers.discard(self)
+        raise StoreClosedError("the state was closed", path=self.path)
+
+    def _raise_forked(self, *_: object) -> NoReturn:
+        raise_forked(self.path)
+
+    def sever(self) -> object:
+        inherited, self._txn = self._txn, None
+        if self._refuse is None:
+            self._refuse = self._begin = self._raise_forked
+            self.get = self._get_without_view
+        return inherited
+
+
+class LmdbScan:
+    """One image of the state, in key order (the Scan port). Pins the pages of its time until closed."""
+
+    def __init__(self, shared: Environment, after: bytes) -> None:
+        self._shared = shared
+        self._after = after
+        self._forked = False
+        shared.readers.add(self)
+        try:
+            self._txn: Txn | None = shared.env.begin(shared.sessions)
+            self._position, self._long_count = _read_position(self._txn, shared)
+        except EngineError as error:
+            shared.readers.discard(self)
+            raise translate_lmdb(error, shared.data_path) from error
+        watch_forks(self)
+
+    @property
+    def position(self) -> StatePosition:
+        return self._position
+
+    def __iter__(self) -> Iterator[tuple[bytes, Record]]:
+        short = self._batches(self._short)
+        return heapq.merge(short, self._batches(self._long), key=_KEY) if self._long_count else short
+
+    def _batches(
+        self, pairs_of: Callable[[Txn], Iterator[tuple[bytes, Record]]]
+    ) -> Iterator[tuple[bytes, Record]]:
+        pairs: Iterator[tuple[bytes, Record]] | None = None
+        while True:
+            txn = self._reader()  # raises if it was closed or forked since the last batch
+            try:
+                pairs = pairs or pairs_of(txn)
+                batch = list(islice(pairs, SCAN_RECORDS))
+            except EngineError as error:
+                raise translate_lmdb(error, self._shared.data_path) from error
+            if not batch:
+                return
+            yield from batch
+
+    def _short(self, txn: Txn) -> Iterator[tuple[bytes, Record]]:
+        cursor = txn.cursor()
+        after = self._after[:ENGINE_KEY_BYTES_MAX]
+        found = cursor.set_range(after) if after else cursor.first()
+        if found and cursor.key() <= self._after:
+            found = cursor.next()
+        return cursor.iternext() if found else iter(())
+
+    def _long(self, txn: Txn) -> Iterator[tuple[bytes, Record]]:
+        """Ids with one prefix lie together, in the order of their hashes: put in order here."""
+        cursor = txn.cursor(self._shared.long)
+        start = self._after[:PREFIX_BYTES]
+        found = cursor.set_range(start) if start else cursor.first()
+        while found:
+            prefix, after = cursor.key()[:PREFIX_BYTES], self._after
+            while keys := heapq.nsmallest(LONG_GROUP_MAX, _keys_of_group(cursor, prefix, after)):
+                for key in keys:
+                    yield key, _get_long(txn, self._shared, key) or b""
+                after = keys[-1]
+            found = cursor.set_range(prefix + BEHIND_ALL_HASHES)
+
+    def _reader(self) -> Txn:
+        if self._forked:
+            raise_forked(self._shared.data_path)
+        if self._txn is None:
+            raise StoreClosedError("the scan was closed", path=self._shared.data_path)
+        return self._txn
+
+    def close(self) -> None:
+        if self._txn is not None:
+            self._txn.abort()
+            self._txn = None
+            self._shared.readers.discard(self)
+
+    def sever(self) -> object:
+        inherited, self._txn, self._forked = self._txn, None, True
+        return inherited
+
+
+def _read_position(txn: Txn, shared: Environment) -> tuple[StatePosition, int]:
+    """The position, and how many long ids there are."""
+    record = txn.get(_POSITION_KEY, None, shared.unnamed)
+    if record is None:
+        return NOWHERE, txn.stat(shared.long)["entries"]
+    if len(record) != _POSITION.size:
+        raise CorruptError("the state's position record is damaged", path=shared.data_path)
+    epoch, lsn, chain, digest, session_count, long_count = _POSITION.unpack(record)
+    return StatePosition(epoch, lsn, chain, digest, session_count), long_count
+
+
+def _put_position(txn: Txn, shared: Environment, position: StatePosition) -> None:
+    long_count = txn.stat(shared.long)["entries"]
+    txn.put(_POSITION_KEY, _POSITION.pack(*position, long_count), db=shared.unnamed)
+
+
+def _get_long(txn: Txn, shared: Environment, key: bytes) -> Record | None:
+    stored_under = engine_key(key)
+    value = txn.get(stored_under, None, shared.long)
+    return None if value is None else unpack_long(value, stored_under)[1]
+
+
+def _keys_of_group(cursor: Cursor, prefix: bytes, after: bytes) -> Iterator[bytes]:
+    found = cursor.set_range(prefix)
+    while found and cursor.key().startswith(prefix):
+        key = unpack_long(cursor.value(), cursor.key())[0]
+        if key > after:
+            yield key
+        found = cursor.next()
+
+
+def _work_of(
+    puts: Sequence[Change], others: Sequence[Change], runs: Sequence[tuple[int, bytes]], disarmed: int
+) -> Work:
+    lengths = [0, *map(len, chain.from_iterable(puts))]  # type: ignore[arg-type]
+    lengths += [2 * len(key) + len(record or b"") for key, record in others]
+    lengths += [len(run) + _RUN_KEY.size for _, run in runs]
+    return Work(len(puts) + len(others) + len(runs) + 1, len(others) + disarmed, sum(lengths), max(lengths))
+
+
+def _put_runs(txn: Txn, shared: Environment, runs: Iterable[tuple[int, bytes]]) -> None:
+    """A write transaction's id is never given again: no run replaces another."""
+    txn_id = txn.id()
+    for number, (first, run) in enumerate(runs):
+        txn.put(_RUN_KEY.pack(first, txn_id, number), run, db=shared.deadlines)
+
+
+def _earliest(cursor: Cursor, until_ms: int, limit: int) -> list[Deadline]:
+    found: list[Deadline] = []
+    for key, run in cursor:
+        first = _FIRST.unpack_from(key)[0]
+        if first > until_ms:
+            break
+        found += unpack_run(run, until_ms)
+        if len(found) > limit + DUE_SPARE:
+            found = sorted(set(found))[:limit]
+            until_ms = min(until_ms, found[-1][0]) if len(found) == limit else until_ms
+    return sorted(set(found))[:limit]
+
+
+def _disarm(cursor: Cursor, disarmed: Sequence[Deadline]) -> None:
+    """Take entries out of their runs; one lies in a run that begins at most RUN_SPAN_MS before it."""
+    wanted = set(disarmed)
+    deadlines = sorted({deadline for deadline, _ in disarmed})
+    found = cursor.set_range(_FIRST.pack(max(0, deadlines[0] - RUN_SPAN_MS)))
+    while found:
+        first = _FIRST.unpack_from(cursor.key())[0]
+        index = bisect_left(deadlines, first)
+        if index == len(deadlines):
+            return
+        if deadlines[index] > first + RUN_SPAN_MS:
+            found = cursor.set_range(_FIRST.pack(deadlines[index] - RUN_SPAN_MS))
+            continue
+        entries = unpack_run(cursor.value())
+        kept = [entry for entry in entries if entry not in wanted]
+        if kept:
+            if len(kept) < len(entries):
+                cursor.put(cursor.key(), pack_run(kept))
+            found = cursor.next()
+        else:
+            cursor.delete()
+            found = bool(cursor.key())

@@ -1,0 +1,172 @@
+"""Batches: several changes to sessions in one atomic frame."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from .commit import Stage
+from .errors import SessionTooLargeError, UsageError
+from .event import EVENTS_LIMIT, Kind, Reason
+from .session import (
+    ACCESSED,
+    DEFAULT_TIMEOUT_MS,
+    Priority,
+    check_id,
+    check_timeout,
+    encode_session,
+    expiry_of,
+    unpack_header,
+)
+
+_Change = Callable[[Stage], None]
+
+
+class Batch:
+    """Changes gathered in a `with` block, committed when it ends, dropped if it raises.
+
+    Memory holds all of them: a batch takes at most 65,536 changes and 16 MiB.
+    """
+
+    def __init__(
+        self,
+        take: Callable[[], bytes],
+        now_ms: Callable[[], int],
+        size_bytes_max: int,
+        apply: Callable[[Callable[[Stage], Any], str | None, bytes], Any],
+        durability: str | None,
+    ) -> None:
+        self._take = take
+        self._now_ms = now_ms
+        self._size_bytes_max = size_bytes_max
+        self._apply = apply
+        self._durability = durability
+        self._changes: list[_Change] = []
+        self._operation_id = take()
+        self._is_over = False
+
+    @property
+    def operation_id(self) -> str:
+        """All events of the batch carry it."""
+        return self._operation_id.hex()
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._is_over = True
+        if kind is None and self._changes:
+            self._apply(self._evaluate, self._durability, self._operation_id)
+
+    def create(
+        self,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        timeout_ms: int | None = DEFAULT_TIMEOUT_MS,
+        priority: Priority = Priority.NORMAL,
+        group: str = "",
+        tags: Iterable[str] = (),
+    ) -> str:
+        """A new session; answers the id that it will have."""
+        now_ms = self._now_ms()
+        id = self._take().hex()
+        value = encode_session(
+            version=1,
+            created_ms=now_ms,
+            accessed_ms=now_ms,
+            timeout_ms=check_timeout(timeout_ms),
+            cap_ms=0,
+            priority=priority,
+            group=group,
+            tags=tuple(tags) if tags else (),
+            metadata=metadata if metadata is not None else {},
+        )
+        self._check_size(id, value)
+        key, operation_id = id.encode(), self._operation_id
+        self._add(lambda stage: stage.put(key, value, Reason.CREATED, operation_id))
+        return id
+
+    def put(
+        self,
+        id: str,
+        metadata: Mapping[str, Any],
+        ttl_ms: int | None = DEFAULT_TIMEOUT_MS,
+        *,
+        sliding: bool = False,
+        priority: Priority = Priority.NORMAL,
+        group: str = "",
+        tags: Iterable[str] = (),
+    ) -> None:
+        """A session under the caller's id, new or in place of the old one; as SessionStore.put."""
+        key, ttl = check_id(id), check_timeout(ttl_ms)
+        tagged = tuple(tags)
+
+        def encode(version: int, created_ms: int, now_ms: int) -> bytes:
+            return encode_session(
+                version=version,
+                created_ms=created_ms,
+                accessed_ms=now_ms,
+                timeout_ms=ttl if sliding else 0,
+                cap_ms=0 if sliding or not ttl else now_ms + ttl,
+                priority=priority,
+                group=group,
+                tags=tagged,
+                metadata=metadata,
+            )
+
+        self._check_size(id, encode(1, 0, 0))
+
+        def change(stage: Stage) -> None:
+            now_ms = self._now_ms()
+            old = stage.value(key)
+            fields = None if old is None or expiry_of(old) < now_ms else unpack_header(old)
+            version, created_ms = (fields[6] + 1, fields[7]) if fields else (1, now_ms)
+            stage.put(key, encode(version, created_ms, now_ms), Reason.REPLACED, self._operation_id)
+
+        self._add(change)
+
+    def touch(self, id: str) -> None:
+        """Extend a session's life; nothing happens if it is not there."""
+        key = check_id(id)
+
+        def change(stage: Stage) -> None:
+            now_ms = self._now_ms()
+            old = stage.value(key)
+            if old is not None and expiry_of(old) >= now_ms:
+                stage.touch(key, ACCESSED.pack(now_ms), self._operation_id)
+
+        self._add(change)
+
+    def delete(self, id: str) -> None:
+        """Remove a session; nothing happens if it is not there."""
+        key = check_id(id)
+
+        def change(stage: Stage) -> None:
+            if stage.get(key) is not None:
+                stage.remove(key, Kind.DELETE, Reason.DELETED, self._operation_id)
+
+        self._add(change)
+
+    def _evaluate(self, stage: Stage) -> None:
+        for change in self._changes:
+            change(stage)
+
+    def _add(self, change: _Change) -> None:
+        if self._is_over:
+            raise UsageError("the batch is over", hint="Begin another one.")
+        if len(self._changes) >= EVENTS_LIMIT:
+            raise UsageError(f"a batch takes at most {EVENTS_LIMIT} changes", hint="Commit it in parts.")
+        self._changes.append(change)
+
+    def _check_size(self, id: str, value: bytes) -> None:
+        if len(value) > self._size_bytes_max:
+            raise SessionTooLargeError(
+                f"session {id!r} takes {len(value)} bytes, the limit is {self._size_bytes_max}",
+                hint="Nothing of the batch was written.",
+            )

@@ -1,0 +1,104 @@
+"""Blocks allocated ahead for a file that is written through a memory map.
+
+A write through a map into a hole of a file on a full disk is a SIGBUS, which kills the application. So
+the blocks are asked for before the map is touched, where a refusal is an error like any other. Owns
+that request, and the bound on how many pages a transaction can reach.
+
+On which file systems a block once allocated is certain to take a write: where a write never moves to
+another block (ext4, tmpfs). Not where it may, as with copy-on-write (btrfs, zfs, xfs with reflinks,
+overlay over any of them): there the map is not written through.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from .files import FILE_MODE, translated
+
+PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+STEP_BYTES: Final = 4 << 20
+SLACK_PAGES: Final = 64
+KEEPS_ALLOCATED_BLOCKS: Final = frozenset({"ext4", "tmpfs"})
+
+
+class Tree(NamedTuple):
+    """Size of a B-tree, in pages, before a transaction."""
+
+    depth: int
+    leaf_pages: int
+    branch_pages: int
+    last_page: int
+
+
+class Work(NamedTuple):
+    """What a transaction is about to do, in key order."""
+
+    puts: int
+    deletes: int
+    value_bytes: int
+    """Of all puts, keys included."""
+    value_bytes_max: int
+
+
+def pages_needed(tree: Tree, work: Work) -> int:
+    """The most pages that a transaction can take from the end of the file. Pure.
+
+    Counted as if no free page could be reused. The terms: each page of the tree is copied at most once,
+    and a put touches one on each level, a delete up to three (a neighbour it is merged with, and that
+    one's branch); a full leaf splits once, and again only after at least a third of a page was put into
+    it; branches likewise; a long value has pages of its own; freed pages are listed, eight bytes each.
+    """
+    puts, deletes, value_bytes, value_bytes_max = work
+    touched = puts + 3 * deletes
+    copied = min(touched, tree.leaf_pages) + min(touched * tree.depth, tree.branch_pages)
+    splits = min(puts, tree.leaf_pages) + 3 * value_bytes // PAGE_BYTES + 1
+    branches = min(splits, tree.branch_pages) + splits // 3 + tree.depth + 1
+    apart = value_bytes // PAGE_BYTES + puts if 4 * value_bytes_max > PAGE_BYTES else 0
+    freed = 8 * (tree.last_page + copied + apart) // PAGE_BYTES
+    return copied + splits + branches + apart + freed + SLACK_PAGES
+
+
+class AheadFile:
+    """A file whose first bytes have blocks, `allocated` of them so far as this process knows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.allocated = 0
+        with translated("cannot open a file", path):
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+
+    def allocate(self, end: int) -> None:
+        """Have blocks for the bytes before `end`; ahead in steps, or exactly if only that much is free.
+
+        Raises StorageFullError, and nothing is lost.
+        """
+        if end <= self.allocated:
+            return
+        try:
+            self._allocate(-(-end // STEP_BYTES) * STEP_BYTES)
+        except OSError:
+            with translated("cannot allocate blocks", self.path):
+                self._allocate(end)
+
+    def _allocate(self, end: int) -> None:
+        os.posix_fallocate(self._descriptor, self.allocated, end - self.allocated)
+        self.allocated = end
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def allocate_whole(path: Path, size_bytes: int) -> None:
+    """Make a file (or a hole in one) of at least `size_bytes` with all its blocks.
+
+    Raises StorageFullError. Not while this process holds a POSIX lock on the file: closing it here
+    would drop that.
+    """
+    file = AheadFile(path)
+    try:
+        with translated("cannot allocate blocks", path):
+            os.posix_fallocate(file._descriptor, 0, size_bytes)
+    finally:
+        file.close()

@@ -1,0 +1,507 @@
+"""The write path, on one page: lock, evaluate, append, publish, become durable, answer.
+
+Threads of one process queue their changes; whoever gets the lock commits for all who wait, in one
+frame. No LMDB, no sync and no network wait happens under the write lock.
+
+Owns what an acknowledgement means. A call returns only when its frame is as durable as asked;
+whatever goes wrong after the append is Indeterminate, never success and never a false failure.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, TypeAlias
+
+import xxhash
+
+from .errors import (
+    BacklogError,
+    FencedError,
+    Indeterminate,
+    NoQuorumError,
+    PerdureError,
+    ReentrantWriteError,
+    UsageError,
+)
+from .event import EVENTS_LIMIT, Kind, Reason, encode_event
+from .event import pack_header as pack_event
+from .fold import HASH_BYTES, value_of
+from .frame import FRAME_BYTES_MAX
+from .ids import MASK64, Position
+from .log import EventLog
+from .page import Word
+from .ports import CommitGate, Record
+from .session import with_accessed
+from .view import Entry, View
+
+PENDING_FRAMES_MAX = 1000
+TAIL_ENTRIES_MAX = 65_536
+"""Sessions that may wait to be folded; beyond it writers wait for the fold, or are refused."""
+GROUP_OPERATIONS_MAX = 512
+GROUP_BYTES_MAX = 1 << 20
+QUORUM_POLL_S = 0.002
+FOLD_ENTRIES = 4096
+"""A writer that finds so many sessions in its tail map folds them."""
+_HEADROOM_BYTES = 4096
+_EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
+_RELEASE = fcntl.LOCK_UN
+flock = fcntl.flock
+_GENERATION = int(Word.GENERATION)
+_SHIPPER_IDLE = int(Word.SHIPPER_IDLE)
+_VOTERS = int(Word.VOTERS_CONNECTED)
+_PUT = int(Kind.PUT)
+_CREATED = int(Reason.CREATED)
+_UPDATED = int(Reason.UPDATED)
+xxh3_64 = xxhash.xxh3_64_intdigest
+_new = tuple.__new__
+
+
+class Durability(IntEnum):
+    """What a write has survived when its call returns."""
+
+    OS = 0
+    """The death of any process."""
+    INTERVAL = 1
+    """As OS; power loss, too, at the latest after the store's interval."""
+    DISK = 2
+    """Power loss."""
+
+
+def parse_durability(text: str) -> Durability:
+    """The durability that `text` names. Raises UsageError."""
+    try:
+        return Durability[text.upper()]
+    except (KeyError, AttributeError) as error:
+        raise UsageError(f"durability is 'os', 'interval' or 'disk', not {text!r}") from error
+
+
+class Stage:
+    """The events of one frame while it is made, over what the view holds."""
+
+    __slots__ = ("_view", "digest", "entries", "event_count", "lsn", "parts", "session_count", "size_bytes")
+
+    def __init__(self, view: View) -> None:
+        at = view.log.cursor.at
+        self._view = view
+        self.digest = at.digest
+        self.session_count = at.session_count
+        self.lsn = at.lsn
+        self.parts: list[bytes] = []
+        self.size_bytes = 0
+        self.event_count = 0
+        self.entries: dict[bytes, Entry] = {}
+
+    def get(self, key: bytes) -> Record | None:
+        """The newest record of a key, this frame's own changes included."""
+        found = self.entries.get(key)
+        return found[1] if found is not None else self._view.newest(key)
+
+    def value(self, key: bytes) -> bytes | None:
+        """The stored session of a key, checked against its hash."""
+        record = self.get(key)
+        return None if record is None else value_of(key, record)
+
+    def put(self, key: bytes, value: bytes, reason: Reason, operation_id: bytes) -> None:
+        is_new = reason is Reason.CREATED
+        old = None if is_new else self.get(key)
+        self._set(key, value, old, is_new or self._is_new(key))
+        self._emit(Kind.PUT, reason, operation_id, key, value)
+
+    def touch(self, key: bytes, accessed: bytes, operation_id: bytes) -> None:
+        old = self.get(key)
+        if old is not None:
+            self._set(key, with_accessed(old[HASH_BYTES:], accessed), old, self._is_new(key))
+            self._emit(Kind.TOUCH, Reason.TOUCHED, operation_id, key, accessed)
+
+    def remove(self, key: bytes, kind: Kind, reason: Reason, operation_id: bytes) -> None:
+        old = self.get(key)
+        if old is not None:
+            self.digest = (self.digest - int.from_bytes(old[:HASH_BYTES], "little")) & MASK64
+            self.session_count -= 1
+        self.entries[key] = (0, None, False)
+        self._emit(kind, reason, operation_id, key, b"")
+
+    def rename(self, key: bytes, new_key: bytes, operation_id: bytes) -> None:
+        """The session of `key` goes on under `new_key`, which must be free."""
+        old = self.get(key)
+        if old is not None:
+            self.digest = (self.digest - int.from_bytes(old[:HASH_BYTES], "little")) & MASK64
+            self.session_count -= 1
+            self.entries[key] = (0, None, False)
+            self._set(new_key, old[HASH_BYTES:], None, False)
+            self._emit(Kind.RENAME, Reason.RENAMED, operation_id, key, new_key)
+
+    def _set(self, key: bytes, value: bytes, old: Record | None, is_new: bool) -> None:
+        new = xxh3_64(value, xxh3_64(key))
+        if old is None:
+            self.session_count += 1
+            self.digest = (self.digest + new) & MASK64
+        else:
+            self.digest = (self.digest + new - int.from_bytes(old[:HASH_BYTES], "little")) & MASK64
+        self.entries[key] = (0, new.to_bytes(8, "little") + value, is_new)
+
+    def _is_new(self, key: bytes) -> bool:
+        view = self._view
+        found = self.entries.get(key) or view.pending.get(key) or view.tail.get(key)
+        return found is not None and found[2]
+
+    def _emit(self, kind: int, reason: int, operation_id: bytes, key: bytes, value: bytes) -> None:
+        event = encode_event(kind, reason, operation_id, key, value)
+        self.parts.append(event)
+        self.size_bytes += len(event)
+        self.event_count += 1
+
+
+Evaluate: TypeAlias = Callable[[Stage], Any]
+"""What a change does, under the lock: reads the stage, puts events on it, gives the call's result."""
+
+
+class Operation:
+    """A change that waits to be committed, and what became of it."""
+
+    __slots__ = ("error", "evaluate", "is_done", "position", "result")
+
+    def __init__(self, evaluate: Evaluate) -> None:
+        self.evaluate = evaluate
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.position: Position | None = None
+        self.is_done = False
+
+
+class Writer:
+    """One process's way into the log of one store."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        view: View,
+        *,
+        gate: CommitGate | None,
+        write_timeout_ms: int,
+        after_append: Callable[[], None],
+        make_room: Callable[[], None],
+    ) -> None:
+        self.log = log
+        self.view = view
+        self.gate = gate
+        self.write_timeout_ms = write_timeout_ms
+        self._after_append = after_append
+        self._make_room = make_room
+        self._threads = threading.Lock()
+        self._acquire_threads = self._threads.acquire
+        self._queue: deque[Operation] = deque()
+        self._writing_thread = 0
+        self.dirty_since_ms = 0
+        """Monotonic ms of the oldest append that no flush of this process covers; 0 if none."""
+
+    # -- the calls -------------------------------------------------------------------------------
+
+    def create(self, key: bytes, value: bytes, operation_id: bytes, now_ms: int) -> Position:
+        """Append the creation of a session under a key that was never used. The fast path.
+
+        The same as commit() with a put, in one plain function, because calls are what it would spend
+        its time on; answers its frame's position, not yet durable.
+        """
+        if self._queue or not self._acquire_threads(False):
+            return self._submit(Operation(lambda stage: stage.put(key, value, Reason.CREATED, operation_id)))
+        try:
+            log, view = self.log, self.view
+            try:
+                flock(log.write_lock.descriptor, _EXCLUSIVE)
+            except OSError:
+                log.lock()
+            else:
+                log.locked()
+            try:
+                if view.needs_commit or len(view.tail) > TAIL_ENTRIES_MAX:
+                    self._admit()
+                if log.cursor.offset >= log.segment_bytes or log.must_roll:
+                    log.roll_if_due(now_ms)
+                at = log.cursor.at
+                hashed = xxh3_64(value, xxh3_64(key))
+                position = log.append(
+                    pack_event(_PUT, _CREATED, len(key), len(value), operation_id) + key + value,
+                    1,
+                    (at[3] + hashed) & MASK64,
+                    at[4] + 1,
+                    now_ms,
+                )
+                entry = (position[1], hashed.to_bytes(8, "little") + value, True)
+                with view.mutex:
+                    if view.needs_commit:
+                        view.took([(key, entry)])
+                    else:
+                        view.tail[key] = entry
+                        view.visible = log.cursor.at
+            finally:
+                flock(log.write_lock.descriptor, _RELEASE)
+        finally:
+            self._threads.release()
+        if len(view.tail) >= FOLD_ENTRIES:
+            self._after_append()
+        return position
+
+    def commit(self, evaluate: Evaluate) -> tuple[Any, Position | None]:
+        """Evaluate a change under the lock and append what it says, with others that wait.
+
+        Answers (its result, the position of its frame, or None if it wrote nothing). Raises what
+        `evaluate` raises; then nothing was written for it.
+        """
+        operation = Operation(evaluate)
+        position = self._submit(operation)
+        return operation.result, position if operation.position else None
+
+    def change(
+        self, key: bytes, operation_id: bytes, evaluate: Callable[[bytes | None, int], bytes]
+    ) -> Position:
+        """Read, change and append one session in the caller's own thread, in a frame of its own.
+
+        `evaluate` gets the stored session (None if there is none) and the time in ms, and answers the new
+        stored session; what it raises comes through, and nothing is written.
+        """
+        self._refuse_reentry()
+        log, view = self.log, self.view
+        with self._threads:
+            self._writing_thread = threading.get_ident()
+            try:
+                log.lock()
+                try:
+                    if self._needs_care():
+                        self._admit()
+                    now_ms = log.now_ms()
+                    if log.cursor.offset >= log.segment_bytes or log.must_roll:
+                        log.roll_if_due(now_ms)
+                    old = view.newest(key)
+                    value = evaluate(None if old is None else value_of(key, old), now_ms)
+                    position = self._append_change(key, value, old, operation_id, now_ms)
+                finally:
+                    log.unlock()
+            finally:
+                self._writing_thread = 0
+        if len(view.tail) >= FOLD_ENTRIES:
+            self._after_append()
+        return position
+
+    def _append_change(
+        self, key: bytes, value: bytes, old: Record | None, operation_id: bytes, now_ms: int
+    ) -> Position:
+        log, view = self.log, self.view
+        at = log.cursor.at
+        hashed = xxh3_64(value, xxh3_64(key))
+        term = hashed if old is None else hashed - int.from_bytes(old[:HASH_BYTES], "little")
+        position = log.append(
+            pack_event(_PUT, _UPDATED, len(key), len(value), operation_id) + key + value,
+            1,
+            (at[3] + term) & MASK64,
+            at[4] + (old is None),
+            now_ms,
+        )
+        with view.mutex:
+            found = view.pending.get(key) or view.tail.get(key)
+            is_new = found is not None and found[2]
+            view.took([(key, (position[1], hashed.to_bytes(8, "little") + value, is_new))])
+        return position
+
+    # -- durability ------------------------------------------------------------------------------
+
+    def finish(self, position: Position, durability: Durability, operation_id: bytes | None) -> None:
+        """Return once a frame is as durable as asked.
+
+        Raises Indeterminate for whatever goes wrong: the frame is in the log already.
+        """
+        log, gate = self.log, self.gate
+        try:
+            if self.view.needs_commit:
+                self._wait_committed(position)
+            else:
+                if durability is Durability.DISK:
+                    log.flush(position.lsn)
+                elif durability is Durability.INTERVAL and not self.dirty_since_ms:
+                    self.dirty_since_ms = time.monotonic_ns() // 1_000_000
+                if gate is not None and log.words[_SHIPPER_IDLE]:
+                    gate.poke(position.lsn)
+            if log.words[_GENERATION] != log.generation:
+                self._check_still_ours(position)
+        except Indeterminate:
+            raise
+        except (PerdureError, OSError) as error:
+            raise self._indeterminate(str(error), position, operation_id) from error
+
+    def wait_visible(self) -> None:
+        """Wait until every frame that was appended is committed: an answer that rests on one of them."""
+        if self.view.needs_commit and self.view.pending_frames:
+            self._wait_committed(self.log.cursor.at.position)
+
+    def _wait_committed(self, position: Position) -> None:
+        if self.gate is None:
+            raise NoQuorumError(
+                "the store asks for replicas, and this handle has no way to them",
+                hint="Open it with perdure.open(), which wires the shipper.",
+            )
+        self.gate.poke(position.lsn)
+        if not self.gate.wait(position, self.write_timeout_ms):
+            replicas = self.log.config.sync_replicas
+            raise Indeterminate(
+                f"not confirmed by {replicas} replica(s) within {self.write_timeout_ms} ms",
+                position=position,
+                operation_id=None,
+            )
+
+    def _check_still_ours(self, position: Position) -> None:
+        """The node's role changed while the frame was in flight: was it before the change?"""
+        log = self.log
+        with self.view.mutex:
+            self.view.catch_up()
+        if not log.is_primary or log.cursor.at.epoch != position.epoch:
+            raise FencedError(
+                f"this node lost its role while a write was under way: {log.not_primary()}",
+                node=log.identity.node,
+                lsn=position.lsn,
+            )
+
+    def _indeterminate(self, why: str, position: Position, operation_id: bytes | None) -> Indeterminate:
+        return Indeterminate(
+            f"the write is in the log, but it is not known to be durable: {why}",
+            position=(position.epoch, position.lsn, position.chain),
+            operation_id=operation_id.hex() if operation_id else None,
+        )
+
+    # -- one frame -------------------------------------------------------------------------------
+
+    def _submit(self, operation: Operation) -> Position:
+        self._refuse_reentry()
+        self._queue.append(operation)
+        with self._threads:
+            if not operation.is_done:
+                self._commit(self._drain())
+        self._after_append()
+        self._result(operation)
+        return operation.position or self.log.cursor.at.position
+
+    def _result(self, operation: Operation) -> Any:
+        if operation.error is not None:
+            raise operation.error
+        return operation.result
+
+    def _drain(self) -> list[Operation]:
+        queue = self._queue
+        group: list[Operation] = []
+        while queue and len(group) < GROUP_OPERATIONS_MAX:
+            group.append(queue.popleft())
+        return group
+
+    def _commit(self, group: list[Operation]) -> None:
+        """Commit a group in one frame; each operation learns what became of it."""
+        log = self.log
+        self._writing_thread = threading.get_ident()
+        try:
+            log.lock()
+            try:
+                if self._needs_care():
+                    self._admit()
+                left = group
+                while left:
+                    left = self._append_some(left)
+            finally:
+                log.unlock()
+        except BaseException as error:  # noqa: BLE001 - every waiter must hear of it, whatever it is
+            for operation in group:
+                if not operation.is_done:
+                    operation.error, operation.is_done = error, True
+        finally:
+            self._writing_thread = 0
+
+    def _append_some(self, group: list[Operation]) -> list[Operation]:
+        """Append one frame of as many operations as fit; answers those that are left."""
+        log = self.log
+        now_ms = log.now_ms()
+        log.roll_if_due(now_ms)
+        stage = Stage(self.view)
+        taken = 0
+        for operation in group:
+            before = (stage.digest, stage.session_count, len(stage.parts), stage.size_bytes)
+            try:
+                operation.result = operation.evaluate(stage)
+            except BaseException as error:  # it is for the caller of this one operation
+                if len(stage.parts) != before[2]:
+                    raise
+                operation.error = error
+            taken += 1
+            if stage.size_bytes >= GROUP_BYTES_MAX or stage.event_count >= EVENTS_LIMIT // 2:
+                break
+        self._append(stage, group[:taken], now_ms)
+        return group[taken:]
+
+    def _append(self, stage: Stage, group: list[Operation], now_ms: int) -> None:
+        if stage.parts:
+            if stage.size_bytes > FRAME_BYTES_MAX - _HEADROOM_BYTES or stage.event_count > EVENTS_LIMIT:
+                raise UsageError(
+                    f"{stage.event_count} changes of {stage.size_bytes} bytes do not fit into one frame",
+                    hint=f"Commit at most {EVENTS_LIMIT} changes and {FRAME_BYTES_MAX >> 20} MiB at once.",
+                )
+            position = self.log.append(
+                b"".join(stage.parts), stage.event_count, stage.digest, stage.session_count, now_ms
+            )
+            lsn = position.lsn
+            entries = [(key, _new(tuple, (lsn, e[1], e[2]))) for key, e in stage.entries.items()]
+            with self.view.mutex:
+                self.view.took(entries)
+        else:
+            position = None
+        for operation in group:
+            operation.position, operation.is_done = position, True
+
+    def _needs_care(self) -> bool:
+        view = self.view
+        if view.needs_commit != (self.log.config.sync_replicas > 0):
+            view.needs_commit = self.log.config.sync_replicas > 0
+        return view.needs_commit or len(view.tail) > TAIL_ENTRIES_MAX
+
+    def _admit(self) -> None:
+        """Refuse before anything is appended what could not be confirmed, or has no room in the tail."""
+        view, log = self.view, self.log
+        if len(view.tail) > TAIL_ENTRIES_MAX:
+            self._make_room()
+        if not view.needs_commit:
+            return
+        with view.mutex:
+            view.advance()
+        if len(view.pending_frames) > PENDING_FRAMES_MAX:
+            raise BacklogError(
+                f"more than {PENDING_FRAMES_MAX} frames wait for replicas",
+                hint="Try again shortly; `perdure status` shows how far the replicas are.",
+            )
+        need = log.config.sync_replicas
+        if log.words[_VOTERS] < need:
+            log.unlock()
+            try:
+                self._await_voters(need)
+            finally:
+                log.lock()
+
+    def _await_voters(self, need: int) -> None:
+        """Give the replicas until the write's deadline to connect; NoQuorumError if they do not."""
+        deadline = time.monotonic() + self.write_timeout_ms / 1000
+        words = self.log.words
+        while words[_VOTERS] < need:
+            if time.monotonic() < deadline:
+                time.sleep(QUORUM_POLL_S)
+                continue
+            raise NoQuorumError(
+                f"{words[_VOTERS]} of the {need} replica(s) that must confirm a write are connected",
+                node=self.log.identity.node,
+                hint="Nothing was written. Start the replicas, or see `perdure status`.",
+            )
+
+    def _refuse_reentry(self) -> None:
+        if self._writing_thread == threading.get_ident():
+            raise ReentrantWriteError(
+                "a write to the store from inside an update function",
+                hint="Return the changed session, and do other writes after update() has returned.",
+            )

@@ -1,0 +1,90 @@
+"""Runs of deadlines: how a back end packs the deadline index. Pure: values in, values out.
+
+Owns the bytes of a run: deadlines that one fold armed close together, in any order. Little-endian:
+
+    size      field
+    2         count n
+    n * 8     deadlines, ms
+    n * 2     key lengths, bytes
+    ...       keys
+
+A run is stored under a time that none of its deadlines is before, nor more than RUN_SPAN_MS after, and
+its bytes fit beside a second one in a page of 4 KiB: 4,096 creates cost some ninety puts next to each
+other, and removing a few deadlines rewrites little. A run that shrinks stays where it is.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
+from typing import Final
+
+from .errors import CorruptError
+from .ports import Deadline
+
+RUN_SPAN_MS: Final = 16_000
+RUN_BYTES_MAX: Final = 2_000
+UNSORTED_SPAN_MS: Final = 1_000
+"""Deadlines of one fold that are this close are packed as they come: sorting them costs more."""
+ENTRY_BYTES: Final = 10
+_COUNT = struct.Struct("<H")
+_DEADLINE = itemgetter(0)
+
+
+def runs_of(armed: Sequence[Deadline]) -> Iterator[tuple[int, bytes]]:
+    """(time to store it under, run) for each run that `armed` makes."""
+    if not armed:
+        return
+    deadlines: Sequence[int]
+    keys: Sequence[bytes]
+    deadlines, keys = zip(*armed, strict=True)
+    size = max(1, (RUN_BYTES_MAX - _COUNT.size) // (ENTRY_BYTES + max(map(len, keys))))
+    first = min(deadlines)
+    if max(deadlines) - first <= UNSORTED_SPAN_MS:
+        for start in range(0, len(keys), size):
+            yield first, _pack(deadlines[start : start + size], keys[start : start + size])
+        return
+    deadlines, keys = zip(*sorted(armed, key=_DEADLINE), strict=True)
+    start = 0
+    while start < len(keys):
+        first = deadlines[start]
+        end = min(start + size, len(keys))
+        end = bisect_right(deadlines, first + RUN_SPAN_MS, start, end)
+        yield first, _pack(deadlines[start:end], keys[start:end])
+        start = end
+
+
+def pack_run(entries: Sequence[Deadline]) -> bytes:
+    """The run of `entries`."""
+    return _pack(*zip(*entries, strict=True))
+
+
+def unpack_run(run: bytes | memoryview, until_ms: int | None = None) -> list[Deadline]:
+    """The entries of a run; with `until_ms` only those that are at or before it.
+
+    Raises CorruptError if the bytes are no run.
+    """
+    try:
+        count: int = _COUNT.unpack_from(run)[0]
+        deadlines = struct.unpack_from(f"<{count}Q", run, 2)
+        lengths = struct.unpack_from(f"<{count}H", run, 2 + 8 * count)
+    except struct.error as error:
+        raise CorruptError("a run of the deadline index is cut short") from error
+    offset = 2 + ENTRY_BYTES * count
+    if offset + sum(lengths) != len(run):
+        raise CorruptError("a run of the deadline index does not have the length that it states")
+    if until_ms is not None and count and min(deadlines) > until_ms:
+        return []
+    entries: list[Deadline] = []
+    for deadline, length in zip(deadlines, lengths, strict=True):
+        if until_ms is None or deadline <= until_ms:
+            entries.append((deadline, bytes(run[offset : offset + length])))
+        offset += length
+    return entries
+
+
+def _pack(deadlines: Sequence[int], keys: Sequence[bytes]) -> bytes:
+    count = len(keys)
+    return struct.pack(f"<H{count}Q{count}H", count, *deadlines, *map(len, keys)) + b"".join(keys)

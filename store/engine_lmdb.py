@@ -1,0 +1,248 @@
+"""LMDB environments: one per process and directory. The only module that imports lmdb.
+
+Owns how an environment is opened, shared, grown and closed, and how the engine's errors become
+perdure's. What is kept in it, backend_lmdb.py says.
+
+The engine is LMDB 0.9, one of the two that py-lmdb 3 bundles and that cannot read each other's files:
+1.0 was no faster when measured, no other tool reads its files yet, and those of 0.9 have been in use
+for a decade. Nothing is ever synced: the log can rebuild all of it, and a marker says when it has to be
+(state.py).
+
+Where the file system keeps a block once allocated, the file is written through the map (a third to a
+half less time per fold, as measured), and every block that a transaction could reach is allocated
+before: a full disk is an error, never a SIGBUS. Elsewhere it is written with pwrite. The lock file is
+always mapped, and therefore always allocated as a whole before it is opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import lmdb
+
+from .blocks import KEEPS_ALLOCATED_BLOCKS, PAGE_BYTES, AheadFile, Tree, Work, allocate_whole, pages_needed
+from .errors import CorruptError, FormatVersionError, PerdureError, StorageError, StorageFullError
+from .files import DIRECTORY_MODE, translate
+from .forks import forget_in_children
+from .mounts import place_of
+
+DATA_FILE: Final = "data.mdb"
+LOCK_FILE: Final = "lock.mdb"
+ENGINE: Final = "lmdb 0.9"
+ENGINE_MAJOR: Final = 0
+MAP_BYTES: Final = 1 << 40
+MAPPED_FILE_BYTES: Final = 16 << 30
+"""Map size where the file is written through the map: there it is also the file's apparent size."""
+READERS_MAX: Final = 1024
+LOCK_FILE_BYTES: Final = 69_632
+FOLDS_PER_READER_CHECK: Final = 256
+
+EngineError = lmdb.Error
+Txn: TypeAlias = "lmdb.Transaction[bytes]"
+Database: TypeAlias = "lmdb._Database"
+Cursor: TypeAlias = "lmdb.Cursor[Any]"
+
+OUTGROWN: Final = (lmdb.MapFullError, lmdb.MapResizedError)
+"""The file needs, or has already got, a larger map than this process has."""
+_DAMAGED = (
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.PanicError,
+    lmdb.InvalidError,
+    lmdb.CursorFullError,
+    lmdb.PageFullError,
+    lmdb.IncompatibleError,
+    lmdb.BadDbiError,
+)
+_REBUILD = "Rebuild it from snapshot and log."
+
+
+def translate_lmdb(error: Exception, path: Path) -> PerdureError:
+    """The perdure error for one of the engine; raise it `from` the original."""
+    code = getattr(error, "code", 0)
+    if isinstance(error, OUTGROWN):
+        return StorageFullError(
+            "the state's memory map is too small and cannot grow",
+            path=path,
+            hint="It grows once this process has no other read view and no scan of it open.",
+        )
+    if isinstance(error, lmdb.VersionMismatchError):
+        return FormatVersionError(
+            f"the state was written by another engine than {ENGINE}", path=path, hint=_REBUILD
+        )
+    if isinstance(error, _DAMAGED):
+        return CorruptError(f"the state is damaged: {error}", path=path, hint=_REBUILD)
+    if isinstance(error, lmdb.ReadersFullError):
+        return StorageError(
+            f"more than {READERS_MAX} readers of the state", path=path, hint="Close some processes."
+        )
+    if isinstance(error, lmdb.DiskError):
+        code = errno.ENOSPC
+    if code > 0:
+        return translate(OSError(code, str(error)), "the state cannot be used", path)
+    return StorageError(f"the state cannot be used: {error}", path=path)
+
+
+class Environment:
+    """One LMDB environment of this process, shared by its handles. Get it from join_environment()."""
+
+    def __init__(self, directory: Path, map_bytes: int | None, mapped: bool | None) -> None:
+        self.directory = directory
+        self.data_path = directory / DATA_FILE
+        place = place_of(directory)
+        self.key = (place.device, place.inode)
+        self.mapped = place.file_system in KEEPS_ALLOCATED_BLOCKS if mapped is None else mapped
+        self.users = 0
+        self.readers: set[object] = set()
+        """Handles of this process that read: the map cannot be moved under them."""
+        self._write_lock = threading.Lock()
+        self._folds = 0
+        self.databases: list[Database] = []
+        allocate_whole(directory / LOCK_FILE, LOCK_FILE_BYTES)
+        self.env = self._open(map_bytes or (MAPPED_FILE_BYTES if self.mapped else MAP_BYTES))
+        self._ahead = AheadFile(self.data_path)
+        try:
+            self.env.reader_check()
+            self.unnamed = self.env.open_db(None)
+            self.databases = self._open_databases()
+        except (lmdb.Error, PerdureError) as error:
+            self.close()
+            if isinstance(error, lmdb.Error):
+                raise translate_lmdb(error, self.data_path) from error
+            raise
+        self.sessions, self.long, self.deadlines = self.databases
+
+    def _open(self, map_bytes: int) -> lmdb.Environment:
+        try:
+            return lmdb.open(
+                os.fspath(self.directory),
+                map_size=map_bytes,
+                metasync=False,
+                sync=False,
+                mode=DIRECTORY_MODE,
+                create=False,
+                readahead=False,
+                writemap=self.mapped,
+                max_readers=READERS_MAX,
+                max_dbs=3,
+                max_spare_txns=1,
+                lib_version=ENGINE_MAJOR,
+            )
+        except lmdb.Error as error:
+            if getattr(error, "code", 0) == errno.ENOMEM and map_bytes > 1 << 30:
+                return self._open(map_bytes // 4)  # the address space is limited (ulimit -v)
+            raise translate_lmdb(error, self.data_path) from error
+
+    def _open_databases(self) -> list[Database]:
+        names = (b"sessions", b"long", b"deadlines")
+        try:
+            # Without a transaction of ours: handles opened in a read transaction die with it.
+            return [self.env.open_db(name, create=False) for name in names]
+        except lmdb.NotFoundError:
+            with self.env.begin(write=True) as txn:
+                self._reserve(txn, Work(len(names), 0, 256, 64))
+                return [self.env.open_db(name, txn) for name in names]
+
+    def write(self, apply: Callable[[Txn], None], work: Work, release: Callable[[], None]) -> None:
+        """Run `apply` in one write transaction, which does no more than `work`.
+
+        `release` ends the caller's own read view; it is called only if the map has to grow.
+
+        Raises StorageFullError (nothing was changed, and the environment goes on), CorruptError,
+        StorageError.
+        """
+        while True:
+            try:
+                with self._write_lock, self.env.begin(write=True) as txn:
+                    self._reserve(txn, work)
+                    apply(txn)
+                break
+            except OUTGROWN:
+                release()
+                self.grow()
+            except lmdb.Error as error:
+                raise translate_lmdb(error, self.data_path) from error
+        self._folds += 1
+        if self._folds % FOLDS_PER_READER_CHECK == 0:
+            self.env.reader_check()
+
+    def _reserve(self, txn: Txn, work: Work) -> None:
+        """Have blocks for whatever `txn`, which has just begun and keeps other writers out, may reach."""
+        if not self.mapped:
+            return
+        stats = [self.env.stat(), *(txn.stat(database) for database in self.databases)]
+        info = self.env.info()
+        tree = Tree(
+            max(stat["depth"] for stat in stats),
+            sum(stat["leaf_pages"] for stat in stats),
+            sum(stat["branch_pages"] for stat in stats),
+            info["last_pgno"],
+        )
+        end = (tree.last_page + 1 + pages_needed(tree, work)) * PAGE_BYTES
+        self._ahead.allocate(min(end, info["map_size"]))
+
+    def grow(self) -> None:
+        """Take on the map size that another process gave the file, or else double it.
+
+        Raises StorageFullError while this process reads through the map.
+        """
+        try:
+            if self.readers:
+                raise lmdb.MapFullError("the map cannot move while it is read")
+            size = self.env.info()["map_size"]
+            self.env.set_mapsize(0)
+            if self.env.info()["map_size"] <= size:
+                self.env.set_mapsize(2 * size)
+        except lmdb.Error as error:
+            raise translate_lmdb(error, self.data_path) from error
+
+    def close(self) -> None:
+        self.env.close()
+        self._ahead.close()
+
+
+_environments: dict[tuple[int, int], Environment] = {}
+_environments_lock = threading.Lock()
+
+
+def join_environment(
+    directory: Path, *, map_bytes: int | None = None, mapped: bool | None = None
+) -> Environment:
+    """This process's environment of an existing directory, opened if it is not yet.
+
+    `map_bytes` and `mapped` count for the first handle only. Raises StorageError and its kinds,
+    CorruptError, FormatVersionError.
+    """
+    place = place_of(directory)
+    with _environments_lock:
+        shared = _environments.get((place.device, place.inode))
+        if shared is None:
+            shared = Environment(directory, map_bytes, mapped)
+            _environments[shared.key] = shared
+        shared.users += 1
+        return shared
+
+
+def leave_environment(shared: Environment) -> None:
+    """One handle less; the last one closes the environment."""
+    with _environments_lock:
+        shared.users -= 1
+        if not shared.users:
+            del _environments[shared.key]
+            shared.close()
+
+
+def _forget_environments() -> object:
+    global _environments_lock  # noqa: PLW0603 - another thread may have held it at the fork
+    inherited = dict(_environments)
+    _environments.clear()
+    _environments_lock = threading.Lock()
+    return inherited
+
+
+forget_in_children(_forget_environments)

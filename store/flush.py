@@ -1,0 +1,164 @@
+"""Making the log durable: the fdatasync that all waiters share, then the mark.
+
+Owns the sync lock, the mark, and what a failed sync means: poison, final for the store in every
+process until all have closed it. A sync covers everything that any process had appended before it
+began, so whoever waits finds its own bytes covered.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from . import names
+from .cursor import LogCursor
+from .errors import PoisonedError
+from .files import read_small, translate
+from .ids import Position
+from .lock import FileLock
+from .mark import MarkFile
+from .page import Word
+from .smallfile import publish_small
+
+MARK_SYNC_MS = 1000
+POISON_MAGIC = b"PDRPOIS1"
+POISON_VERSION = 1
+_FLUSHED = int(Word.FLUSHED)
+_APPENDED = int(Word.APPENDED)
+_DIRTY = int(Word.DIRTY)
+_CHAIN = int(Word.CHAIN)
+_EPOCH = int(Word.EPOCH)
+_SEGMENT = int(Word.SEGMENT)
+_POISON = int(Word.POISON)
+_COMMITTED = int(Word.COMMITTED)
+
+
+class Poison(msgspec.Struct, frozen=True):
+    """What was said when a sync failed."""
+
+    reason: str
+    position: tuple[int, int, int]
+    time_ms: int
+
+
+class Flusher:
+    """One process's way to make its log durable."""
+
+    def __init__(self, store: Path, cursor: LogCursor, words: Any, timeout_ms: int) -> None:
+        self.store = store
+        self.words = words
+        self.timeout_ms = timeout_ms
+        self._cursor = cursor
+        self._threads = threading.Lock()
+        self._lock = FileLock(store / names.SYNC_LOCK)
+        self.mark = MarkFile(names.log_path(store) / names.MARK, cursor.key)
+
+    def flush(self, lsn: int) -> None:
+        """Return once LSN `lsn` is on this node's disk.
+
+        Raises PoisonedError if the sync fails or one failed before, LockTimeoutError if another
+        process keeps the sync lock past the deadline.
+        """
+        words = self.words
+        if words[_FLUSHED] >= lsn and not words[_POISON]:
+            return
+        with self._threads:
+            if words[_FLUSHED] >= lsn and not words[_POISON]:
+                return
+            self._lock.acquire(self.timeout_ms)
+            try:
+                self.check_poison()
+                if words[_FLUSHED] < lsn:
+                    self._sync()
+            finally:
+                self._lock.release()
+
+    def check_poison(self) -> None:
+        """Raise PoisonedError if a sync failed in any process since the log was last made anew."""
+        if self.words[_POISON]:
+            raise self.poisoned()
+
+    def poisoned(self) -> PoisonedError:
+        return PoisonedError(
+            "a sync to disk failed; what was written since may be lost, so the store accepts nothing more",
+            path=self.store,
+            hint="Close it in every process and open it again: the log is then read and copied anew.",
+        )
+
+    def poison(self, reason: str) -> None:
+        """Stop every process of this store."""
+        words = self.words
+        words[_POISON] = 1
+        words[int(Word.GENERATION)] += 1
+        position = tuple(self._cursor.at.position)
+        try:
+            publish_small(
+                self.store / names.POISON,
+                POISON_MAGIC,
+                POISON_VERSION,
+                Poison(reason, (position[0], position[1], position[2]), time.time_ns() // 1_000_000),
+            )
+        except Exception:  # noqa: BLE001 - the disk that failed refuses this too; the page still says it to all
+            return
+
+    def sync_mark(self) -> None:
+        """Sync the mark if that was not done within the last second."""
+        now_ms = time.monotonic_ns() // 1_000_000
+        if now_ms - self.words[int(Word.MARK_SYNCED_MS)] >= MARK_SYNC_MS:
+            self.words[int(Word.MARK_SYNCED_MS)] = now_ms
+            self._guarded(self.mark.sync)
+
+    def close(self) -> None:
+        self._lock.close()
+        self.mark.close()
+
+    def _sync(self) -> None:
+        target = self._target()
+        cursor = self._cursor
+        retired = cursor.retired[:]
+        for descriptor in [entry[1] for entry in retired] + [cursor.descriptor]:
+            self._guarded(partial(os.fdatasync, descriptor))
+        self.check_poison()
+        self.publish(target)
+        for entry in retired:
+            if entry[0] <= target.lsn and entry in cursor.retired:
+                cursor.retired.remove(entry)
+                os.close(entry[1])
+
+    def publish(self, target: Position) -> None:
+        """Say that everything up to `target` is on disk: mark, then page."""
+        words = self.words
+        self.mark.write(target, words[_COMMITTED])
+        self.sync_mark()
+        if words[_FLUSHED] < target.lsn:
+            words[_FLUSHED] = target.lsn
+
+    def _target(self) -> Position:
+        """What a sync that begins now covers: the page's last frame if it can be read whole."""
+        words, at = self.words, self._cursor.at
+        if not words[_DIRTY]:
+            lsn, chain, epoch, segment = words[_APPENDED], words[_CHAIN], words[_EPOCH], words[_SEGMENT]
+            header = self._cursor.header
+            whole = not words[_DIRTY] and words[_APPENDED] == lsn
+            if whole and lsn > at.lsn and header is not None and segment == header.first_lsn:
+                return Position(epoch, lsn, chain)
+        return at.position
+
+    def _guarded(self, sync: Callable[[], None]) -> None:
+        try:
+            sync()
+        except OSError as error:
+            self.poison(str(error))
+            raise self.poisoned() from translate(error, "a sync to disk failed", self.store)
+
+
+def is_poisoned(store: Path) -> bool:
+    """Did a sync of this store fail, as far as its directory tells?"""
+    return read_small(store / names.POISON, 1) is not None

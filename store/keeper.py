@@ -1,0 +1,268 @@
+"""Background work of one open store: fold, flush at an interval, refreshes, read views, sealing.
+
+Owns the fold lock and one daemon thread. The same work is done by a node process for stores that no
+application has open; whoever holds the fold lock folds, the others go on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from . import names
+from .commit import FOLD_ENTRIES, TAIL_ENTRIES_MAX, Durability, Stage, Writer
+from .cursor import LogCursor
+from .errors import BacklogError, LockTimeoutError, NotPrimaryError, PerdureError, StorageFullError
+from .event import NO_OPERATION, Kind, Reason
+from .lock import FileLock
+from .page import Word
+from .ports import Deadline
+from .sealing import seal_segment, unsealed_segments
+from .session import expiry_of
+
+if TYPE_CHECKING:
+    from .opening import Opened, OpenOptions
+
+TICK_S = 0.1
+FOLD_IDLE_TICKS = 10
+TOUCH_TICKS = 5
+SWEEP_CHUNK = 1000
+
+
+class Keeper:
+    """What keeps one handle of a store in order."""
+
+    def __init__(self, opened: Opened, options: OpenOptions, flush_touches: Callable[[], None]) -> None:
+        self._opened = opened
+        self._options = options
+        self._view = opened.view
+        self._log = opened.log
+        self._flush_touches = flush_touches
+        self._writer: Writer | None = None
+        self._fold_lock = FileLock(opened.store / names.FOLD_LOCK)
+        self._fold_threads = threading.Lock()
+        self._fold_at = FOLD_ENTRIES
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._sealed_before = 0
+        self.last_error: PerdureError | None = None
+        """The newest failure of background work; None once it succeeds again."""
+
+    def start(self, writer: Writer) -> None:
+        self._writer = writer
+        self._thread = threading.Thread(target=self._run, name="perdure-keeper", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and do its last work: refreshes, interval flush, fold."""
+        if self._thread is None:
+            return
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._thread = None
+        try:
+            self._flush_touches()
+            if self._options.durability is not Durability.OS:
+                self._log.flush(self._log.cursor.at.lsn)
+            self.fold_now()
+        except PerdureError as error:
+            self.last_error = error
+        self._fold_lock.close()
+
+    # -- folding ---------------------------------------------------------------------------------
+
+    def after_append(self) -> None:
+        """Fold if the tail has grown to its limit and nobody else is folding. Never raises."""
+        if len(self._view.tail) >= self._fold_at:
+            self._fold_if_free()
+
+    def make_room(self) -> None:
+        """Fold, or wait for who folds, until the tail is below its hard limit.
+
+        Raises what the fold raises, or BacklogError past the write deadline.
+        """
+        deadline = time.monotonic() + self._options.write_timeout_ms / 1000
+        while len(self._view.tail) > TAIL_ENTRIES_MAX:
+            self._fold_if_free()
+            if isinstance(self.last_error, StorageFullError):
+                raise self.last_error
+            if time.monotonic() > deadline:
+                raise BacklogError(
+                    f"more than {TAIL_ENTRIES_MAX} sessions wait to be folded into the state",
+                    path=self._opened.state_path,
+                    hint="Nothing was written. See whether the process that folds hangs.",
+                ) from self.last_error
+            time.sleep(0.001)
+
+    def fold_now(self) -> int:
+        """Fold the visible tail; answers the LSN that the state then holds.
+
+        Raises LockTimeoutError if another process folds past the deadline, StorageError or CorruptError.
+        """
+        with self._fold_threads:
+            self._fold_lock.acquire(self._options.write_timeout_ms)
+            try:
+                return self._fold()
+            finally:
+                self._fold_lock.release()
+
+    def _fold_if_free(self) -> None:
+        if not self._fold_threads.acquire(blocking=False):
+            return
+        try:
+            if not self._fold_lock.try_acquire():
+                self._drop_folded()
+                return
+            try:
+                self._fold()
+                self.last_error = None
+            except PerdureError as error:
+                self.last_error = error
+                self._fold_at = len(self._view.tail) + FOLD_ENTRIES
+            finally:
+                self._fold_lock.release()
+        finally:
+            self._fold_threads.release()
+
+    def _fold(self) -> int:
+        view = self._view
+        with view.mutex:
+            plan = view.fold_plan()
+            if plan is not None:
+                changes, armed, position = plan
+                self._opened.backend.fold(changes, armed, [], position)
+                view.folded(position)
+            self._fold_at = FOLD_ENTRIES
+            return view.state.lsn
+
+    def _drop_folded(self) -> None:
+        """Another process folds: drop from the tail map what it has done, and come back later."""
+        view = self._view
+        with view.mutex:
+            view.release()
+            view.refresh()
+            self._fold_at = len(view.tail) + FOLD_ENTRIES // 2
+
+    # -- sweeping --------------------------------------------------------------------------------
+
+    def sweep(self, limit: int) -> int:
+        """Expire what is due, as logged events; answers how many."""
+        self._flush_touches()
+        self.fold_now()
+        expired = 0
+        while expired < limit:
+            with self._fold_threads:
+                self._fold_lock.acquire(self._options.write_timeout_ms)
+                try:
+                    chunk, met = self._sweep_chunk(min(SWEEP_CHUNK, limit - expired))
+                finally:
+                    self._fold_lock.release()
+            expired += chunk
+            if not met:
+                break
+        return expired
+
+    def _sweep_chunk(self, limit: int) -> tuple[int, int]:
+        """(sessions expired, deadlines met). The caller holds the fold lock."""
+        now_ms = self._options.clock.now_ms()
+        view, backend = self._view, self._opened.backend
+        with view.mutex:
+            due = backend.due(now_ms, limit)
+        if not due or self._writer is None:
+            return 0, 0
+        rearmed: list[Deadline] = []
+
+        def evaluate(stage: Stage) -> int:
+            expired = 0
+            for key in dict.fromkeys(key for _, key in due):
+                value = stage.value(key)
+                if value is None:
+                    continue
+                expiry = expiry_of(value)
+                if expiry < now_ms:
+                    stage.remove(key, Kind.EXPIRE, Reason.EXPIRED, NO_OPERATION)
+                    expired += 1
+                else:
+                    rearmed.append((expiry, key))
+            return expired
+
+        expired, position = self._writer.commit(evaluate)
+        if position is not None:
+            self._writer.finish(position, self._options.durability, None)
+        with view.mutex:
+            view.release()
+            state = backend.refresh()
+            backend.release()
+            backend.fold([], rearmed, due, state)
+            view.release()
+        return int(expired), len(due)
+
+    # -- the thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        tick = 0
+        while not self._stopping.wait(TICK_S):
+            tick += 1
+            try:
+                self._tick(tick)
+                self.last_error = None
+            except (LockTimeoutError, NotPrimaryError):
+                continue
+            except PerdureError as error:
+                self.last_error = error
+
+    def _tick(self, tick: int) -> None:
+        view, writer = self._view, self._writer
+        with view.mutex:
+            view.catch_up()
+            view.advance()
+            view.release()
+            if len(view.tail) >= FOLD_ENTRIES // 2:
+                view.refresh()
+        if writer is not None and writer.dirty_since_ms:
+            elapsed_ms = time.monotonic_ns() // 1_000_000 - writer.dirty_since_ms
+            if elapsed_ms + TICK_S * 1000 >= self._options.interval_ms:
+                writer.dirty_since_ms = 0
+                self._log.flush(self._log.cursor.at.lsn)
+        if tick % TOUCH_TICKS == 0:
+            self._flush_touches()
+        if tick % FOLD_IDLE_TICKS == 0 and view.tail:
+            self._fold_if_free()
+        self._seal()
+
+    def _seal(self) -> None:
+        """Seal segments that were left behind: flush up to their end, then write the footer."""
+        log = self._log
+        header = log.cursor.header
+        if header is None or header.first_lsn == self._sealed_before:
+            return
+        if not self._fold_threads.acquire(blocking=False):
+            return
+        try:
+            if not self._fold_lock.try_acquire():
+                return
+            try:
+                seal_all(log.cursor, lambda: log.flush(log.words[Word.APPENDED]))
+                self._sealed_before = header.first_lsn
+            finally:
+                self._fold_lock.release()
+        finally:
+            self._fold_threads.release()
+
+
+def seal_all(cursor: LogCursor, flush: Callable[[], None]) -> int:
+    """Seal every segment that another one follows; answers how many. The caller holds the fold lock."""
+    files = unsealed_segments(cursor.log)
+    if not files:
+        return 0
+    flush()
+    reader = LogCursor(cursor.log, cursor.cluster_id, cursor.key, cursor.shard)
+    try:
+        for file in files:
+            seal_segment(reader, file)
+    finally:
+        reader.close()
+    return len(files)

@@ -1,0 +1,70 @@
+"""Locks between processes: flock with a deadline.
+
+Owns how a lock is waited for. flock has no timed wait, so a taken lock is tried again after short
+sleeps; it is released by the kernel when its process dies. A lock file's content is nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from .errors import LockTimeoutError
+from .files import FILE_MODE, translated
+
+_EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
+_SHARED = fcntl.LOCK_SH | fcntl.LOCK_NB
+_RELEASE = fcntl.LOCK_UN
+_YIELDS = 4
+_SLEEP_S_MIN = 0.00005
+_SLEEP_S_MAX = 0.001
+flock = fcntl.flock
+
+
+class FileLock:
+    """One process's handle of a lock file. Not for two threads at once: they share the lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with translated("cannot open a lock file", path):
+            self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+
+    def try_acquire(self, *, shared: bool = False) -> bool:
+        """Take it if it is free; says whether."""
+        try:
+            flock(self.descriptor, _SHARED if shared else _EXCLUSIVE)
+        except BlockingIOError:
+            return False
+        return True
+
+    def acquire(self, timeout_ms: int, owner: str = "") -> None:
+        """Take it within `timeout_ms`.
+
+        Raises LockTimeoutError; `owner` (who holds it, as far as known) goes into its message.
+        """
+        if self.try_acquire():
+            return
+        for _ in range(_YIELDS):
+            os.sched_yield()
+            if self.try_acquire():
+                return
+        deadline = time.monotonic() + timeout_ms / 1000
+        sleep_s = _SLEEP_S_MIN
+        while time.monotonic() < deadline:
+            time.sleep(sleep_s)
+            if self.try_acquire():
+                return
+            sleep_s = min(sleep_s * 1.5, _SLEEP_S_MAX)
+        raise LockTimeoutError(
+            f"the lock was not free within {timeout_ms} ms{', held by ' + owner if owner else ''}",
+            path=self.path,
+            hint="See whether that process hangs or is stopped.",
+        )
+
+    def release(self) -> None:
+        flock(self.descriptor, _RELEASE)
+
+    def close(self) -> None:
+        os.close(self.descriptor)

@@ -1,0 +1,535 @@
+"""The event log of one store, as one process holds it: follow, append, roll, make durable.
+
+Owns the write lock, the control page and the process's place at the end of the log. It knows frames
+and control events, not sessions: what a frame means is for whoever listens (`on_run`).
+
+Invariants: a frame is appended only under the write lock, behind a clean end, by the primary of its
+epoch; the page names a frame only after its last byte was written; what is said to be durable was
+synced through a descriptor that this process had before.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import names
+from .control import ALONE, Config, EpochStart, config_of, control_payload
+from .cursor import READ_BYTES, LogCursor, Run, SegmentFile, list_segments
+from .errors import (
+    CorruptError,
+    FencedError,
+    ForkedError,
+    NotPrimaryError,
+    PerdureError,
+    StoreClosedError,
+    StoreMissingError,
+)
+from .event import decode_events
+from .files import pread_exactly, translate
+from .flush import Flusher
+from .frame import HEADER_BYTES as FRAME_HEADER_BYTES
+from .frame import MAGIC, Frame, Verdict, cluster_key, decode_frame, pack_body_header, pack_chain, xxh3_64
+from .identity import Identity
+from .ids import Position, StatePosition
+from .lock import FileLock
+from .page import ControlPage, Word
+from .promise import Promise, give_promise, read_promise
+from .sealing import create_segment
+from .segment import HEADER_BYTES, SegmentHeader
+from .settle import Known, Settled, settle
+
+SEGMENT_BYTES = 64 << 20
+SEGMENT_AGE_MS = 3_600_000
+LOCK_TIMEOUT_MS = 5_000
+_APPENDED = int(Word.APPENDED)
+_GENERATION = int(Word.GENERATION)
+_DIRTY = int(Word.DIRTY)
+_END = int(Word.END)
+_LAST_FRAME = int(Word.LAST_FRAME)
+_CHAIN = int(Word.CHAIN)
+_OWNER = int(Word.OWNER)
+_FLUSHED = int(Word.FLUSHED)
+_new = tuple.__new__
+
+_open_logs: weakref.WeakSet[EventLog] = weakref.WeakSet()
+
+
+class _Refusing:
+    """Stands where the page's words were: every look at them raises."""
+
+    def __init__(self, error: PerdureError) -> None:
+        self._error = error
+
+    def __getitem__(self, word: int) -> int:
+        raise self._error
+
+    def __setitem__(self, word: int, value: int) -> None:
+        raise self._error
+
+
+class EventLog:
+    """One process's handle of a store's log.
+
+    `lock()` and `unlock()` frame every append; between them the log is clean and followed to its end.
+    `at` (the cursor's state position) is where this process stands; `on_run` is called, in order, with
+    every run of frames that some other process appended, and `on_reset` when the log was cut.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        identity: Identity,
+        *,
+        boot_id: str,
+        now_ms: Callable[[], int],
+        lock_timeout_ms: int = LOCK_TIMEOUT_MS,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        self.store = store
+        self.identity = identity
+        self.now_ms = now_ms
+        self.segment_bytes = segment_bytes
+        self.lock_timeout_ms = lock_timeout_ms
+        self.key = cluster_key(identity.cluster_id)
+        self.config: Config = ALONE
+        self.promise = Promise(0, "")
+        self.is_primary = False
+        self.must_roll = False
+        self.lost_frames = False
+        """The log may have lost frames: the boot changed, or a torn tail was cut after a power loss."""
+        self.generation = -1
+        self.on_run: Callable[[Run], None] | None = None
+        self.on_control: Callable[[], None] | None = None
+        self.on_reset: Callable[[], None] | None = None
+        self.settled: Settled | None = None
+        self.pid = os.getpid()
+        self.mutex = threading.Lock()
+        """Held by whoever follows the log or looks at what was followed: threads share one place in it."""
+        if not (store / names.LOG).is_dir():
+            raise StoreMissingError("the store has no log", path=store / names.LOG)
+        self.write_lock = FileLock(store / names.WRITE_LOCK)
+        self.page = ControlPage(store / names.CONTROL_PAGE, boot_id)
+        self.words: Any = self.page.words
+        self.cursor = LogCursor(names.log_path(store), identity.cluster_id, self.key, identity.shard)
+        self.cursor.keep_retired = True
+        self.flusher = Flusher(store, self.cursor, self.words, lock_timeout_ms)
+        _open_logs.add(self)
+
+    # -- the write lock --------------------------------------------------------------------------
+
+    def lock(self) -> None:
+        """Take the write lock; then the log is clean, followed to its end, and ours to append to.
+
+        Raises LockTimeoutError, NotPrimaryError, FencedError, PoisonedError, CorruptError; the lock is
+        not held then.
+        """
+        self._acquire()
+        self.locked()
+
+    def lock_any(self) -> None:
+        """As lock(), on a node of any role."""
+        self._acquire()
+        try:
+            words = self.words
+            if (
+                words[_DIRTY]
+                or words[_GENERATION] != self.generation
+                or words[_APPENDED] != self.cursor.at[1]
+            ):
+                self._catch_up()
+            words[_OWNER] = self.pid
+        except BaseException:
+            self.write_lock.release()
+            raise
+
+    def locked(self) -> None:
+        """The second half of lock(): the lock was taken; release it again if this node may not write."""
+        try:
+            words = self.words
+            if (
+                words[_DIRTY]
+                or words[_GENERATION] != self.generation
+                or words[_APPENDED] != self.cursor.at[1]
+            ):
+                self._catch_up()
+            if not self.is_primary:
+                raise self.not_primary()
+            words[_OWNER] = self.pid
+        except BaseException:
+            self.write_lock.release()
+            raise
+
+    def _acquire(self) -> None:
+        try:
+            self.write_lock.acquire(self.lock_timeout_ms, f"process {self.words[_OWNER]}")
+        except OSError as error:
+            raise translate(error, "cannot take the write lock", self.write_lock.path) from error
+
+    def unlock(self) -> None:
+        self.write_lock.release()
+
+    def follow(self) -> None:
+        """Read on to the page's last frame, giving every run to `on_run`."""
+        target = self.words[_APPENDED]
+        while self.cursor.at.lsn < target and self.read_on() is not None:
+            continue
+
+    def read_on(self, limit_bytes: int = READ_BYTES) -> Run | None:
+        """One step of follow(): the next run up to the page's last frame, None if there is none.
+
+        None also if the generation changed meanwhile: the role, or the log itself, has to be looked at.
+        Raises CorruptError if the log ends before the page's last frame.
+        """
+        cursor, words = self.cursor, self.words
+        target = words[_APPENDED]
+        if cursor.at.lsn >= target:
+            return None
+        run = cursor.read(target, limit_bytes)
+        if run is None:
+            if words[_GENERATION] != self.generation:
+                return None
+            raise CorruptError(
+                f"the log ends at LSN {cursor.at.lsn}, the control page says {target}",
+                path=cursor.path,
+                offset=cursor.offset,
+                lsn=cursor.at.lsn + 1,
+                hint="Frames that were written have gone; do not write on. See `perdure verify`.",
+            )
+        if cursor.last_frame - run.frames[-1][0] == HEADER_BYTES:
+            self._read_config(run)
+        if self.on_run:
+            self.on_run(run)
+        return run
+
+    def _catch_up(self) -> None:
+        words = self.words
+        if words[_GENERATION] != self.generation:
+            self.refresh_role()
+        if words[_DIRTY]:
+            known = Known(self.identity.node, 0, 0, True)
+            self.settle(known)
+        self.follow()
+
+    def settle(self, known: Known) -> None:
+        """Put the end of the log in order (see settle). The caller holds the write lock."""
+        settled = settle(self.cursor, self.store, known, self._settled_run)
+        self.settled = settled
+        self.must_roll = settled.is_sealed or self.cursor.offset == HEADER_BYTES
+        if settled.cut_bytes and not known.same_boot:
+            self.lost_frames = True
+        self.publish_place()
+
+    def _settled_run(self, run: Run) -> None:
+        if self.on_run:
+            self.on_run(run)
+
+    # -- role ------------------------------------------------------------------------------------
+
+    def refresh_role(self) -> None:
+        """Read again what a changed generation may have changed: poison, cut log, promise, role."""
+        if not self._still_there():
+            self._reopen()
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Read poison, promise, config and role anew."""
+        self.flusher.check_poison()
+        self.generation = self.words[_GENERATION]
+        self.promise = read_promise(self.store)
+        self._load_config()
+        header = self.cursor.header
+        self.is_primary = (
+            header is not None
+            and header.primary == self.identity.node
+            and self.promise.epoch == header.epoch
+            and self.promise.candidate == self.identity.node
+            and self.cursor.at.epoch == header.epoch  # a crash may have left its segment without EPOCH_START
+            and not self.lost_frames
+        )
+
+    def not_primary(self) -> NotPrimaryError:
+        """Why this node may not write."""
+        node, promise = self.identity.node, self.promise
+        header = self.cursor.header
+        if header is not None and header.primary == node and promise.epoch > header.epoch:
+            return FencedError(
+                f"epoch {promise.epoch} was promised to {promise.candidate}; "
+                f"this node was primary in epoch {header.epoch}",
+                node=node,
+                hint=f"Write on {promise.candidate}, the node that was promoted.",
+            )
+        if header is not None and header.primary == node:
+            return NotPrimaryError(
+                "this primary was restarted after a power loss or lost part of its log; "
+                "it needs a new epoch before it writes",
+                node=node,
+                hint="`perdure promote` on the node with the furthest log begins one.",
+            )
+        primary = header.primary if header else promise.candidate
+        return NotPrimaryError(
+            "this node is a replica and accepts no writes",
+            node=node,
+            hint=f"Write on {primary or 'the primary'}, or `perdure promote` this node.",
+        )
+
+    def give_promise(self, asked: Promise) -> Promise:
+        """Make a promise durable and fence local writers. The caller holds the write lock."""
+        given = give_promise(self.store, asked)
+        self.page.bump()
+        self.look_again()
+        return given
+
+    # -- appending -------------------------------------------------------------------------------
+
+    def append(
+        self, payload: bytes, event_count: int, digest: int, session_count: int, now_ms: int
+    ) -> Position:
+        """Append one frame. The caller holds the lock, and has checked the sizes.
+
+        Raises StorageFullError or StorageError if the bytes could not be written; the log is then as
+        it was before, or is settled by whoever locks it next.
+        """
+        cursor, words = self.cursor, self.words
+        at = cursor.at
+        offset = cursor.offset
+        if now_ms < cursor.time_ms:
+            now_ms = cursor.time_ms
+        epoch, lsn, previous_chain = at[0], at[1], at[2]
+        body = (
+            pack_body_header(
+                previous_chain,
+                MAGIC,
+                0,
+                self.identity.shard,
+                len(payload),
+                event_count,
+                epoch,
+                0,
+                now_ms,
+                lsn + 1,
+                words[_FLUSHED],
+                digest,
+                session_count,
+            )
+            + payload
+        )
+        chain = xxh3_64(body, previous_chain ^ self.key)
+        size = len(body) + 8
+        words[_DIRTY] = 1
+        try:
+            written = os.pwrite(cursor.descriptor, pack_chain(chain) + body, offset)
+            if written != size:
+                self._write_rest(pack_chain(chain) + body, offset, written)
+        except OSError as error:
+            self._undo(offset)
+            raise translate(error, "cannot append to the log", cursor.path) from error
+        last_lsn = lsn + event_count
+        cursor.offset = offset + size
+        cursor.last_frame = offset
+        cursor.time_ms = now_ms
+        cursor.at = _new(StatePosition, (epoch, last_lsn, chain, digest, session_count))
+        words[_END] = offset + size
+        words[_LAST_FRAME] = offset
+        words[_CHAIN] = chain
+        words[_APPENDED] = last_lsn
+        words[_DIRTY] = 0
+        return _new(Position, (epoch, last_lsn, chain))
+
+    def append_run(self, run: Run) -> None:
+        """Append frames of the primary as they are, on a replica. The caller holds the lock and rolls.
+
+        The run must follow `at`; the caller has checked chain and digest of every frame.
+        """
+        cursor, words = self.cursor, self.words
+        data, offset = run.raw, cursor.offset
+        words[_DIRTY] = 1
+        try:
+            written = os.pwrite(cursor.descriptor, data, offset)
+            if written != len(data):
+                self._write_rest(data, offset, written)
+        except OSError as error:
+            self._undo(offset)
+            raise translate(error, "cannot append to the log", cursor.path) from error
+        start = run.frames[0][0]
+        last_offset, last = run.frames[-1]
+        cursor.offset = offset + len(data)
+        cursor.last_frame = offset + last_offset - start
+        cursor.time_ms = last.time_ms
+        cursor.at = last.state_position
+        self.publish_place()
+
+    def roll_if_due(self, now_ms: int) -> bool:
+        """Begin a new segment if the tail is full, old or sealed; says whether. The caller holds the lock."""
+        header = self.cursor.header
+        if header is None:
+            return False
+        full = self.cursor.offset >= self.segment_bytes
+        old = now_ms - header.created_ms >= SEGMENT_AGE_MS and self.cursor.last_frame > HEADER_BYTES
+        if not (full or old or self.must_roll):
+            return False
+        self.begin_segment(header.epoch, header.primary, now_ms)
+        self.append_control(None, self.config, now_ms)
+        return True
+
+    def begin_segment(self, epoch: int, primary: str, now_ms: int) -> None:
+        """Make a new tail segment and go there. The caller holds the lock and appends its first frame."""
+        cursor = self.cursor
+        header = SegmentHeader(
+            self.identity.cluster_id,
+            self.identity.shard,
+            epoch,
+            self.identity.node,
+            primary,
+            cursor.at.lsn + 1,
+            cursor.at,
+            now_ms,
+        )
+        path = create_segment(cursor.log, header)
+        if cursor.offset == HEADER_BYTES and cursor.path != path:
+            remove_durably(cursor.path)  # a crash left it without a frame; the new one takes its place
+        if cursor.descriptor >= 0:
+            cursor.retired.append((cursor.at.lsn, cursor.descriptor))
+            cursor.descriptor = -1
+        cursor.open_segment(SegmentFile(header.first_lsn, epoch, path))
+        self.must_roll = True  # until its first frame stands
+        self.publish_place()
+
+    def append_control(self, start: EpochStart | None, config: Config, now_ms: int) -> Position:
+        """Append a segment's first frame. The caller holds the lock."""
+        payload, count = control_payload(start, config)
+        header = self.cursor.header
+        at = self.cursor.at
+        if header is not None and at.epoch != header.epoch:
+            self.cursor.at = StatePosition(header.epoch, at.lsn, at.chain, at.digest, at.session_count)
+        try:
+            position = self.append(payload, count, at.digest, at.session_count, now_ms)
+        except BaseException:
+            self.cursor.at = at
+            raise
+        self.must_roll = False
+        self.config = config
+        if self.on_control:
+            with self.mutex:
+                self.on_control()
+        return position
+
+    def start_epoch(self, promise: Promise, config: Config, reason: str) -> Position:
+        """Begin this node's reign with a durable EPOCH_START. The caller holds the lock and has counted
+        the promises that it needs.
+        """
+        give_promise(self.store, promise)
+        now_ms = max(self.now_ms(), self.cursor.time_ms)
+        self.begin_segment(promise.epoch, self.identity.node, now_ms)
+        position = self.append_control(EpochStart(self.identity.node, reason), config, now_ms)
+        self.lost_frames = False
+        self.flusher.flush(position.lsn)
+        self.page.bump()
+        self.look_again()
+        return position
+
+    # -- durability and end ----------------------------------------------------------------------
+
+    def flush(self, lsn: int) -> None:
+        """Return once LSN `lsn` is on this node's disk; errors as Flusher.flush."""
+        self.flusher.flush(lsn)
+
+    def close(self) -> None:
+        """Give back every descriptor. Nothing is written."""
+        if isinstance(self.words, _Refusing):
+            return
+        self._refuse(StoreClosedError("the store was closed", path=self.store))
+        self.cursor.close()
+        self.flusher.close()
+        self.write_lock.close()
+        self.page.close()
+
+    def _refuse(self, error: PerdureError) -> None:
+        self.words = self.flusher.words = _Refusing(error)
+
+    def publish_place(self) -> None:
+        """Say in the page where this process stands; the log ends there, cleanly."""
+        cursor, words = self.cursor, self.words
+        header = cursor.header
+        words[Word.SEGMENT] = header.first_lsn if header else 0
+        words[Word.EPOCH] = header.epoch if header else 0
+        words[_END] = cursor.offset
+        words[_LAST_FRAME] = cursor.last_frame
+        words[_CHAIN] = cursor.at.chain
+        words[_APPENDED] = cursor.at.lsn
+        words[_DIRTY] = 0
+
+    def _write_rest(self, data: bytes, offset: int, written: int) -> None:
+        while written < len(data):
+            written += os.pwrite(self.cursor.descriptor, data[written:], offset + written)
+
+    def _undo(self, offset: int) -> None:
+        """Cut a half-written frame. If even that fails the page stays dirty, and it is settled later."""
+        try:
+            os.ftruncate(self.cursor.descriptor, offset)
+        except OSError:
+            return
+        self.words[_DIRTY] = 0
+
+    def _read_config(self, run: Run) -> None:
+        offset, frame = run.frames[0]
+        config = config_of(run.events(offset, frame))
+        if config is not None:
+            self.config = config
+
+    def _load_config(self) -> None:
+        """The newest CONFIG: the first frame of the tail segment has it."""
+        if self.cursor.descriptor < 0:
+            return
+        frame, payload = self.frame_at(HEADER_BYTES)
+        if frame is not None:
+            config = config_of(decode_events(payload, frame.event_count))
+            if config is not None:
+                self.config = config
+
+    def _still_there(self) -> bool:
+        """Is the last frame that this process followed still where it was?"""
+        cursor = self.cursor
+        if cursor.descriptor < 0 or not cursor.last_frame:
+            return cursor.descriptor >= 0 or not list_segments(cursor.log)
+        if not os.path.exists(cursor.path):
+            return False
+        frame, _ = self.frame_at(cursor.last_frame)
+        return frame is not None and frame.chain == cursor.at.chain
+
+    def frame_at(self, offset: int) -> tuple[Frame | None, bytes]:
+        head = pread_exactly(self.cursor.descriptor, FRAME_HEADER_BYTES, offset)
+        size = self.cursor._size_claimed(head)
+        data = pread_exactly(self.cursor.descriptor, min(size, 17 << 20), offset)
+        verdict, frame = decode_frame(data, 0, self.key)
+        if verdict is not Verdict.OK or frame is None:
+            return None, b""
+        return frame, data[FRAME_HEADER_BYTES : frame.size_bytes]
+
+    def _reopen(self) -> None:
+        """The log was cut or made anew by another process: whoever listens begins again from its state."""
+        if list_segments(self.cursor.log) and self.on_reset:
+            self.on_reset()
+
+
+def _after_fork_in_child() -> None:
+    for log in list(_open_logs):
+        if isinstance(log.words, _Refusing):
+            continue
+        log._refuse(
+            ForkedError(
+                "this handle was opened before a fork; it belongs to the parent process",
+                path=log.store,
+                hint="Open the store anew in the child.",
+            )
+        )
+        # The inherited descriptor shares the parent's lock and would keep it held after its death.
+        log.write_lock.close()
+        log.flusher._lock.close()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,347 @@
+"""Opening a store: identity, poison, state to be trusted or rebuilt, the log's end, a new epoch.
+
+Owns the order in which these happen, all under the write lock, so that several processes that open one
+store at once do it one after the other:
+
+    1. the directory is a store, or becomes one (identity is published last)
+    2. poison: refused while anyone has the store open, else the log is read and copied anew
+    3. the state's marker says whether the state may be trusted (same boot, same directory)
+    4. the log's end is settled: rolled forward, cut, or found corrupt
+    5. a state that is not trusted is rebuilt from the newest good snapshot and the log
+    6. a new store, or a standalone one whose log may have lost frames, begins an epoch
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import names
+from .commit import Durability
+from .control import ALONE, Config
+from .cursor import LogCursor, list_segments
+from .errors import (
+    CorruptError,
+    DivergedError,
+    FormatError,
+    PoisonedError,
+    PositionGoneError,
+    StorageError,
+    StoreMissingError,
+    UsageError,
+)
+from .files import make_directory, publish, remove_durably, translated
+from .flush import is_poisoned
+from .identity import Identity, has_identity, new_cluster_id, read_identity, write_identity
+from .ids import NOWHERE, Position, StatePosition
+from .lock import FileLock
+from .log import LOCK_TIMEOUT_MS, SEGMENT_BYTES, EventLog
+from .page import Word, read_boot_id
+from .placing import open_log, place
+from .ports import Backend, Clock
+from .promise import Promise, read_promise
+from .rebuild import Progress, load_snapshot, replay
+from .snapshot import SnapshotReader, list_snapshots
+from .state import StateVerdict, mark_state, open_state, set_aside
+from .view import View
+
+STANDALONE_NODE = "local"
+DEFAULT_BACKEND = "lmdb"
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def monotonic_ms(self) -> int:
+        return time.monotonic_ns() // 1_000_000
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How a store is opened. Times in ms, sizes in bytes."""
+
+    backend: str | None = None
+    durability: Durability = Durability.OS
+    interval_ms: int = 1000
+    session_bytes_max: int = 65_536
+    write_timeout_ms: int = LOCK_TIMEOUT_MS
+    create: bool = True
+    segment_bytes: int = SEGMENT_BYTES
+    clock: Clock = field(default_factory=SystemClock)
+    boot_id: Callable[[], str] = read_boot_id
+    progress: Progress | None = None
+
+
+@dataclass
+class Opened:
+    """The parts of an open store."""
+
+    store: Path
+    identity: Identity
+    log: EventLog
+    backend: Backend
+    view: View
+    users_lock: FileLock
+    rebuilt: str
+    """Why the state was rebuilt at this opening, empty if it was not."""
+
+    @property
+    def state_path(self) -> Path:
+        return names.state_path(self.store)
+
+    def close(self) -> None:
+        with self.view.mutex:
+            self.view.release()
+        self.log.close()
+        self.backend.close()
+        self.users_lock.close()
+
+
+def open_store(store: Path, options: OpenOptions) -> Opened:
+    """Open a store for reading and, where the node is primary, writing.
+
+    Raises StoreMissingError, StoreReadOnlyError, ForeignError, FormatVersionError, CorruptError,
+    PoisonedError or LockTimeoutError.
+    """
+    identity = _identity_of(store, options)
+    users = FileLock(store / names.USERS_LOCK)
+    try:
+        _deal_with_poison(store, identity, users, options)
+        if not users.try_acquire(shared=True):
+            raise StorageError(
+                "another process has the store to itself, to make its log anew",
+                path=store,
+                hint="Try again when it has finished.",
+            )
+        return _open_parts(store, identity, users, options)
+    except BaseException:
+        users.close()
+        raise
+
+
+def init_store(
+    store: Path, *, node: str, cluster_id: bytes | None = None, backend: str = DEFAULT_BACKEND, now_ms: int
+) -> Identity:
+    """Make the directory of a node. It has no log yet: it becomes primary by an epoch, or a replica.
+
+    Raises ForeignError if there is something else, StorageError if there is a store already.
+    """
+    if has_identity(store):
+        raise StorageError("there is a store already", path=store, hint="Take an empty directory.")
+    identity = Identity(cluster_id or new_cluster_id(), node, 0, now_ms, backend)
+    write_identity(store, identity)
+    return identity
+
+
+def begin_cluster(log: EventLog, config: Config) -> Position:
+    """Make a node the first primary of a new cluster. The caller holds the write lock.
+
+    Raises UsageError unless the log is empty and nothing was ever promised.
+    """
+    if log.cursor.at.lsn or log.promise.epoch:
+        raise UsageError(
+            "only a store without a log can begin a cluster",
+            hint="Use `perdure promote` to make another node the primary.",
+        )
+    node = log.identity.node
+    if config.voters and node not in config.voters:
+        raise UsageError(f"{node} is not among the voters {', '.join(config.voters)}")
+    if not 0 <= config.sync_replicas <= max(0, len(config.voters) - 1):
+        raise UsageError(
+            f"sync_replicas = {config.sync_replicas} needs as many voters besides {node}, "
+            f"there are {max(0, len(config.voters) - 1)}"
+        )
+    return log.start_epoch(Promise(1, node), config, "created")
+
+
+def _identity_of(store: Path, options: OpenOptions) -> Identity:
+    if has_identity(store):
+        identity = read_identity(store)
+    elif not options.create:
+        raise StoreMissingError("there is no store here", path=store, hint="`perdure init DIR` makes one.")
+    else:
+        identity = _create(store, options)
+    if options.backend is not None and options.backend != identity.backend:
+        raise StorageError(
+            f"the store keeps its state in {identity.backend}, not in {options.backend}",
+            path=store,
+            hint="Open it without naming a back end; replay it into a new directory to change.",
+        )
+    return identity
+
+
+def _create(store: Path, options: OpenOptions) -> Identity:
+    with translated("cannot make a store", store):
+        store.mkdir(parents=True, exist_ok=True)
+        strange = [name for name in os.listdir(store) if name != names.WRITE_LOCK]
+    lock = FileLock(store / names.WRITE_LOCK) if not strange or has_identity(store) else None
+    if lock is None:
+        lock = FileLock(store / names.WRITE_LOCK) if (store / names.LOG).is_dir() else None
+    if lock is None:
+        write_identity(store, _new_identity(options))  # raises ForeignError, naming what is there
+        return read_identity(store)
+    try:
+        lock.acquire(options.write_timeout_ms)
+        if not has_identity(store):
+            write_identity(store, _new_identity(options))
+        return read_identity(store)
+    finally:
+        lock.close()
+
+
+def _new_identity(options: OpenOptions) -> Identity:
+    backend = options.backend or DEFAULT_BACKEND
+    return Identity(new_cluster_id(), STANDALONE_NODE, 0, options.clock.now_ms(), backend)
+
+
+def _open_parts(store: Path, identity: Identity, users: FileLock, options: OpenOptions) -> Opened:
+    boot_id = options.boot_id()
+    log = EventLog(
+        store,
+        identity,
+        boot_id=boot_id,
+        now_ms=options.clock.now_ms,
+        lock_timeout_ms=options.write_timeout_ms,
+        segment_bytes=options.segment_bytes,
+    )
+    backend: Backend | None = None
+    try:
+        log.write_lock.acquire(options.write_timeout_ms)
+        try:
+            backend, verdict = open_state(store, identity.backend, identity.cluster_id, boot_id)
+            backend, view, rebuilt = _settle_and_load(log, backend, verdict, boot_id, options)
+            _begin_reign(log)
+            view.needs_commit = log.config.sync_replicas > 0
+        finally:
+            log.write_lock.release()
+    except BaseException:
+        log.close()
+        if backend is not None:
+            backend.close()
+        raise
+    return Opened(store, identity, log, backend, view, users, rebuilt)
+
+
+def _settle_and_load(
+    log: EventLog, backend: Backend, verdict: StateVerdict, boot_id: str, options: OpenOptions
+) -> tuple[Backend, View, str]:
+    if verdict.is_trusted:
+        view = View(log, backend)
+        state = view.reset()
+        try:
+            open_log(log, state)
+            return backend, view, ""
+        except (DivergedError, PositionGoneError) as error:
+            why = str(error)
+            backend.close()
+            backend = _fresh_state(log, boot_id, why)
+    else:
+        why = verdict.reason
+    log.on_run = log.on_reset = log.on_control = None
+    open_log(log, None)
+    end = load_state(backend, log, progress=options.progress)
+    mark_state(
+        log.store, backend_name=log.identity.backend, cluster_id=log.identity.cluster_id, boot_id=boot_id
+    )
+    view = View(log, backend)
+    view.reset()
+    place(log, end)
+    log.follow()
+    return backend, view, why
+
+
+def _fresh_state(log: EventLog, boot_id: str, why: str) -> Backend:
+    set_aside(log.store, why)
+    identity = log.identity
+    return open_state(log.store, identity.backend, identity.cluster_id, boot_id)[0]
+
+
+def load_state(backend: Backend, log: EventLog, progress: Progress | None = None) -> StatePosition:
+    """Fill an empty back end from the newest good snapshot and the log; answers where it then stands.
+
+    With sync_replicas only what is known to be committed is taken. Raises CorruptError or
+    PositionGoneError if no snapshot and log together give a state.
+    """
+    end = log.cursor.at.lsn
+    if log.config.sync_replicas > 0:
+        end = min(end, log.words[Word.COMMITTED])
+    identity = log.identity
+    cursor = LogCursor(log.cursor.log, identity.cluster_id, log.key, identity.shard)
+    try:
+        base = _load_newest_snapshot(backend, log, end)
+        if end <= base.lsn or not list_segments(cursor.log):
+            return base
+        return replay(backend, cursor, base, upto_lsn=end, progress=progress).end
+    finally:
+        cursor.close()
+
+
+def _load_newest_snapshot(backend: Backend, log: EventLog, end_lsn: int) -> StatePosition:
+    files = list_segments(log.cursor.log)
+    oldest = files[0].first_lsn if files else 1
+    damaged: FormatError | None = None
+    for file in reversed(list_snapshots(log.store / names.SNAPSHOTS)):
+        if files and (file.lsn > end_lsn or file.lsn + 1 < oldest):
+            continue
+        try:
+            with SnapshotReader(file.path, log.identity.cluster_id) as snapshot:
+                for _ in snapshot:
+                    pass  # read to its end first: nothing of a damaged one may reach the state
+            with SnapshotReader(file.path, log.identity.cluster_id) as snapshot:
+                load_snapshot(backend, snapshot.head.at, snapshot)
+                return snapshot.head.at
+        except FormatError as error:
+            damaged = error
+    if oldest == 1:
+        return NOWHERE
+    raise CorruptError(
+        f"the log begins with LSN {oldest}, and no good snapshot reaches it",
+        path=log.store / names.SNAPSHOTS,
+        lsn=oldest,
+        hint="Bring back a snapshot, or bootstrap this node from another one.",
+    ) from damaged
+
+
+def _begin_reign(log: EventLog) -> None:
+    """A new standalone store, or one whose log may have lost frames, begins an epoch by itself.
+
+    A node that was made for a cluster has a name of its own and waits to be promoted or shipped to; a
+    primary with voters needs their promises.
+    """
+    header = log.cursor.header
+    node = log.identity.node
+    promise = read_promise(log.store)
+    if header is None:
+        if node == STANDALONE_NODE and promise.epoch == 0 and log.cursor.at.lsn == 0:
+            log.start_epoch(Promise(1, node), ALONE, "created")
+        return
+    ours = header.primary == node and promise.candidate == node
+    if ours and log.lost_frames and set(log.config.voters) <= {node} and log.config.sync_replicas == 0:
+        log.start_epoch(Promise(promise.epoch + 1, node), log.config, "restarted")
+
+
+def _deal_with_poison(store: Path, identity: Identity, users: FileLock, options: OpenOptions) -> None:
+    """Copy the log of a poisoned store into new files, if nobody else has it open."""
+    if not is_poisoned(store):
+        return
+    if not users.try_acquire():
+        raise PoisonedError(
+            "a sync to disk failed, and other processes still have the store open",
+            path=store,
+            hint="Close it in every process, then open it again.",
+        )
+    for file in list_segments(names.log_path(store)):
+        with translated("cannot read a segment", file.path):
+            data = file.path.read_bytes()
+        publish(file.path, data)
+    with translated("cannot reset the control page", store):
+        (store / names.CONTROL_PAGE).unlink(missing_ok=True)
+    make_directory(store / names.ASIDE)
+    remove_durably(store / names.POISON)
+    users.release()

@@ -1,0 +1,77 @@
+"""What became of a write whose call could not say: committed, lost, pending, or unknown."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from .cursor import LogCursor, list_segments
+from .errors import PositionGoneError, UsageError
+from .ids import Position
+from .log import EventLog
+from .view import View
+
+
+class Outcome(Enum):
+    COMMITTED = "committed"
+    """It is part of the one history, as durable as the store makes it."""
+    PENDING = "pending"
+    """It is in this node's log, and not confirmed by sync_replicas yet."""
+    LOST = "lost"
+    """It is not in the history, and never will be."""
+    UNKNOWN = "unknown"
+    """Retention has passed it, or this node's log does not reach it."""
+
+
+def find_outcome(log: EventLog, view: View, what: Position | tuple[int, int, int] | str) -> Outcome:
+    """The outcome of a write by its position, or by its operation id (32 hexadecimal characters).
+
+    By operation id the whole retained log is read.
+    """
+    with view.mutex:
+        view.catch_up()
+        view.advance()
+        end, visible = log.cursor.at, view.visible
+    cursor = LogCursor(log.cursor.log, log.identity.cluster_id, log.key, log.identity.shard)
+    try:
+        if isinstance(what, str):
+            return _by_operation(cursor, _operation_id(what), end.lsn, visible.lsn)
+        return _by_position(cursor, Position(*what), end.position, visible.lsn)
+    finally:
+        cursor.close()
+
+
+def _by_position(cursor: LogCursor, asked: Position, end: Position, visible_lsn: int) -> Outcome:
+    if asked.lsn > end.lsn:
+        return Outcome.LOST if asked.epoch < end.epoch else Outcome.UNKNOWN
+    try:
+        cursor.seek(asked.lsn)
+    except PositionGoneError:
+        oldest = cursor.header.first_lsn if cursor.header else asked.lsn + 1
+        return Outcome.UNKNOWN if asked.lsn < oldest else Outcome.LOST
+    if cursor.at.position != asked:
+        return Outcome.LOST
+    return Outcome.COMMITTED if asked.lsn <= visible_lsn else Outcome.PENDING
+
+
+def _by_operation(cursor: LogCursor, wanted: bytes, end_lsn: int, visible_lsn: int) -> Outcome:
+    files = list_segments(cursor.log)
+    if not files:
+        return Outcome.UNKNOWN
+    cursor.open_segment(files[0])
+    while run := cursor.read(end_lsn):
+        if wanted not in run.data:
+            continue
+        for offset, frame in run.frames:
+            if any(event[2] == wanted for event in run.events(offset, frame)):
+                return Outcome.COMMITTED if frame.last_lsn <= visible_lsn else Outcome.PENDING
+    return Outcome.LOST if files[0].first_lsn == 1 else Outcome.UNKNOWN
+
+
+def _operation_id(text: str) -> bytes:
+    try:
+        wanted = bytes.fromhex(text)
+    except ValueError:
+        wanted = b""
+    if len(wanted) != 16:
+        raise UsageError(f"an operation id is 32 hexadecimal characters, not {text!r}")
+    return wanted

@@ -1,0 +1,116 @@
+"""The control page: a few shared words that say where the log stands, for the price of a memory read.
+
+Owns the file `control` and its mapping. The page is a hint that every process of one boot shares: it
+is checked against the frame that it names, and is written anew after another boot. Words are 64 bits
+wide, aligned, and each is stored and loaded as one.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+
+import xxhash
+
+from .files import FILE_MODE, translated
+
+PAGE_BYTES = 4096
+MAGIC = 0x3130454741504450
+
+
+class Word(IntEnum):
+    """Which word holds what."""
+
+    MAGIC = 0
+    BOOT = 1
+    """xxh3_64 of the boot id under which the page was written."""
+    GENERATION = 2
+    """Grows when role, epoch, poison or what is already in the log changes: look again."""
+    DIRTY = 3
+    """1 while a frame is being appended: its writer died if the lock is free."""
+    OWNER = 4
+    """Process that last took the write lock."""
+    SEGMENT = 5
+    """First LSN of the tail segment."""
+    END = 6
+    """Offset (bytes) behind the last frame of the tail segment."""
+    APPENDED = 7
+    """Last LSN in the log."""
+    LAST_FRAME = 8
+    """Offset (bytes) of the last frame in the tail segment, 0 if it has none."""
+    EPOCH = 9
+    """Epoch of the tail segment."""
+    FLUSHED = 10
+    """LSN that is on this node's disk."""
+    COMMITTED = 11
+    """LSN that is committed (sync_replicas >= 1)."""
+    FOLDED = 12
+    """LSN that the state holds."""
+    POISON = 13
+    """1 after a failed sync."""
+    SHIPPER_IDLE = 14
+    """1 while the shipper waits to be poked."""
+    SHIPPER = 15
+    """Process id of the shipper, 0 if there is none."""
+    WRITABLE = 16
+    """1 while this node is the primary."""
+    VOTERS_CONNECTED = 17
+    """Replicas that acknowledge at the moment."""
+    CHAIN = 18
+    """Chain of the last frame."""
+    MARK_SYNCED_MS = 19
+    """When the mark was last synced, milliseconds of the monotonic clock."""
+    FOLDED_SEGMENT = 20
+    """First LSN of the segment in which the frame behind the state begins, 0 if unknown."""
+    FOLDED_OFFSET = 21
+    """Offset (bytes) there."""
+
+
+def read_boot_id() -> str:
+    """The running kernel's boot id: what changes whenever un-synced pages may have been lost."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+BootId = Callable[[], str]
+
+
+class ControlPage:
+    """The mapping of one control page. `words` is a memoryview of unsigned 64-bit words."""
+
+    def __init__(self, path: Path, boot_id: str) -> None:
+        self.path = path
+        self.boot = xxhash.xxh3_64_intdigest(boot_id.encode())
+        with translated("cannot open the control page", path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+            try:
+                if os.fstat(descriptor).st_size < PAGE_BYTES:
+                    # Allocated, not sparse: a store into a hole of a full disk would be a SIGBUS.
+                    os.posix_fallocate(descriptor, 0, PAGE_BYTES)
+                self._map = mmap.mmap(descriptor, PAGE_BYTES)
+            finally:
+                os.close(descriptor)
+        self.words: memoryview = memoryview(self._map).cast("Q")
+
+    def is_current(self) -> bool:
+        """True if the page was written under the running boot."""
+        return self.words[Word.MAGIC] == MAGIC and self.words[Word.BOOT] == self.boot
+
+    def reset(self) -> None:
+        """Make it this boot's page, all other words 0. The caller holds the write lock."""
+        generation = self.words[Word.GENERATION] if self.words[Word.MAGIC] == MAGIC else 0
+        self._map[:] = bytes(PAGE_BYTES)
+        self.words[Word.GENERATION] = (generation + 1) & 0xFFFFFFFFFFFF
+        self.words[Word.BOOT] = self.boot
+        self.words[Word.MAGIC] = MAGIC
+
+    def bump(self) -> None:
+        """Make every process look again at role, epoch, poison and log."""
+        self.words[Word.GENERATION] += 1
+
+    def close(self) -> None:
+        self.words.release()
+        self._map.close()

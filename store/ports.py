@@ -1,0 +1,112 @@
+"""What the store room needs from others, as protocols: clock, back end, commit gate, forwarder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, TypeAlias
+
+from .ids import Position, StatePosition
+
+Record: TypeAlias = bytes
+"""What a back end keeps for a key: 8 bytes of hash (see fold.record_of), then the stored session."""
+
+Change: TypeAlias = "tuple[bytes, Record | None]"
+"""(key, its record from now on, or None to remove it)."""
+
+Deadline: TypeAlias = "tuple[int, bytes]"
+"""(milliseconds since 1970, key): look at this session then."""
+
+
+class Clock(Protocol):
+    """Where time comes from. Both in milliseconds."""
+
+    def now_ms(self) -> int:
+        """Wall clock, since 1970."""
+        ...
+
+    def monotonic_ms(self) -> int: ...
+
+
+class Scan(Protocol):
+    """One consistent image of a back end, read in key order.
+
+    Iterating gives (key, record). It pins old pages until it is closed: do not keep it for long.
+    """
+
+    @property
+    def position(self) -> StatePosition: ...
+
+    def __iter__(self) -> Iterator[tuple[bytes, Record]]: ...
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    """Where the fold of the log is kept. Not for two threads at once, except scans.
+
+    Keys are 1 to 1,024 bytes. Every record comes back exactly as it was given; whether its hash is
+    right is the caller's to check. A change of sessions and of the position is one transaction.
+    Errors of the engine are raised as CorruptError, StorageFullError or StorageError; only get() may
+    raise the engine's own, which `engine_errors` names, because it is the hot path.
+    """
+
+    engine_errors: tuple[type[Exception], ...]
+
+    def refresh(self) -> StatePosition:
+        """Begin (or renew) the read view at the newest state; says where that stands."""
+        ...
+
+    def release(self) -> None:
+        """End the read view, so that it pins nothing. The next get needs a refresh."""
+        ...
+
+    def get(self, key: bytes) -> Record | None:
+        """The record of a key in the read view."""
+        ...
+
+    def scan(self, after: bytes = b"") -> Scan:
+        """An image of the newest state, from the first key above `after`."""
+        ...
+
+    def fold(
+        self,
+        changes: Sequence[Change],
+        armed: Sequence[Deadline],
+        disarmed: Sequence[Deadline],
+        position: StatePosition,
+    ) -> None:
+        """One transaction: changes (in key order, no key twice), deadlines, position."""
+        ...
+
+    def due(self, until_ms: int, limit: int) -> list[Deadline]:
+        """Up to `limit` of the earliest deadlines that are at or before `until_ms`.
+
+        The answer may hold deadlines of sessions that are gone or have moved; what is answered is
+        answered again until fold() is given it as disarmed.
+        """
+        ...
+
+    def load(
+        self,
+        records: Iterable[tuple[bytes, Record]],
+        armed: Iterable[Deadline],
+        position: StatePosition,
+    ) -> None:
+        """Fill an empty back end, in key order; the position is set last."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class CommitGate(Protocol):
+    """The way to the replicas, for a writer with sync_replicas >= 1."""
+
+    def poke(self, lsn: int) -> None:
+        """Tell the shipper that the log reaches `lsn`. Never blocks, never raises."""
+        ...
+
+    def wait(self, position: Position, timeout_ms: int) -> bool:
+        """Wait until the commit LSN covers the position; False when the time is up."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,63 @@
+"""Promises: which candidate this node accepts frames from, per epoch. Given once, kept for ever.
+
+Owns the file `promise` and the pure rule for giving one. A promise is durable before it is answered
+(write, fsync, rename, fsync of the directory): a node that crashes after its answer still keeps it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from . import names
+from .errors import PromiseRefusedError
+from .smallfile import publish_small, read_small_file
+
+MAGIC = b"PDRPROM1"
+VERSION = 1
+
+
+class Promise(msgspec.Struct, frozen=True):
+    """Frames of `epoch` are accepted from `candidate` only, and of no lower epoch from anyone."""
+
+    epoch: int
+    candidate: str
+    alone: bool = False
+    """The candidate made itself the only voter (two nodes, the other one gone)."""
+
+
+NO_PROMISE = Promise(0, "")
+
+
+def decide_promise(held: Promise, asked: Promise) -> bool:
+    """May `asked` be given, where `held` is? Pure.
+
+    One candidate per epoch, no way back: yes for a higher epoch, and again for the very same one.
+    """
+    if asked.epoch > held.epoch:
+        return True
+    return asked.epoch == held.epoch and asked.candidate == held.candidate
+
+
+def read_promise(store: Path) -> Promise:
+    """The promise in force; NO_PROMISE if none was ever given. FormatError if the file is damaged."""
+    return read_small_file(store / names.PROMISE, MAGIC, VERSION, Promise) or NO_PROMISE
+
+
+def give_promise(store: Path, asked: Promise) -> Promise:
+    """Make a promise durable. The caller holds the write lock.
+
+    Raises PromiseRefusedError, which names the promise in force.
+    """
+    held = read_promise(store)
+    if not decide_promise(held, asked):
+        raise PromiseRefusedError(
+            f"epoch {asked.epoch} cannot be promised to {asked.candidate}: "
+            f"epoch {held.epoch} is promised to {held.candidate}",
+            path=store / names.PROMISE,
+            hint="Try again with a higher epoch, after a look at who is primary.",
+        )
+    if held != asked:
+        publish_small(store / names.PROMISE, MAGIC, VERSION, asked)
+    return asked

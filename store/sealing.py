@@ -1,0 +1,94 @@
+"""Making segments: a new tail, and the footer of one that is full.
+
+A new segment is written under a temporary name, synced, renamed and its directory synced before the
+first frame goes in. A footer is only ever written behind the last frame of a segment that another one
+follows; a crash in the middle leaves bytes that are no footer, and sealing starts over.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from . import names
+from .cursor import LogCursor, SegmentFile, list_segments
+from .errors import CorruptError
+from .files import publish, translated, write_all
+from .segment import (
+    INDEX_STEP_BYTES,
+    IndexEntry,
+    SegmentFooter,
+    SegmentHeader,
+    encode_footer,
+    encode_header,
+    hash_file,
+)
+
+
+def create_segment(log: Path, header: SegmentHeader) -> Path:
+    """Publish an empty segment. Survives a crash: the whole header, or no segment."""
+    path = log / names.segment_name(header.first_lsn, header.epoch)
+    publish(path, encode_header(header))
+    return path
+
+
+def seal_segment(cursor: LogCursor, file: SegmentFile) -> SegmentFooter:
+    """Write the footer of a segment that another one follows; nothing happens if it has one.
+
+    Raises CorruptError if the frames do not reach up to the following segment.
+    """
+    cursor.open_segment(file)
+    following = [other for other in list_segments(cursor.log) if other.first_lsn > file.first_lsn]
+    footer = _intact_footer(cursor)
+    if footer or not following:
+        return footer or _footer_of(cursor, file)
+    footer = _footer_of(cursor, file, following[0].first_lsn - 1)
+    with translated("cannot seal a segment", file.path):
+        os.ftruncate(cursor.descriptor, footer.frames_end)
+        os.lseek(cursor.descriptor, footer.frames_end, os.SEEK_SET)
+        write_all(cursor.descriptor, encode_footer(footer))
+        os.fdatasync(cursor.descriptor)
+    return footer
+
+
+def unsealed_segments(log: Path) -> list[SegmentFile]:
+    """Segments that another one follows, without the end of a footer."""
+    found = []
+    for file in list_segments(log)[:-1]:
+        with open(file.path, "rb") as opened:
+            opened.seek(0, os.SEEK_END)
+            if opened.tell() >= 4:
+                opened.seek(-4, os.SEEK_END)
+            if opened.read(4) != b"PDRE":
+                found.append(file)
+    return found
+
+
+def _intact_footer(cursor: LogCursor) -> SegmentFooter | None:
+    try:
+        return cursor.footer()
+    except CorruptError:
+        return None
+
+
+def _footer_of(cursor: LogCursor, file: SegmentFile, last_lsn: int | None = None) -> SegmentFooter:
+    index: list[IndexEntry] = []
+    next_at = 0
+    while last_lsn is None or cursor.at.lsn < last_lsn:
+        start = cursor.offset
+        run = cursor.read(last_lsn if last_lsn is not None else (1 << 64) - 1)
+        if run is None or cursor.path != file.path:
+            break
+        for offset, frame in run.frames:
+            if start + offset >= next_at:
+                index.append(IndexEntry(frame.first_lsn, start + offset, frame.time_ms))
+                next_at = start + offset + INDEX_STEP_BYTES
+    if last_lsn is not None and (cursor.at.lsn != last_lsn or cursor.path != file.path):
+        raise CorruptError(
+            f"a segment ends at LSN {cursor.at.lsn}, the next one begins after {last_lsn}",
+            path=file.path,
+            offset=cursor.offset,
+            lsn=cursor.at.lsn + 1,
+        )
+    file_hash = hash_file(cursor.descriptor, cursor.offset)
+    return SegmentFooter(cursor.at, cursor.offset, file_hash, tuple(index))

@@ -1,0 +1,400 @@
+"""Sessions: the public value, and the bytes in which one is stored.
+
+Owns the stored session: what a PUT event carries and a back end keeps. Little-endian:
+
+    offset  size  field
+    0       1     format (1)
+    1       1     flags (0)
+    2       1     priority
+    3       1     home node length, bytes
+    4       2     group length, bytes
+    6       2     tags length, bytes
+    8       8     version
+    16      8     created, ms
+    24      8     last accessed, ms
+    32      8     idle timeout, ms (0: none)
+    40      8     expires at the latest, ms (0: never)
+    48      ...   home node, group, tags (MessagePack list), metadata (MessagePack map)
+
+The id is not part of it, so that a rename leaves the bytes as they are.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from enum import IntEnum
+from typing import Any, Final
+
+import msgspec
+
+from .errors import DECODE_ERRORS, CorruptError, InvalidIdError, MetadataError, UsageError
+from .event import KEY_BYTES_MAX
+
+FORMAT: Final = 1
+HEADER = struct.Struct("<BBBBHHQQQQQ")
+HEADER_BYTES: Final = 48
+VERSION_OFFSET: Final = 8
+VERSION = struct.Struct("<Q")
+ACCESSED_OFFSET: Final = 24
+ACCESSED = struct.Struct("<Q")
+assert HEADER.size == HEADER_BYTES
+
+NESTING_MAX: Final = 32
+NEVER_MS: Final = (1 << 63) - 1
+DEFAULT_TIMEOUT_MS: Final = 3_600_000
+TIMEOUT_MS_MAX: Final = 100 * 366 * 86_400_000
+REFRESH_WINDOW_MS_MAX: Final = 60_000
+LABEL_BYTES_MAX: Final = 255
+TAGS_BYTES_MAX: Final = 4096
+PRIORITY_MAX: Final = 3
+
+encode_metadata = msgspec.msgpack.Encoder().encode
+_decode_metadata = msgspec.msgpack.Decoder(dict[str, Any]).decode
+_decode_tags = msgspec.msgpack.Decoder(tuple[str, ...]).decode
+pack_header = HEADER.pack
+unpack_header = HEADER.unpack_from
+_MISSING: Final = object()
+
+
+class Priority(IntEnum):
+    """How early a session is recovered."""
+
+    CRITICAL = 0
+    HIGH = 1
+    NORMAL = 2
+    LOW = 3
+
+
+class Session:
+    """One session, as it was when it was read. Immutable; metadata is decoded when first looked at.
+
+    Times are milliseconds since 1970. `merge` and `replace` give a changed copy, for an update
+    function to return.
+    """
+
+    __slots__ = ("_fields", "_metadata", "_tail", "id")
+
+    id: str
+    _fields: tuple[Any, ...]
+    _tail: bytes
+    _metadata: Any
+
+    def __init__(self, id: str, value: bytes) -> None:
+        """`value` is the stored session. Raises CorruptError if it is none."""
+        try:
+            fields = unpack_header(value)
+        except struct.error as error:
+            raise CorruptError(f"the stored session {id!r} is cut short") from error
+        if (
+            fields[0] != FORMAT
+            or fields[1]
+            or fields[2] > PRIORITY_MAX
+            or HEADER_BYTES + fields[3] + fields[4] + fields[5] > len(value)
+        ):
+            raise CorruptError(f"the stored session {id!r} has an unknown format")
+        put = object.__setattr__
+        put(self, "id", id)
+        put(self, "_fields", fields)
+        put(self, "_tail", value)
+        put(self, "_metadata", _MISSING)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("a session is immutable; use merge() or replace() in update()")
+
+    @property
+    def priority(self) -> Priority:
+        return Priority(self._fields[2])
+
+    @property
+    def home_node(self) -> str:
+        return self._text(HEADER_BYTES, self._fields[3])
+
+    @property
+    def group(self) -> str:
+        return self._text(HEADER_BYTES + self._fields[3], self._fields[4])
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        size = self._fields[5]
+        if not size:
+            return ()
+        start = HEADER_BYTES + self._fields[3] + self._fields[4]
+        try:
+            return _decode_tags(self._tail[start : start + size])
+        except DECODE_ERRORS as error:
+            raise CorruptError(f"the tags of session {self.id!r} do not decode") from error
+
+    @property
+    def version(self) -> int:
+        """1 when created; one more with each change, not with each access."""
+        version: int = self._fields[6]
+        return version
+
+    @property
+    def created_at(self) -> int:
+        created: int = self._fields[7]
+        return created
+
+    @property
+    def last_accessed(self) -> int:
+        accessed: int = self._fields[8]
+        return accessed
+
+    @property
+    def timeout_ms(self) -> int | None:
+        """Idle timeout; None is infinite."""
+        return self._fields[9] or None
+
+    @property
+    def max_expires_at(self) -> int | None:
+        """Expires then at the latest, however often it is used; None is never."""
+        return self._fields[10] or None
+
+    @property
+    def expires_at(self) -> int | None:
+        """When it expires if nobody uses it; None is never."""
+        deadline = deadline_of(self._fields)
+        return None if deadline == NEVER_MS else deadline
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The application's data. Changing this dict changes nothing that is stored."""
+        found = self._metadata
+        if found is _MISSING:
+            fields = self._fields
+            start = HEADER_BYTES + fields[3] + fields[4] + fields[5]
+            try:
+                found = _decode_metadata(self._tail[start:])
+            except DECODE_ERRORS as error:
+                raise CorruptError(f"the metadata of session {self.id!r} do not decode") from error
+            object.__setattr__(self, "_metadata", found)
+        metadata: dict[str, Any] = found
+        return metadata
+
+    def merge(self, changes: Mapping[str, Any]) -> Session:
+        """A copy whose metadata has these keys set."""
+        fields = self._fields
+        value = self._tail
+        start = HEADER_BYTES + fields[3] + fields[4] + fields[5]
+        return Session(self.id, value[:start] + encode_checked({**self.metadata, **changes}))
+
+    def replace(
+        self,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        timeout_ms: int | object | None = _MISSING,
+        priority: Priority | None = None,
+        group: str | None = None,
+        tags: Iterable[str] | None = None,
+    ) -> Session:
+        """A copy with other fields. id and created_at are fixed.
+
+        Raises MetadataError or UsageError for what cannot be stored.
+        """
+        value = encode_session(
+            version=self._fields[6],
+            created_ms=self._fields[7],
+            accessed_ms=self._fields[8],
+            timeout_ms=self._fields[9] if timeout_ms is _MISSING else check_timeout(timeout_ms),
+            cap_ms=self._fields[10],
+            priority=self._fields[2] if priority is None else int(Priority(priority)),
+            home_node=self.home_node,
+            group=self.group if group is None else group,
+            tags=self.tags if tags is None else tuple(tags),
+            metadata=self.metadata if metadata is None else metadata,
+        )
+        return Session(self.id, value)
+
+    def _text(self, start: int, size: int) -> str:
+        try:
+            return self._tail[start : start + size].decode()
+        except UnicodeDecodeError as error:
+            raise CorruptError(f"a label of session {self.id!r} is not text") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by name, for output."""
+        return {
+            "id": self.id,
+            "created_at": self.created_at,
+            "last_accessed": self.last_accessed,
+            "timeout_ms": self.timeout_ms,
+            "expires_at": self.expires_at,
+            "version": self.version,
+            "home_node": self.home_node,
+            "priority": self.priority.name.lower(),
+            "group": self.group,
+            "tags": list(self.tags),
+            "metadata": self.metadata,
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Session) and self.id == other.id and self._tail == other._tail
+
+    def __hash__(self) -> int:
+        return hash((self.id, self._tail))
+
+    def __repr__(self) -> str:
+        return f"Session(id={self.id!r}, version={self.version}, metadata={self.metadata!r})"
+
+
+def stored_bytes(session: Session) -> bytes:
+    """The stored form of a session."""
+    return session._tail
+
+
+def encode_session(
+    version: int,
+    created_ms: int,
+    accessed_ms: int,
+    timeout_ms: int,
+    cap_ms: int,
+    metadata: Mapping[str, Any],
+    priority: int = 2,
+    *,
+    home_node: str = "",
+    group: str = "",
+    tags: tuple[str, ...] = (),
+) -> bytes:
+    """The stored form. `timeout_ms` and `cap_ms` are 0 for none.
+
+    Raises MetadataError if the metadata cannot be stored, UsageError for labels that are too long.
+    """
+    try:
+        "".join(metadata)  # see encode_checked: every key must be text
+        data = encode_metadata(metadata)
+    except (TypeError, OverflowError, RecursionError, ValueError):
+        data = b""
+    if not data or not (data[0] & 0xF0 == 0x80 or data[0] in (0xDE, 0xDF)):
+        data = encode_checked(metadata)
+    if not (home_node or group or tags):
+        return (
+            pack_header(FORMAT, 0, priority, 0, 0, 0, version, created_ms, accessed_ms, timeout_ms, cap_ms)
+            + data
+        )
+    home, grouped = home_node.encode(), group.encode()
+    tagged = encode_metadata(tags) if tags else b""
+    if len(home) > LABEL_BYTES_MAX or len(grouped) > LABEL_BYTES_MAX or len(tagged) > TAGS_BYTES_MAX:
+        raise UsageError(
+            f"home node and group take at most {LABEL_BYTES_MAX} bytes, all tags {TAGS_BYTES_MAX}",
+            hint="Shorten them; nothing was written.",
+        )
+    header = pack_header(
+        FORMAT,
+        0,
+        priority,
+        len(home),
+        len(grouped),
+        len(tagged),
+        version,
+        created_ms,
+        accessed_ms,
+        timeout_ms,
+        cap_ms,
+    )
+    return header + home + grouped + tagged + data
+
+
+def with_header(value: bytes, version: int, accessed_ms: int) -> bytes:
+    """The stored session with another version and last access."""
+    return (
+        value[:VERSION_OFFSET]
+        + VERSION.pack(version)
+        + value[VERSION_OFFSET + 8 : ACCESSED_OFFSET]
+        + ACCESSED.pack(accessed_ms)
+        + value[ACCESSED_OFFSET + 8 :]
+    )
+
+
+def with_accessed(value: bytes, accessed: bytes) -> bytes:
+    """The stored session with another last access, as eight bytes: what a TOUCH does."""
+    return value[:ACCESSED_OFFSET] + accessed + value[ACCESSED_OFFSET + 8 :]
+
+
+def encode_checked(metadata: Mapping[str, Any]) -> bytes:
+    """Metadata as MessagePack; MetadataError with the path to what cannot be stored."""
+    try:
+        # Raises TypeError unless every key is text: another key could be stored, and never be read.
+        "".join(metadata)
+        data = encode_metadata(metadata)
+        if data[0] & 0xF0 == 0x80 or data[0] in (0xDE, 0xDF):
+            return data
+    except (TypeError, OverflowError, RecursionError, ValueError) as error:
+        if isinstance(metadata, Mapping):
+            strange = next((key for key in metadata if not isinstance(key, str)), None)
+            if strange is not None:
+                raise MetadataError(f"metadata keys are text, not {strange!r}") from error
+            where = _path_to_offender(metadata)
+            raise MetadataError(f"metadata cannot be stored at {where}: {error}") from error
+    raise MetadataError(f"metadata must be a mapping, not {type(metadata).__name__}")
+
+
+def _path_to_offender(value: object, path: str = "metadata", depth: int = 0) -> str:
+    if depth > NESTING_MAX:
+        return path
+    children: Iterable[tuple[str, object]] = ()
+    if isinstance(value, Mapping):
+        children = [(f"{path}[{key!r}]", child) for key, child in value.items()]
+    elif isinstance(value, (list, tuple)):
+        children = [(f"{path}[{number}]", child) for number, child in enumerate(value)]
+    for where, child in children:
+        try:
+            encode_metadata(child)
+        except (TypeError, OverflowError, RecursionError, ValueError):
+            return _path_to_offender(child, where, depth + 1)
+    return path
+
+
+def refresh_window_ms(timeout_ms: int) -> int:
+    """How far a persisted last access may lag: a tenth of the timeout, at most a minute."""
+    return min(timeout_ms // 10, REFRESH_WINDOW_MS_MAX)
+
+
+def deadline_of(fields: tuple[Any, ...]) -> int:
+    """When a stored session expires if nobody uses it, ms; NEVER_MS for never."""
+    timeout: int = fields[9]
+    cap: int = fields[10]
+    deadline: int = fields[8] + timeout if timeout else NEVER_MS
+    return min(deadline, cap) if cap else deadline
+
+
+def expiry_of(value: bytes) -> int:
+    """When a stored session counts as expired: its deadline plus the refresh window, ms."""
+    fields = unpack_header(value)
+    timeout: int = fields[9]
+    cap: int = fields[10]
+    if not timeout:
+        return cap or NEVER_MS
+    expiry: int = fields[8] + timeout + (timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX)
+    return cap if 0 < cap < expiry else expiry
+
+
+def check_timeout(timeout_ms: object) -> int:
+    """A timeout as stored: 0 for None (infinite). Raises UsageError for anything but 1 ms to 100 years."""
+    if timeout_ms is None:
+        return 0
+    if isinstance(timeout_ms, int) and 0 < timeout_ms <= TIMEOUT_MS_MAX:
+        return timeout_ms
+    raise UsageError(
+        f"a timeout is a whole number of milliseconds from 1 to {TIMEOUT_MS_MAX}, or None for infinite,"
+        f" not {timeout_ms!r}"
+    )
+
+
+def check_id(id: str) -> bytes:
+    """The key of a session id. Raises InvalidIdError."""
+    if not isinstance(id, str):
+        raise InvalidIdError(f"a session id is text, not {type(id).__name__}")
+    try:
+        key = id.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidIdError("a session id must be valid Unicode") from error
+    if not 0 < len(key) <= KEY_BYTES_MAX:
+        raise InvalidIdError(f"a session id takes 1 to {KEY_BYTES_MAX} bytes of UTF-8, not {len(key)}")
+    return key
+
+
+def iso_time(time_ms: int) -> str:
+    """A time in ms since 1970 as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")

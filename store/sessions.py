@@ -1,0 +1,539 @@
+"""SessionStore: the sessions of one store, as applications use them.
+
+Owns the public calls and what each means as events; how they become durable is commit's, what is seen
+is view's, opening and background work are opening's and keeper's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import xxhash
+
+from .batch import Batch
+from .commit import Durability, Stage, Writer, parse_durability
+from .errors import (
+    CorruptError,
+    Indeterminate,
+    SessionNotFoundError,
+    SessionTooLargeError,
+    UsageError,
+    VersionConflictError,
+)
+from .event import Kind, Reason
+from .fold import HASH_BYTES, value_of
+from .ids import Position
+from .keeper import Keeper
+from .log import EventLog
+from .opening import Opened, OpenOptions, open_store
+from .outcome import Outcome, find_outcome
+from .page import Word
+from .ports import CommitGate
+from .session import (
+    ACCESSED,
+    DEFAULT_TIMEOUT_MS,
+    REFRESH_WINDOW_MS_MAX,
+    Priority,
+    Session,
+    check_id,
+    check_timeout,
+    encode_session,
+    expiry_of,
+    stored_bytes,
+    with_header,
+)
+from .view import View
+
+SESSION_BYTES_MAX = 65_536
+_ID_POOL_BYTES = 4096
+_SCAN_CHUNK = 1000
+xxh3_64 = xxhash.xxh3_64_intdigest
+
+
+class _Ids:
+    """Random ids from a pool, so that each does not cost a system call. Dropped after a fork."""
+
+    def __init__(self) -> None:
+        self._pool = b""
+        self._at = 0
+
+    def take(self) -> bytes:
+        """16 random bytes."""
+        at = self._at
+        taken = self._pool[at : at + 16]
+        if len(taken) != 16:
+            self._pool = os.urandom(_ID_POOL_BYTES)
+            self._at = 16
+            return self._pool[:16]
+        self._at = at + 16
+        return taken
+
+
+class SessionStore:
+    """The sessions of one store. Safe for threads; after a fork open it anew.
+
+    Get one with `SessionStore.open(path)`, or `perdure.open(path)` where replicas must confirm.
+    """
+
+    def __init__(self, opened: Opened, options: OpenOptions, gate: CommitGate | None) -> None:
+        self._opened = opened
+        self._options = options
+        self._log: EventLog = opened.log
+        self._view: View = opened.view
+        self._now_ms = options.clock.now_ms
+        self._durability = options.durability
+        self._is_lazy = options.durability is Durability.OS and gate is None
+        self._size_bytes_max = options.session_bytes_max
+        self._ids = _Ids()
+        self._touches: dict[bytes, int] = {}
+        self._keeper = Keeper(opened, options, self._flush_touches)
+        self._writer = Writer(
+            opened.log,
+            opened.view,
+            gate=gate,
+            write_timeout_ms=options.write_timeout_ms,
+            after_append=self._keeper.after_append,
+            make_room=self._keeper.make_room,
+        )
+        self._gate = gate
+        self._is_closed = False
+        self._keeper.start(self._writer)
+
+    # -- opening and closing ---------------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        backend: str | None = None,
+        durability: str = "os",
+        interval_ms: int = 1000,
+        max_session_size_bytes: int = SESSION_BYTES_MAX,
+        write_timeout_ms: int = 5000,
+        create: bool = True,
+        gate: CommitGate | None = None,
+    ) -> SessionStore:
+        """Open the store at `path`, making one if there is none (unless `create` is False).
+
+        `backend` is "lmdb" or "sqlite"; None takes what the store was made with (lmdb for a new one).
+        `durability` is "os", "interval" (on disk at the latest `interval_ms` ms later) or "disk".
+        Raises StorageError, FormatError or UsageError; nothing is changed then.
+        """
+        options = OpenOptions(
+            backend=backend,
+            durability=parse_durability(durability),
+            interval_ms=interval_ms,
+            session_bytes_max=max_session_size_bytes,
+            write_timeout_ms=write_timeout_ms,
+            create=create,
+        )
+        return cls(open_store(Path(path), options), options, gate)
+
+    def close(self) -> None:
+        """Flush what the durability asks for, fold, and give everything back. Idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._keeper.stop()
+        if self._gate is not None:
+            self._gate.close()
+        self._opened.close()
+
+    def __enter__(self) -> SessionStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def create(
+        self,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        timeout_ms: int | None = DEFAULT_TIMEOUT_MS,
+        max_lifetime_ms: int | None = None,
+        priority: Priority = Priority.NORMAL,
+        group: str = "",
+        tags: Iterable[str] = (),
+        durability: str | None = None,
+    ) -> str:
+        """Store a new session under a new random id of 32 hexadecimal characters; answers the id.
+
+        `timeout_ms` is the idle timeout, None for infinite; `max_lifetime_ms` the absolute one. Raises
+        MetadataError, SessionTooLargeError or UsageError (nothing was written), BusyError, StorageError,
+        or Indeterminate.
+        """
+        now_ms = self._now_ms()
+        take = self._ids.take
+        id = take().hex()
+        key = id.encode()
+        value = encode_session(
+            1,
+            now_ms,
+            now_ms,
+            timeout_ms if timeout_ms == DEFAULT_TIMEOUT_MS else check_timeout(timeout_ms),
+            0 if max_lifetime_ms is None else now_ms + check_timeout(max_lifetime_ms),
+            metadata if metadata is not None else {},
+            priority,
+            group=group,
+            tags=tuple(tags) if tags else (),
+        )
+        if len(value) > self._size_bytes_max:
+            raise self._too_large(id, value)
+        operation_id = take()
+        position = self._writer.create(key, value, operation_id, now_ms)
+        if not (self._is_lazy and durability is None):
+            self._finish(position, durability, operation_id)
+        return id
+
+    def put(
+        self,
+        id: str,
+        metadata: Mapping[str, Any],
+        ttl_ms: int | None = DEFAULT_TIMEOUT_MS,
+        *,
+        sliding: bool = False,
+        priority: Priority = Priority.NORMAL,
+        group: str = "",
+        tags: Iterable[str] = (),
+        if_version: int | None = None,
+        durability: str | None = None,
+    ) -> Session:
+        """Store a session under an id of the caller's choice, new or in place of the old one.
+
+        `ttl_ms` is an absolute lifetime from now, or an idle timeout with `sliding`; None is for ever.
+        `if_version` makes it conditional (0: only if there is none): VersionConflictError. Otherwise
+        raises as create, and InvalidIdError.
+        """
+        key = check_id(id)
+        ttl = check_timeout(ttl_ms)
+        tagged = tuple(tags)
+        value = encode_session(
+            version=1,
+            created_ms=0,
+            accessed_ms=0,
+            timeout_ms=0,
+            cap_ms=0,
+            priority=priority,
+            group=group,
+            tags=tagged,
+            metadata=metadata,
+        )
+        if len(value) > self._size_bytes_max:
+            raise self._too_large(id, value)
+        operation_id = self._ids.take()
+
+        def evaluate(stage: Stage) -> Session:
+            now_ms = self._now_ms()
+            old = self._live(stage, id, key, now_ms)
+            check_version(id, old, if_version)
+            stored = encode_session(
+                version=old.version + 1 if old else 1,
+                created_ms=old.created_at if old else now_ms,
+                accessed_ms=now_ms,
+                timeout_ms=ttl if sliding else 0,
+                cap_ms=0 if sliding or not ttl else now_ms + ttl,
+                priority=priority,
+                group=group,
+                tags=tagged,
+                metadata=metadata,
+            )
+            stage.put(key, stored, Reason.REPLACED, operation_id)
+            return Session(id, stored)
+
+        session: Session = self._commit(evaluate, durability, operation_id)
+        return session
+
+    def update(
+        self,
+        id: str,
+        function: Callable[[Session], Session],
+        *,
+        if_version: int | None = None,
+        durability: str | None = None,
+    ) -> Session:
+        """Read, change and store a session in one atomic step; answers the session as stored.
+
+        `function` gets the session and returns it changed, by `session.merge({...})` or
+        `session.replace(...)`; it runs once, under the write lock, in this thread. What it raises comes
+        through, and the session stays as it was. Raises SessionNotFoundError, VersionConflictError,
+        and as create.
+        """
+        key = check_id(id)
+        operation_id = self._ids.take()
+        stored = b""
+
+        def evaluate(value: bytes | None, now_ms: int) -> bytes:
+            nonlocal stored
+            old = None if value is None or expiry_of(value) < now_ms else Session(id, value)
+            if if_version is not None:
+                check_version(id, old, if_version)
+            if old is None:
+                raise self._missing(id)
+            changed = function(old)
+            if type(changed) is not Session or changed.id != id:
+                raise UsageError(
+                    f"the update function returned {type(changed).__name__}, not the session changed",
+                    hint="Return session.merge({...}) or session.replace(...).",
+                )
+            stored = with_header(stored_bytes(changed), old.version + 1, now_ms)
+            if len(stored) > self._size_bytes_max:
+                raise self._too_large(id, stored)
+            return stored
+
+        position = self._writer.change(key, operation_id, evaluate)
+        self._touches.pop(key, None)
+        if not (self._is_lazy and durability is None):
+            self._finish(position, durability, operation_id)
+        return Session(id, stored)
+
+    def touch(self, id: str, *, durability: str | None = None) -> None:
+        """Extend a session's life as if it was used now. Raises SessionNotFoundError."""
+        key = check_id(id)
+        operation_id = self._ids.take()
+
+        def evaluate(stage: Stage) -> None:
+            now_ms = self._now_ms()
+            if self._live(stage, id, key, now_ms) is None:
+                raise self._missing(id)
+            self._touches.pop(key, None)
+            stage.touch(key, ACCESSED.pack(now_ms), operation_id)
+
+        self._commit(evaluate, durability, operation_id)
+
+    def delete(self, id: str, *, if_version: int | None = None, durability: str | None = None) -> bool:
+        """Remove a session; says whether it was there."""
+        key = check_id(id)
+        operation_id = self._ids.take()
+
+        def evaluate(stage: Stage) -> bool:
+            old = self._live(stage, id, key, self._now_ms())
+            check_version(id, old, if_version)
+            if old is None:
+                return False
+            self._touches.pop(key, None)
+            stage.remove(key, Kind.DELETE, Reason.DELETED, operation_id)
+            return True
+
+        was_there: bool = self._commit(evaluate, durability, operation_id)
+        return was_there
+
+    def regenerate_id(self, id: str, *, durability: str | None = None) -> str:
+        """Move a session to a new random id, as one atomic event; answers the new id."""
+        key = check_id(id)
+        new_id = self._ids.take().hex()
+        operation_id = self._ids.take()
+
+        def evaluate(stage: Stage) -> str:
+            if self._live(stage, id, key, self._now_ms()) is None:
+                raise self._missing(id)
+            self._touches.pop(key, None)
+            stage.rename(key, new_id.encode(), operation_id)
+            return new_id
+
+        renamed: str = self._commit(evaluate, durability, operation_id)
+        return renamed
+
+    def batch(self, *, durability: str | None = None) -> Batch:
+        """Several changes in one atomic commit: `with store.batch() as batch: ...`.
+
+        Nothing is written before the block ends, nothing at all if it raises.
+        """
+        return Batch(self._ids.take, self._now_ms, self._size_bytes_max, self._apply_batch, durability)
+
+    def _apply_batch(self, evaluate: Callable[[Stage], Any], durability: str | None, first: bytes) -> Any:
+        return self._commit(evaluate, durability, first)
+
+    def cleanup_expired(self, limit: int = 10_000) -> int:
+        """Remove sessions that have expired, as logged events; answers how many (at most `limit`)."""
+        return self._keeper.sweep(limit)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def get(self, id: str) -> Session | None:
+        """The session, or None if it is missing or expired. Refreshes its life.
+
+        The refresh is coalesced: it is written only once the deadline moves by more than a tenth of the
+        timeout (at most a minute), with other changes. `last_accessed` is what was last written.
+        """
+        key = id.encode()
+        record = self._view.read(key)
+        if record is None:
+            return None
+        value = record[HASH_BYTES:]
+        if xxh3_64(value, xxh3_64(key)) != int.from_bytes(record[:HASH_BYTES], "little"):
+            raise self._damaged(id, key)
+        session = Session(id, value)
+        fields = session._fields
+        timeout = fields[9]
+        now_ms = self._now_ms()
+        if timeout:
+            window = timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX
+            idle = now_ms - fields[8]
+            if idle > window:
+                if idle > timeout + window:
+                    return None
+                self._touches[key] = now_ms
+        if 0 < fields[10] < now_ms:
+            return None
+        return session
+
+    def peek(self, id: str) -> Session | None:
+        """As get, without refreshing."""
+        key = check_id(id)
+        record = self._view.read(key)
+        if record is None:
+            return None
+        value = self._checked(id, key, record)
+        return Session(id, value) if expiry_of(value) >= self._now_ms() else None
+
+    def count(self) -> int:
+        """How many sessions are stored; one that has expired counts until it is swept."""
+        view = self._view
+        with view.mutex:
+            view.catch_up()
+            view.advance()
+            view.refresh()
+            return view.visible.session_count
+
+    def ids(self, prefix: str = "", after: str = "") -> Iterator[str]:
+        """The ids in key order, from above `after`, those that begin with `prefix`.
+
+        Reads in chunks: what is changed meanwhile may be seen or not.
+        """
+        start, last = prefix.encode(), after.encode()
+        while True:
+            chunk = self._view.keys(start, last, _SCAN_CHUNK)
+            yield from (key.decode() for key in chunk)
+            if len(chunk) < _SCAN_CHUNK:
+                return
+            last = chunk[-1]
+
+    def position(self) -> Position:
+        """Where this handle's view of the log stands."""
+        with self._view.mutex:
+            self._view.catch_up()
+            self._view.advance()
+        return self._view.visible.position
+
+    def outcome(self, what: Position | tuple[int, int, int] | str) -> Outcome:
+        """What became of a write that was Indeterminate, by its position or operation id."""
+        return find_outcome(self._log, self._view, what)
+
+    def flush(self) -> Position:
+        """Make everything that was written durable on this node's disk; says up to where."""
+        self._flush_touches()
+        position = self.position()
+        self._log.flush(position.lsn)
+        return position
+
+    def fold(self) -> int:
+        """Fold the visible tail into the state now; answers the LSN that the state then holds."""
+        return self._keeper.fold_now()
+
+    def stats(self) -> dict[str, Any]:
+        """Marks, counts and role of this store, as this process sees them."""
+        words, log = self._log.words, self._log
+        with self._view.mutex:
+            self._view.catch_up()
+        return {
+            "node": log.identity.node,
+            "cluster_id": log.identity.cluster_id.hex(),
+            "backend": log.identity.backend,
+            "is_primary": log.is_primary,
+            "epoch": log.cursor.at.epoch,
+            "voters": list(log.config.voters),
+            "sync_replicas": log.config.sync_replicas,
+            "appended_lsn": words[Word.APPENDED],
+            "flushed_lsn": words[Word.FLUSHED],
+            "committed_lsn": words[Word.COMMITTED] if log.config.sync_replicas else words[Word.APPENDED],
+            "folded_lsn": words[Word.FOLDED],
+            "sessions": self.count(),
+            "digest": f"{log.cursor.at.digest:016x}",
+            "durability": self._durability.name.lower(),
+        }
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _commit(self, evaluate: Callable[[Stage], Any], durability: str | None, operation_id: bytes) -> Any:
+        result, position = self._writer.commit(evaluate)
+        if position is not None:
+            self._finish(position, durability, operation_id)
+        else:
+            self._writer.wait_visible()
+        return result
+
+    def _finish(self, position: Position, durability: str | None, operation_id: bytes) -> None:
+        level = self._durability
+        if durability is not None:
+            level = max(level, parse_durability(durability))
+        try:
+            self._writer.finish(position, level, operation_id)
+        except Indeterminate as error:
+            error.operation_id = operation_id.hex()
+            raise
+
+    def _live(self, stage: Stage, id: str, key: bytes, now_ms: int) -> Session | None:
+        value = stage.value(key)
+        if value is None or expiry_of(value) < now_ms:
+            return None
+        return Session(id, value)
+
+    def _checked(self, id: str, key: bytes, record: bytes) -> bytes:
+        try:
+            return value_of(key, record)
+        except CorruptError as error:
+            raise self._damaged(id, key) from error
+
+    def _damaged(self, id: str, key: bytes) -> CorruptError:
+        return CorruptError(
+            f"the state's record of session {id!r} does not match its hash",
+            path=self._opened.state_path,
+            hint="The state is damaged; close the store and rebuild it with `perdure verify`, `replay`.",
+        )
+
+    def _missing(self, id: str) -> SessionNotFoundError:
+        return SessionNotFoundError(f"no session {id!r}, or it has expired")
+
+    def _too_large(self, id: str, value: bytes) -> SessionTooLargeError:
+        return SessionTooLargeError(
+            f"session {id!r} takes {len(value)} bytes, the limit is {self._size_bytes_max}",
+            hint="Keep large data elsewhere, or raise max_session_size_bytes.",
+        )
+
+    def _flush_touches(self) -> None:
+        """Write the coalesced refreshes, as one frame."""
+        touches, self._touches = self._touches, {}
+        if not touches or not self._log.is_primary:
+            return
+        operation_id = self._ids.take()
+
+        def evaluate(stage: Stage) -> None:
+            for key, accessed_ms in touches.items():
+                value = stage.value(key)
+                if value is not None and ACCESSED.unpack_from(value, 24)[0] < accessed_ms:
+                    stage.touch(key, ACCESSED.pack(accessed_ms), operation_id)
+
+        self._writer.commit(evaluate)
+
+
+def check_version(id: str, old: Session | None, expected: int | None) -> None:
+    """Raise VersionConflictError unless the session has the expected version (0: is not there)."""
+    actual = old.version if old else 0
+    if expected is not None and expected != actual:
+        raise VersionConflictError(
+            f"session {id!r} has version {actual}, expected {expected}",
+            expected=expected,
+            actual=actual or None,
+        )

@@ -1,0 +1,314 @@
+"""The view: what a reader sees is the state plus the tail of the log that is not folded yet.
+
+Owns the tail map of one process: for each key that the frames behind the state changed, its newest
+record, or None. With sync_replicas >= 1 frames that are not committed yet are kept apart: writers build
+on them, readers do not see them.
+
+Invariant: the tail map covers every visible frame above the read view's position, so that view plus
+map is the fold of the log up to the last visible frame. Not for two threads at once: `mutex` is held
+by whoever calls.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from typing import TypeAlias
+
+import msgspec
+
+from .cursor import Run
+from .errors import CorruptError
+from .event import Event, Kind, Reason
+from .fold import HASH_BYTES, plan_deadlines, record_of, touched
+from .ids import NOWHERE, StatePosition
+from .log import EventLog
+from .page import Word
+from .placing import place
+from .ports import Backend, Change, Deadline, Record
+
+_APPENDED = int(Word.APPENDED)
+_COMMITTED = int(Word.COMMITTED)
+_GENERATION = int(Word.GENERATION)
+_PUT = int(Kind.PUT)
+_TOUCH = int(Kind.TOUCH)
+_RENAME = int(Kind.RENAME)
+_CONTROL = int(Kind.EPOCH_START)
+_CREATED = int(Reason.CREATED)
+
+Entry: TypeAlias = "tuple[int, Record | None, bool]"
+"""(LSN of the frame's end, record or None, is the key surely not in the state)."""
+
+TAIL_RUN_BYTES = 1 << 20
+
+
+class Pending(msgspec.Struct, frozen=True):
+    """A frame that is appended and not committed, with what it changes."""
+
+    end: StatePosition
+    segment_lsn: int
+    offset: int
+    entries: list[tuple[bytes, Entry]]
+
+
+class View:
+    """What one process sees of one store."""
+
+    def __init__(self, log: EventLog, backend: Backend) -> None:
+        self.log = log
+        self.backend = backend
+        self.mutex = log.mutex
+        self.tail: dict[bytes, Entry] = {}
+        self.pending: dict[bytes, Entry] = {}
+        self.pending_frames: deque[Pending] = deque()
+        self.state: StatePosition = NOWHERE
+        self.visible: StatePosition = NOWHERE
+        """Where readers are: the state plus the tail map."""
+        self.visible_place = (0, 0)
+        """(first LSN of the segment, offset) behind the last visible frame."""
+        self.is_open = False
+        self.needs_commit: bool
+        """sync_replicas >= 1: frames wait for the commit LSN before they are visible."""
+        self.needs_commit = False
+        log.on_run = self.take_run
+        log.on_control = self.took_control
+        log.on_reset = self.begin_again
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def read(self, key: bytes) -> Record | None:
+        """The record that readers see, None if there is none. Takes the mutex."""
+        with self.mutex:
+            log = self.log
+            words = log.words
+            if words[_APPENDED] > log.cursor.at[1] or words[_GENERATION] != log.generation:
+                self.catch_up()
+            if self.pending_frames:
+                self.advance()
+            if not self.is_open:
+                self.refresh()
+            found = self.tail.get(key)
+            if found is not None:
+                return found[1]
+            try:
+                return self.backend.get(key)
+            except self.backend.engine_errors as error:
+                raise unreadable(error) from error
+
+    def newest(self, key: bytes) -> Record | None:
+        """The record that writers build on: uncommitted frames included. Takes the mutex."""
+        with self.mutex:
+            if not self.is_open:
+                self.refresh()
+            found = self.pending.get(key) or self.tail.get(key)
+            if found is not None:
+                return found[1]
+            try:
+                return self.backend.get(key)
+            except self.backend.engine_errors as error:
+                raise unreadable(error) from error
+
+    def catch_up(self) -> None:
+        """Follow the log to the page's last frame."""
+        log = self.log
+        if log.words[_GENERATION] != log.generation:
+            log.refresh_role()
+            self.needs_commit = log.config.sync_replicas > 0
+        log.follow()
+
+    def advance(self) -> None:
+        """Make frames visible that were committed meanwhile."""
+        committed = self.log.words[_COMMITTED]
+        frames = self.pending_frames
+        while frames and frames[0].end.lsn <= committed:
+            self._show(frames.popleft())
+        if not frames:
+            self.pending.clear()
+
+    def refresh(self) -> None:
+        """Renew the read view and drop from the tail map what it holds already."""
+        self._renew()
+        if self.log.cursor.at.lsn < self.state.lsn:
+            self.log.follow()
+
+    def _renew(self) -> None:
+        """Begin a read view, which may be ahead of what was followed: frames up to it are then skipped."""
+        state = self.backend.refresh()
+        self.is_open = True
+        if state.lsn == self.state.lsn:
+            return
+        self.state = state
+        lsn = state.lsn
+        while self.pending_frames and self.pending_frames[0].end.lsn <= lsn:
+            self._show(self.pending_frames.popleft())
+        self.tail = {key: entry for key, entry in self.tail.items() if entry[0] > lsn}
+        if self.visible.lsn < lsn:
+            self.visible = state
+
+    def release(self) -> None:
+        """End the read view, so that it pins no pages of the state."""
+        if self.is_open:
+            self.is_open = False
+            self.backend.release()
+
+    def begin_again(self) -> None:
+        """The log was cut or made anew: forget the tail, and read on from the state."""
+        place(self.log, self.reset())
+
+    def reset(self) -> StatePosition:
+        """Forget the tail: the log was cut or made anew. Says from where to follow it again."""
+        self.tail.clear()
+        self.pending.clear()
+        self.pending_frames.clear()
+        self.release()
+        self.state = self.visible = self.backend.refresh()
+        self.visible_place = (0, 0)
+        self.is_open = True
+        return self.state
+
+    # -- taking frames ---------------------------------------------------------------------------
+
+    def take_run(self, run: Run) -> None:
+        """Apply frames that were read from the log; those that the read view holds already are skipped."""
+        if not self.is_open:
+            self._renew()
+        state_lsn = self.state.lsn
+        cursor = self.log.cursor
+        segment = cursor.header.first_lsn if cursor.header else 0
+        last_offset, last = run.frames[-1]
+        base = cursor.offset - (last_offset + last.size_bytes)
+        for offset, frame in run.frames:
+            if frame.last_lsn > state_lsn:
+                entries = self._entries(run.events(offset, frame), frame.last_lsn)
+                self._add(frame.state_position, segment, base + offset + frame.size_bytes, entries)
+
+    def took_control(self) -> None:
+        """A frame that changes no session was appended by this process."""
+        self.took([])
+
+    def took(self, entries: list[tuple[bytes, Entry]]) -> None:
+        """Apply a frame that this process has just appended."""
+        cursor = self.log.cursor
+        segment = cursor.header.first_lsn if cursor.header else 0
+        self._add(cursor.at, segment, cursor.offset, entries)
+
+    def _add(
+        self, end: StatePosition, segment_lsn: int, offset: int, entries: list[tuple[bytes, Entry]]
+    ) -> None:
+        if self.needs_commit:
+            self.pending_frames.append(Pending(end, segment_lsn, offset, entries))
+            self.pending.update(entries)
+        else:
+            self.tail.update(entries)
+            self.visible = end
+            self.visible_place = (segment_lsn, offset)
+
+    def _show(self, frame: Pending) -> None:
+        pending = self.pending
+        for key, entry in frame.entries:
+            self.tail[key] = entry
+            if pending.get(key) is entry:
+                del pending[key]
+        self.visible = frame.end
+        self.visible_place = (frame.segment_lsn, frame.offset)
+
+    def _entries(self, events: list[Event], lsn: int) -> list[tuple[bytes, Entry]]:
+        changed: dict[bytes, Entry] = {}
+        for kind, reason, _operation_id, key, value in events:
+            if kind == _PUT:
+                old = changed.get(key) or self._entry(key)
+                is_new = old[2] if old else reason == _CREATED
+                changed[key] = (lsn, record_of(key, value), is_new)
+            elif kind >= _CONTROL:
+                continue
+            elif kind == _TOUCH:
+                old = changed.get(key) or self._entry(key)
+                record = old[1] if old else self.backend.get(key)
+                new = record_of(key, touched(key, record, value))
+                changed[key] = (lsn, new, old[2] if old else False)
+            elif kind == _RENAME:
+                old = changed.get(key) or self._entry(key)
+                record = old[1] if old else self.backend.get(key)
+                if record is None:
+                    raise CorruptError(f"a rename of session {key!r}, which is not there", lsn=lsn)
+                changed[key] = (lsn, None, False)
+                changed[value] = (lsn, record_of(value, record[HASH_BYTES:]), False)
+            else:
+                changed[key] = (lsn, None, False)
+        return list(changed.items())
+
+    def _entry(self, key: bytes) -> Entry | None:
+        return self.pending.get(key) or self.tail.get(key)
+
+    # -- folding ---------------------------------------------------------------------------------
+
+    def fold_plan(self) -> tuple[list[Change], list[Deadline], StatePosition] | None:
+        """What a fold of the whole visible tail would write; None if there is nothing to fold.
+
+        The caller holds the fold lock and the mutex.
+        """
+        self.catch_up()
+        self.advance()
+        self.release()
+        self.refresh()
+        if self.visible.lsn <= self.state.lsn:
+            return None
+        tail = self.tail
+        changes = [(key, tail[key][1]) for key in sorted(tail)]
+        get = self.backend.get
+        armed = plan_deadlines(changes, lambda key: None if tail[key][2] else get(key))
+        return changes, armed, self.visible
+
+    def folded(self, position: StatePosition) -> None:
+        """The fold up to `position` is in the state: publish it, and drop it from the tail map."""
+        words = self.log.words
+        words[Word.FOLDED_SEGMENT], words[Word.FOLDED_OFFSET] = 0, 0
+        words[Word.FOLDED] = position.lsn
+        cursor = self.log.cursor
+        if not self.needs_commit and cursor.header is not None and cursor.at.lsn == position.lsn:
+            self.visible_place = (cursor.header.first_lsn, cursor.offset)
+        words[Word.FOLDED_SEGMENT], words[Word.FOLDED_OFFSET] = self.visible_place
+        self.release()
+        self.refresh()
+
+    def keys(self, prefix: bytes, after: bytes, limit: int) -> list[bytes]:
+        """Up to `limit` keys above `after` that begin with `prefix`, in order, as readers see them.
+
+        Takes the mutex. What changes meanwhile may be seen or not.
+        """
+        with self.mutex:
+            self.catch_up()
+            self.advance()
+            self.refresh()
+            tail = dict(self.tail)
+            scan = self.backend.scan(max(after, prefix_floor(prefix)))
+        new = sorted(key for key, entry in tail.items() if entry[1] is not None)
+        found: list[bytes] = []
+        try:
+            stored = (key for key, _ in scan if key not in tail)
+            for key in heapq.merge(stored, new):
+                if key <= after or key < prefix:
+                    continue
+                if not key.startswith(prefix):
+                    break
+                found.append(key)
+                if len(found) >= limit:
+                    break
+        finally:
+            scan.close()
+        return found
+
+
+def unreadable(error: Exception) -> CorruptError:
+    """The error for a state whose engine refuses to read."""
+    return CorruptError(
+        f"the state cannot be read: {error}",
+        hint="It can be rebuilt from snapshot and log: close the store everywhere and move its state away.",
+    )
+
+
+def prefix_floor(prefix: bytes) -> bytes:
+    """A key below every key that begins with `prefix`, and above as many others as is easy."""
+    if not prefix or prefix[-1] == 0:
+        return prefix[:-1]
+    return prefix[:-1] + bytes([prefix[-1] - 1]) + b"\xff" * 8

@@ -1,0 +1,355 @@
+"""The calls of SessionStore, on each back end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from perdure.store import (
+    ForeignError,
+    InvalidIdError,
+    MetadataError,
+    Outcome,
+    Priority,
+    ReentrantWriteError,
+    Session,
+    SessionNotFoundError,
+    SessionStore,
+    SessionTooLargeError,
+    StorageError,
+    StoreClosedError,
+    StoreMissingError,
+    UsageError,
+    VersionConflictError,
+)
+
+
+@pytest.fixture(params=["lmdb", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SessionStore]:
+    with SessionStore.open(tmp_path / "store", backend=request.param) as opened:
+        yield opened
+
+
+def test_create_answers_an_id_of_32_hex_characters_and_stores_the_metadata(store: SessionStore) -> None:
+    id = store.create({"user": 42, "roles": ["admin"], "raw": b"\x00\xff", "none": None})
+    assert len(id) == 32
+    assert int(id, 16) >= 0
+    session = store.get(id)
+    assert session is not None
+    assert session.metadata == {"user": 42, "roles": ["admin"], "raw": b"\x00\xff", "none": None}
+    assert (session.version, session.timeout_ms, session.priority) == (1, 3_600_000, Priority.NORMAL)
+    assert session.expires_at == session.last_accessed + 3_600_000
+
+
+def test_every_field_survives_fold_and_reopen(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with SessionStore.open(path) as store:
+        id = store.create(
+            {"a": 1}, timeout_ms=None, priority=Priority.CRITICAL, group="user 42", tags=["web", "eu"]
+        )
+        before = store.peek(id)
+        position, digest = store.position(), store.stats()["digest"]
+    with SessionStore.open(path) as store:
+        assert store.peek(id) == before
+        assert before is not None
+        assert (before.group, before.tags, before.priority) == ("user 42", ("web", "eu"), Priority.CRITICAL)
+        assert before.expires_at is None
+        assert (store.position(), store.stats()["digest"]) == (position, digest)
+
+
+def test_put_replaces_and_counts_versions(store: SessionStore) -> None:
+    first = store.put("mine", {"n": 1})
+    second = store.put("mine", {"n": 2})
+    assert (first.version, second.version) == (1, 2)
+    assert second.created_at == first.created_at
+    found = store.get("mine")
+    assert found == second
+    assert store.count() == 1
+
+
+def test_put_with_a_stale_version_changes_nothing(store: SessionStore) -> None:
+    store.put("mine", {"n": 1})
+    with pytest.raises(VersionConflictError) as caught:
+        store.put("mine", {"n": 2}, if_version=7)
+    assert (caught.value.expected, caught.value.actual) == (7, 1)
+    with pytest.raises(VersionConflictError):
+        store.put("mine", {"n": 2}, if_version=0)
+    assert store.put("mine", {"n": 3}, if_version=1).version == 2
+
+
+def test_update_stores_what_the_function_returns(store: SessionStore) -> None:
+    id = store.create({"hits": 1})
+    changed = store.update(id, lambda session: session.merge({"hits": session.metadata["hits"] + 1}))
+    assert changed.metadata == {"hits": 2}
+    assert changed.version == 2
+    relabelled = store.update(id, lambda session: session.replace(group="g", tags=["t"], timeout_ms=None))
+    assert (relabelled.group, relabelled.tags, relabelled.timeout_ms) == ("g", ("t",), None)
+    assert relabelled.metadata == {"hits": 2}
+    assert store.peek(id) == relabelled
+
+
+def test_update_that_raises_leaves_the_session_as_it_was(store: SessionStore) -> None:
+    id = store.create({"hits": 1})
+    before = (store.peek(id), store.position())
+
+    def fail(_: Session) -> Session:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        store.update(id, fail)
+    with pytest.raises(UsageError, match="returned dict"):
+        store.update(id, lambda _: {"hits": 2})  # type: ignore[arg-type, return-value]
+    assert (store.peek(id), store.position()) == before
+    assert store.update(id, lambda session: session.merge({"hits": 5})).version == 2
+
+
+def test_a_write_inside_an_update_function_is_refused(store: SessionStore) -> None:
+    id = store.create({})
+
+    def nested(session: Session) -> Session:
+        store.create({})
+        return session
+
+    with pytest.raises(ReentrantWriteError):
+        store.update(id, nested)
+    assert store.count() == 1
+
+
+def test_what_is_missing_is_none_or_not_found(store: SessionStore) -> None:
+    assert store.get("nobody") is None
+    assert store.peek("nobody") is None
+    assert store.delete("nobody") is False
+    for call in (store.touch, store.regenerate_id, lambda id: store.update(id, lambda s: s)):
+        with pytest.raises(SessionNotFoundError):
+            call("nobody")
+
+
+def test_delete_says_whether_it_was_there(store: SessionStore) -> None:
+    id = store.create({})
+    assert store.delete(id) is True
+    assert store.delete(id) is False
+    assert store.get(id) is None
+    store.fold()
+    assert store.get(id) is None
+    assert store.count() == 0
+
+
+def test_regenerate_id_moves_the_session_in_one_step(store: SessionStore) -> None:
+    id = store.create({"cart": [1, 2]})
+    store.fold()
+    new = store.regenerate_id(id)
+    assert store.get(id) is None
+    moved = store.get(new)
+    assert moved is not None
+    assert moved.metadata == {"cart": [1, 2]}
+    store.fold()
+    assert store.count() == 1
+    assert list(store.ids()) == [new]
+
+
+def test_a_batch_is_one_frame_or_nothing(store: SessionStore) -> None:
+    before = store.position()
+    with store.batch() as batch:
+        ids = [batch.create({"n": number}) for number in range(50)]
+        batch.put("fixed", {"x": 1})
+        batch.delete(ids[0])
+        batch.touch(ids[1])
+    assert store.position().lsn - before.lsn == 53
+    assert store.count() == 50
+
+    def abandon() -> None:
+        with store.batch() as batch:
+            batch.create({})
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        abandon()
+    assert store.count() == 50
+
+
+def test_ids_come_in_key_order_with_prefix_and_resume(store: SessionStore) -> None:
+    names = [f"user-{number:03d}" for number in range(30)]
+    for name in names[::2]:
+        store.put(name, {})
+    store.fold()
+    for name in names[1::2]:
+        store.put(name, {})
+    store.delete("user-004")
+    store.put("other", {})
+    names.remove("user-004")
+    assert list(store.ids("user-")) == names
+    assert list(store.ids("user-", after="user-010")) == [name for name in names if name > "user-010"]
+    assert list(store.ids()) == ["other", *names]
+
+
+def test_expired_sessions_are_absent_and_swept_as_logged_events(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [store._now_ms()]
+
+    def clock() -> int:
+        return now[0]
+
+    monkeypatch.setattr(store, "_now_ms", clock)
+    monkeypatch.setattr(store._log, "now_ms", clock)
+    monkeypatch.setattr(type(store._options.clock), "now_ms", lambda self: now[0])
+    short = store.create({}, timeout_ms=1000)
+    capped = store.put("capped", {}, 5000).id
+    kept = store.create({}, timeout_ms=None)
+    now[0] += 1050
+    assert store.get(short) is not None, "the refresh window of a tenth is granted"
+    store._touches.clear()
+    now[0] += 100
+    assert store.get(short) is None
+    assert store.peek(short) is None
+    assert store.cleanup_expired() == 1
+    now[0] += 4000
+    assert store.peek(capped) is None
+    assert store.cleanup_expired() == 1
+    assert list(store.ids()) == [kept]
+    assert store.cleanup_expired() == 0
+
+
+def test_use_keeps_a_sliding_session_alive(store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [store._now_ms()]
+    monkeypatch.setattr(store, "_now_ms", lambda: now[0])
+    monkeypatch.setattr(store._log, "now_ms", lambda: now[0])
+    monkeypatch.setattr(type(store._options.clock), "now_ms", lambda self: now[0])
+    id = store.create({}, timeout_ms=10_000)
+    for _ in range(5):
+        now[0] += 8_000
+        assert store.get(id) is not None
+        store.flush()
+    assert store.cleanup_expired() == 0
+    now[0] += 12_000
+    assert store.get(id) is None
+    assert store.cleanup_expired() == 1
+
+
+@pytest.mark.parametrize("bad", ["", "x" * 1025, "\ud800"])
+def test_bad_ids_are_refused_before_anything_is_written(store: SessionStore, bad: str) -> None:
+    before = store.position()
+    with pytest.raises(InvalidIdError):
+        store.put(bad, {})
+    assert store.position() == before
+
+
+def test_ids_up_to_1024_bytes_work(store: SessionStore) -> None:
+    long_ids = ["k" * size for size in (510, 511, 512, 1024)]
+    for number, id in enumerate(long_ids):
+        store.put(id, {"n": number})
+    store.fold()
+    for number, id in enumerate(long_ids):
+        found = store.get(id)
+        assert found is not None
+        assert found.metadata == {"n": number}
+    assert list(store.ids()) == long_ids
+
+
+def test_what_cannot_be_stored_is_refused_with_the_path_to_it(store: SessionStore) -> None:
+    before = store.position()
+    with pytest.raises(MetadataError, match=r"metadata\['a'\]\[1\]"):
+        store.create({"a": [1, object()]})
+    with pytest.raises(MetadataError):
+        store.create([1])  # type: ignore[arg-type]
+    with pytest.raises(SessionTooLargeError, match="limit is 65536"):
+        store.create({"blob": b"x" * 70_000})
+    with pytest.raises(UsageError):
+        store.create({}, timeout_ms=0)
+    assert store.position() == before
+    assert store.count() == 0
+
+
+def test_outcome_tells_committed_from_lost(store: SessionStore) -> None:
+    id = store.create({})
+    position = store.position()
+    assert store.outcome(position) is Outcome.COMMITTED
+    assert store.outcome((position.epoch, position.lsn, position.chain ^ 1)) is Outcome.LOST
+    assert store.outcome((position.epoch, position.lsn + 10, 0)) is Outcome.UNKNOWN
+    with store.batch() as batch:
+        batch.delete(id)
+    assert store.outcome(batch.operation_id) is Outcome.COMMITTED
+    assert store.outcome("00" * 15 + "77") is Outcome.LOST
+    with pytest.raises(UsageError):
+        store.outcome("short")
+
+
+@pytest.mark.parametrize("durability", ["os", "interval", "disk"])
+def test_every_durability_acknowledges_and_says_what_is_on_disk(tmp_path: Path, durability: str) -> None:
+    with SessionStore.open(tmp_path / "store", durability=durability) as store:
+        for _ in range(20):
+            store.create({})
+        stats = store.stats()
+        if durability == "disk":
+            assert stats["flushed_lsn"] == stats["appended_lsn"]
+        store.create({}, durability="disk")
+        assert store.stats()["flushed_lsn"] == store.stats()["appended_lsn"]
+    with pytest.raises(UsageError):
+        SessionStore.open(tmp_path / "store", durability="sometimes")
+
+
+def test_threads_share_commits_and_lose_nothing(store: SessionStore) -> None:
+    store.put("counter", {"n": 0}, None)
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(50):
+                store.create({}, durability="disk")
+                store.update("counter", lambda s: s.merge({"n": s.metadata["n"] + 1}))
+        except BaseException as error:  # noqa: BLE001 - shown by the main thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert store.count() == 401
+    counter = store.get("counter")
+    assert counter is not None
+    assert counter.metadata == {"n": 400}
+
+
+def test_a_closed_store_says_so(tmp_path: Path) -> None:
+    store = SessionStore.open(tmp_path / "store")
+    store.close()
+    store.close()
+    with pytest.raises(StoreClosedError):
+        store.create({})
+    with pytest.raises(StoreClosedError):
+        store.get("x")
+
+
+def test_missing_and_foreign_directories_are_refused_untouched(tmp_path: Path) -> None:
+    with pytest.raises(StoreMissingError):
+        SessionStore.open(tmp_path / "nothing", create=False)
+    assert not (tmp_path / "nothing").exists()
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "letter.txt").write_text("dear")
+    with pytest.raises(ForeignError, match=r"letter\.txt"):
+        SessionStore.open(foreign)
+    assert [file.name for file in foreign.iterdir()] == ["letter.txt"]
+    SessionStore.open(tmp_path / "store", backend="sqlite").close()
+    with pytest.raises(StorageError, match="sqlite"):
+        SessionStore.open(tmp_path / "store", backend="lmdb")
+
+
+def test_two_handles_of_one_process_see_each_other(tmp_path: Path) -> None:
+    with SessionStore.open(tmp_path / "store") as one, SessionStore.open(tmp_path / "store") as two:
+        id = one.create({"n": 1})
+        found = two.get(id)
+        assert found is not None
+        two.update(id, lambda session: session.merge({"n": 2}))
+        seen = one.get(id)
+        assert seen is not None
+        assert seen.metadata == {"n": 2}
+        assert one.delete(id)
+        two.fold()
+        assert two.get(id) is None
+        assert one.position() == two.position()
