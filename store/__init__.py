@@ -36,8 +36,8 @@ from .errors import (
     VersionConflictError,
     WireError,
 )
-from .ids import NOWHERE, Position, StatePosition
 from .identity import Identity, read_identity
+from .ids import NOWHERE, Position, StatePosition
 from .log import EventLog
 from .opening import OpenOptions, begin_cluster, init_store, open_store
 from .outcome import Outcome

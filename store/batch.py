@@ -77,19 +77,19 @@ class Batch:
         now_ms = self._now_ms()
         id = self._take().hex()
         value = encode_session(
-            version=1,
-            created_ms=now_ms,
-            accessed_ms=now_ms,
-            timeout_ms=check_timeout(timeout_ms),
-            cap_ms=0,
-            priority=priority,
+            1,
+            now_ms,
+            now_ms,
+            timeout_ms if timeout_ms == DEFAULT_TIMEOUT_MS else check_timeout(timeout_ms),
+            0,
+            metadata if metadata is not None else {},
+            priority,
             group=group,
             tags=tuple(tags) if tags else (),
-            metadata=metadata if metadata is not None else {},
         )
         self._check_size(id, value)
         key, operation_id = id.encode(), self._operation_id
-        self._add(lambda stage: stage.put(key, value, Reason.CREATED, operation_id))
+        self._add(lambda stage: stage.create(key, value, operation_id))
         return id
 
     def put(

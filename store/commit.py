@@ -32,7 +32,7 @@ from .event import EVENTS_LIMIT, Kind, Reason, encode_event
 from .event import pack_header as pack_event
 from .fold import HASH_BYTES, value_of
 from .frame import FRAME_BYTES_MAX
-from .ids import MASK64, Position
+from .ids import MASK64, StatePosition
 from .log import EventLog
 from .page import Word
 from .ports import CommitGate, Record
@@ -58,7 +58,6 @@ _PUT = int(Kind.PUT)
 _CREATED = int(Reason.CREATED)
 _UPDATED = int(Reason.UPDATED)
 xxh3_64 = xxhash.xxh3_64_intdigest
-_new = tuple.__new__
 
 
 class Durability(IntEnum):
@@ -111,6 +110,17 @@ class Stage:
         old = None if is_new else self.get(key)
         self._set(key, value, old, is_new or self._is_new(key))
         self._emit(Kind.PUT, reason, operation_id, key, value)
+
+    def create(self, key: bytes, value: bytes, operation_id: bytes) -> None:
+        """As put with the reason CREATED, of a key that was never used."""
+        hashed = xxh3_64(value, xxh3_64(key))
+        self.entries[key] = (0, hashed.to_bytes(8, "little") + value, True)
+        self.digest += hashed
+        self.session_count += 1
+        event = pack_event(_PUT, _CREATED, len(key), len(value), operation_id) + key + value
+        self.parts.append(event)
+        self.size_bytes += len(event)
+        self.event_count += 1
 
     def touch(self, key: bytes, accessed: bytes, operation_id: bytes) -> None:
         old = self.get(key)
@@ -170,7 +180,7 @@ class Operation:
         self.evaluate = evaluate
         self.result: Any = None
         self.error: BaseException | None = None
-        self.position: Position | None = None
+        self.position: StatePosition | None = None
         self.is_done = False
 
 
@@ -202,7 +212,7 @@ class Writer:
 
     # -- the calls -------------------------------------------------------------------------------
 
-    def create(self, key: bytes, value: bytes, operation_id: bytes, now_ms: int) -> Position:
+    def create(self, key: bytes, value: bytes, operation_id: bytes, now_ms: int) -> StatePosition:
         """Append the creation of a session under a key that was never used. The fast path.
 
         The same as commit() with a put, in one plain function, because calls are what it would spend
@@ -247,7 +257,7 @@ class Writer:
             self._after_append()
         return position
 
-    def commit(self, evaluate: Evaluate) -> tuple[Any, Position | None]:
+    def commit(self, evaluate: Evaluate) -> tuple[Any, StatePosition | None]:
         """Evaluate a change under the lock and append what it says, with others that wait.
 
         Answers (its result, the position of its frame, or None if it wrote nothing). Raises what
@@ -259,7 +269,7 @@ class Writer:
 
     def change(
         self, key: bytes, operation_id: bytes, evaluate: Callable[[bytes | None, int], bytes]
-    ) -> Position:
+    ) -> StatePosition:
         """Read, change and append one session in the caller's own thread, in a frame of its own.
 
         `evaluate` gets the stored session (None if there is none) and the time in ms, and answers the new
@@ -290,7 +300,7 @@ class Writer:
 
     def _append_change(
         self, key: bytes, value: bytes, old: Record | None, operation_id: bytes, now_ms: int
-    ) -> Position:
+    ) -> StatePosition:
         log, view = self.log, self.view
         at = log.cursor.at
         hashed = xxh3_64(value, xxh3_64(key))
@@ -303,14 +313,18 @@ class Writer:
             now_ms,
         )
         with view.mutex:
-            found = view.pending.get(key) or view.tail.get(key)
-            is_new = found is not None and found[2]
-            view.took([(key, (position[1], hashed.to_bytes(8, "little") + value, is_new))])
+            found = view.tail.get(key)
+            entry = (position[1], hashed.to_bytes(8, "little") + value, found is not None and found[2])
+            if view.needs_commit:
+                view.took([(key, entry)])
+            else:
+                view.tail[key] = entry
+                view.visible = position
         return position
 
     # -- durability ------------------------------------------------------------------------------
 
-    def finish(self, position: Position, durability: Durability, operation_id: bytes | None) -> None:
+    def finish(self, position: StatePosition, durability: Durability, operation_id: bytes | None) -> None:
         """Return once a frame is as durable as asked.
 
         Raises Indeterminate for whatever goes wrong: the frame is in the log already.
@@ -336,24 +350,24 @@ class Writer:
     def wait_visible(self) -> None:
         """Wait until every frame that was appended is committed: an answer that rests on one of them."""
         if self.view.needs_commit and self.view.pending_frames:
-            self._wait_committed(self.log.cursor.at.position)
+            self._wait_committed(self.log.cursor.at)
 
-    def _wait_committed(self, position: Position) -> None:
+    def _wait_committed(self, position: StatePosition) -> None:
         if self.gate is None:
             raise NoQuorumError(
                 "the store asks for replicas, and this handle has no way to them",
                 hint="Open it with perdure.open(), which wires the shipper.",
             )
         self.gate.poke(position.lsn)
-        if not self.gate.wait(position, self.write_timeout_ms):
+        if not self.gate.wait(position.position, self.write_timeout_ms):
             replicas = self.log.config.sync_replicas
             raise Indeterminate(
                 f"not confirmed by {replicas} replica(s) within {self.write_timeout_ms} ms",
-                position=position,
+                position=position.position,
                 operation_id=None,
             )
 
-    def _check_still_ours(self, position: Position) -> None:
+    def _check_still_ours(self, position: StatePosition) -> None:
         """The node's role changed while the frame was in flight: was it before the change?"""
         log = self.log
         with self.view.mutex:
@@ -365,7 +379,7 @@ class Writer:
                 lsn=position.lsn,
             )
 
-    def _indeterminate(self, why: str, position: Position, operation_id: bytes | None) -> Indeterminate:
+    def _indeterminate(self, why: str, position: StatePosition, operation_id: bytes | None) -> Indeterminate:
         return Indeterminate(
             f"the write is in the log, but it is not known to be durable: {why}",
             position=(position.epoch, position.lsn, position.chain),
@@ -374,7 +388,7 @@ class Writer:
 
     # -- one frame -------------------------------------------------------------------------------
 
-    def _submit(self, operation: Operation) -> Position:
+    def _submit(self, operation: Operation) -> StatePosition:
         self._refuse_reentry()
         self._queue.append(operation)
         with self._threads:
@@ -382,7 +396,7 @@ class Writer:
                 self._commit(self._drain())
         self._after_append()
         self._result(operation)
-        return operation.position or self.log.cursor.at.position
+        return operation.position or self.log.cursor.at
 
     def _result(self, operation: Operation) -> Any:
         if operation.error is not None:
@@ -446,10 +460,10 @@ class Writer:
                     hint=f"Commit at most {EVENTS_LIMIT} changes and {FRAME_BYTES_MAX >> 20} MiB at once.",
                 )
             position = self.log.append(
-                b"".join(stage.parts), stage.event_count, stage.digest, stage.session_count, now_ms
+                b"".join(stage.parts), stage.event_count, stage.digest & MASK64, stage.session_count, now_ms
             )
             lsn = position.lsn
-            entries = [(key, _new(tuple, (lsn, e[1], e[2]))) for key, e in stage.entries.items()]
+            entries = [(key, (lsn, entry[1], entry[2])) for key, entry in stage.entries.items()]
             with self.view.mutex:
                 self.view.took(entries)
         else:

@@ -164,6 +164,10 @@ class LogCursor:
         damaged or does not follow, with the path and offset; `at` then stands before it.
         """
         while self.at.lsn < upto_lsn:
+            if self.descriptor < 0:  # the log was empty when this cursor came
+                if not self._next_segment():
+                    return None
+                self.enter_next()
             data = os.pread(self.descriptor, limit_bytes, self.offset)
             frames, verdict = self._take(data, upto_lsn)
             if frames:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,8 @@ MAPPED_FILE_BYTES: Final = 16 << 30
 READERS_MAX: Final = 1024
 LOCK_FILE_BYTES: Final = 69_632
 FOLDS_PER_READER_CHECK: Final = 256
+SHORT_WRITE_BYTES_MAX: Final = 4 << 20
+"""A write that the disk had no room for left less than this free."""
 
 EngineError = lmdb.Error
 Txn: TypeAlias = "lmdb.Transaction[bytes]"
@@ -81,11 +84,20 @@ def translate_lmdb(error: Exception, path: Path) -> PerdureError:
         return StorageError(
             f"more than {READERS_MAX} readers of the state", path=path, hint="Close some processes."
         )
-    if isinstance(error, lmdb.DiskError):
+    if isinstance(error, lmdb.DiskError) or (code == errno.EIO and _is_full(path)):
         code = errno.ENOSPC
     if code > 0:
         return translate(OSError(code, str(error)), "the state cannot be used", path)
     return StorageError(f"the state cannot be used: {error}", path=path)
+
+
+def _is_full(path: Path) -> bool:
+    """LMDB reports a write that was cut short, as the last one before a full disk is, as EIO."""
+    try:
+        status = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return status.f_bavail * status.f_frsize < SHORT_WRITE_BYTES_MAX
 
 
 class Environment:
@@ -238,10 +250,25 @@ def leave_environment(shared: Environment) -> None:
 
 
 def _forget_environments() -> object:
+    """In a child: the parent's environments are not to be used, closed or freed, but opened anew.
+
+    py-lmdb refuses to open files that are open in the process, and has no way to be told that those of
+    the parent do not count. Closing an inherited environment would, but also give up the reader slots
+    of the parent, whose pages would then be reused under it. So the files get another identity here.
+    """
     global _environments_lock  # noqa: PLW0603 - another thread may have held it at the fork
     inherited = dict(_environments)
     _environments.clear()
     _environments_lock = threading.Lock()
+    identities = sys.modules.get("lmdb._envid")
+    identify = getattr(identities, "env_keys", None)
+    if inherited and identify is not None:
+        pid = os.getpid()
+
+        def identify_in_child(path: Any, subdir: bool) -> tuple[Any, ...]:
+            return tuple((pid, key) for key in identify(path, subdir))
+
+        setattr(identities, "env_keys", identify_in_child)  # noqa: B010 - it has no typed name
     return inherited
 
 

@@ -125,10 +125,10 @@ def plan_deadlines(changes: Iterable[Change], lookup: Lookup) -> list[Deadline]:
     for key, record in changes:
         if record is None:
             continue
-        expiry = expiry_of(record[HASH_BYTES:])
+        expiry = expiry_of(record, HASH_BYTES)
         if expiry >= NEVER_MS:
             continue
         old = lookup(key)
-        if old is None or expiry_of(old[HASH_BYTES:]) > expiry:
+        if old is None or expiry_of(old, HASH_BYTES) > expiry:
             armed.append((expiry, key))
     return armed

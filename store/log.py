@@ -30,7 +30,7 @@ from .errors import (
     StoreMissingError,
 )
 from .event import decode_events
-from .files import pread_exactly, translate
+from .files import pread_exactly, remove_durably, translate
 from .flush import Flusher
 from .frame import HEADER_BYTES as FRAME_HEADER_BYTES
 from .frame import MAGIC, Frame, Verdict, cluster_key, decode_frame, pack_body_header, pack_chain, xxh3_64
@@ -288,8 +288,8 @@ class EventLog:
 
     def append(
         self, payload: bytes, event_count: int, digest: int, session_count: int, now_ms: int
-    ) -> Position:
-        """Append one frame. The caller holds the lock, and has checked the sizes.
+    ) -> StatePosition:
+        """Append one frame; answers where the log then stands. The caller holds the lock, and has checked the sizes.
 
         Raises StorageFullError or StorageError if the bytes could not be written; the log is then as
         it was before, or is settled by whoever locks it next.
@@ -332,13 +332,13 @@ class EventLog:
         cursor.offset = offset + size
         cursor.last_frame = offset
         cursor.time_ms = now_ms
-        cursor.at = _new(StatePosition, (epoch, last_lsn, chain, digest, session_count))
+        cursor.at = end = _new(StatePosition, (epoch, last_lsn, chain, digest, session_count))
         words[_END] = offset + size
         words[_LAST_FRAME] = offset
         words[_CHAIN] = chain
         words[_APPENDED] = last_lsn
         words[_DIRTY] = 0
-        return _new(Position, (epoch, last_lsn, chain))
+        return end
 
     def append_run(self, run: Run) -> None:
         """Append frames of the primary as they are, on a replica. The caller holds the lock and rolls.
@@ -361,6 +361,7 @@ class EventLog:
         cursor.last_frame = offset + last_offset - start
         cursor.time_ms = last.time_ms
         cursor.at = last.state_position
+        self.must_roll = False
         self.publish_place()
 
     def roll_if_due(self, now_ms: int) -> bool:
@@ -407,7 +408,7 @@ class EventLog:
         if header is not None and at.epoch != header.epoch:
             self.cursor.at = StatePosition(header.epoch, at.lsn, at.chain, at.digest, at.session_count)
         try:
-            position = self.append(payload, count, at.digest, at.session_count, now_ms)
+            position = self.append(payload, count, at.digest, at.session_count, now_ms).position
         except BaseException:
             self.cursor.at = at
             raise
@@ -490,6 +491,24 @@ class EventLog:
             config = config_of(decode_events(payload, frame.event_count))
             if config is not None:
                 self.config = config
+        elif self.cursor.offset == HEADER_BYTES:
+            self._load_older_config()
+
+    def _load_older_config(self) -> None:
+        """A crash left the tail without its first frame: the segment before it has the newest CONFIG."""
+        older = [file for file in list_segments(self.cursor.log) if file.first_lsn <= self.cursor.at.lsn]
+        if not older:
+            return
+        reader = LogCursor(
+            self.cursor.log, self.identity.cluster_id, self.key, self.identity.shard, is_writable=False
+        )
+        try:
+            reader.open_segment(older[-1])
+            run = reader.read(limit_bytes=HEADER_BYTES)
+            if run is not None:
+                self._read_config(run)
+        finally:
+            reader.close()
 
     def _still_there(self) -> bool:
         """Is the last frame that this process followed still where it was?"""

@@ -142,9 +142,10 @@ def init_store(
 def begin_cluster(log: EventLog, config: Config) -> Position:
     """Make a node the first primary of a new cluster. The caller holds the write lock.
 
-    Raises UsageError unless the log is empty and nothing was ever promised.
+    After a crash it can be called again. Raises UsageError unless the log is empty and nothing was ever
+    promised to another node.
     """
-    if log.cursor.at.lsn or log.promise.epoch:
+    if log.cursor.at.lsn or log.promise.candidate not in ("", log.identity.node):
         raise UsageError(
             "only a store without a log can begin a cluster",
             hint="Use `perdure promote` to make another node the primary.",
@@ -157,7 +158,7 @@ def begin_cluster(log: EventLog, config: Config) -> Position:
             f"sync_replicas = {config.sync_replicas} needs as many voters besides {node}, "
             f"there are {max(0, len(config.voters) - 1)}"
         )
-    return log.start_epoch(Promise(1, node), config, "created")
+    return log.start_epoch(Promise(max(1, log.promise.epoch), node), config, "created")
 
 
 def _identity_of(store: Path, options: OpenOptions) -> Identity:
@@ -318,11 +319,13 @@ def _begin_reign(log: EventLog) -> None:
     node = log.identity.node
     promise = read_promise(log.store)
     if header is None:
-        if node == STANDALONE_NODE and promise.epoch == 0 and log.cursor.at.lsn == 0:
-            log.start_epoch(Promise(1, node), ALONE, "created")
+        if node == STANDALONE_NODE and promise.candidate in ("", node) and log.cursor.at.lsn == 0:
+            log.start_epoch(Promise(promise.epoch + 1, node), ALONE, "created")
         return
     ours = header.primary == node and promise.candidate == node
-    if ours and log.lost_frames and set(log.config.voters) <= {node} and log.config.sync_replicas == 0:
+    unbegun = header.epoch != log.cursor.at.epoch  # a crash came before the EPOCH_START
+    alone = set(log.config.voters) <= {node} and log.config.sync_replicas == 0
+    if ours and alone and (log.lost_frames or unbegun):
         log.start_epoch(Promise(promise.epoch + 1, node), log.config, "restarted")
 
 

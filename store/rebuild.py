@@ -70,10 +70,14 @@ def replay(
     upto_lsn: int = EVERYTHING,
     upto_ms: int | None = None,
     progress: Progress | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    on_written: Callable[[StatePosition], None] | None = None,
 ) -> Replayed:
     """Fold the log behind `base`, where the back end stands, up to a target.
 
-    `upto_ms` is the time of the last frame to take, in ms. Raises DivergedError at the first frame
+    `upto_ms` is the time of the last frame to take, in ms. The back end is written once about
+    `chunk_bytes` of payloads are folded, and at the end; `on_written` is told where it stands then, with
+    the cursor behind that frame. Raises DivergedError at the first frame
     after which digest or session count are not what it says, CorruptError for damaged frames,
     PositionGoneError if the log does not reach back to `base`.
     """
@@ -81,7 +85,8 @@ def replay(
     if backend.refresh() != base:
         raise DivergedError("the back end does not stand where the replay begins", lsn=base.lsn)
     fold = _fresh_fold(backend, base)
-    at, time_ms, events, frames, size = base, 0, 0, 0, 0
+    at = written = base
+    time_ms = events = frames = size = 0
     stopped = False
     while not stopped and (run := cursor.read(upto_lsn, READ_BYTES)):
         for offset, frame in run.frames:
@@ -93,13 +98,18 @@ def replay(
             events += frame.event_count
             frames += 1
             size += frame.payload_bytes
-        if size >= CHUNK_BYTES:
+        if size >= chunk_bytes:
             _write(backend, fold, at)
+            written = at
+            if on_written:
+                on_written(at)
             fold, size = _fresh_fold(backend, at), 0
         if progress:
             progress(events)
-    if at != base:
+    if at != written:
         _write(backend, fold, at)
+        if on_written:
+            on_written(at)
     rounded = upto_lsn not in (EVERYTHING, at.lsn) and not stopped and cursor.read() is not None
     return Replayed(at, time_ms, events, frames, rounded)
 
@@ -147,7 +157,7 @@ def _write(backend: Backend, fold: Fold, at: StatePosition) -> None:
     changes = sorted(fold.changes.items())
     if backend.refresh() == NOWHERE:
         kept = [(key, record) for key, record in changes if record is not None]
-        armed = [(expiry_of(record[HASH_BYTES:]), key) for key, record in kept]
+        armed = [(expiry_of(record, HASH_BYTES), key) for key, record in kept]
         backend.load(kept, [entry for entry in armed if entry[0] != NEVER_MS], at)
         return
     armed = plan_deadlines(changes, backend.get)

@@ -8,6 +8,7 @@ follows; a crash in the middle leaves bytes that are no footer, and sealing star
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 
 from . import names
@@ -51,10 +52,25 @@ def seal_segment(cursor: LogCursor, file: SegmentFile) -> SegmentFooter:
     return footer
 
 
+def footer_up_to(cursor: LogCursor, file: SegmentFile, last_lsn: int) -> SegmentFooter:
+    """The footer that a segment has if it ends at `last_lsn`. Leaves the cursor there.
+
+    Raises CorruptError if no frame of it ends there.
+    """
+    cursor.open_segment(file)
+    return _footer_of(cursor, file, last_lsn)
+
+
 def unsealed_segments(log: Path) -> list[SegmentFile]:
-    """Segments that another one follows, without the end of a footer."""
+    """Segments that another one follows, without the end of a footer.
+
+    One with the first LSN of the next has no frame: a crash left it, and the next stands in its place.
+    """
     found = []
-    for file in list_segments(log)[:-1]:
+    files = list_segments(log)
+    for file, following in pairwise(files):
+        if file.first_lsn == following.first_lsn:
+            continue
         with open(file.path, "rb") as opened:
             opened.seek(0, os.SEEK_END)
             if opened.tell() >= 4:

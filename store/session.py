@@ -48,13 +48,13 @@ TIMEOUT_MS_MAX: Final = 100 * 366 * 86_400_000
 REFRESH_WINDOW_MS_MAX: Final = 60_000
 LABEL_BYTES_MAX: Final = 255
 TAGS_BYTES_MAX: Final = 4096
-PRIORITY_MAX: Final = 3
 
 encode_metadata = msgspec.msgpack.Encoder().encode
 _decode_metadata = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _decode_tags = msgspec.msgpack.Decoder(tuple[str, ...]).decode
 pack_header = HEADER.pack
 unpack_header = HEADER.unpack_from
+unpack_lifetime = struct.Struct("<QQQ").unpack_from
 _MISSING: Final = object()
 
 
@@ -67,6 +67,9 @@ class Priority(IntEnum):
     LOW = 3
 
 
+PRIORITY_MAX: Final = int(max(Priority))
+
+
 class Session:
     """One session, as it was when it was read. Immutable; metadata is decoded when first looked at.
 
@@ -74,17 +77,12 @@ class Session:
     function to return.
     """
 
-    __slots__ = ("_fields", "_metadata", "_tail", "id")
-
-    id: str
-    _fields: tuple[Any, ...]
-    _tail: bytes
-    _metadata: Any
+    __slots__ = ("_fields", "_id", "_metadata", "_tail")
 
     def __init__(self, id: str, value: bytes) -> None:
         """`value` is the stored session. Raises CorruptError if it is none."""
         try:
-            fields = unpack_header(value)
+            self._fields = fields = unpack_header(value)
         except struct.error as error:
             raise CorruptError(f"the stored session {id!r} is cut short") from error
         if (
@@ -94,18 +92,20 @@ class Session:
             or HEADER_BYTES + fields[3] + fields[4] + fields[5] > len(value)
         ):
             raise CorruptError(f"the stored session {id!r} has an unknown format")
-        put = object.__setattr__
-        put(self, "id", id)
-        put(self, "_fields", fields)
-        put(self, "_tail", value)
-        put(self, "_metadata", _MISSING)
+        self._id = id
+        self._tail = value
+        self._metadata: dict[str, Any] | None = None
 
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("a session is immutable; use merge() or replace() in update()")
+    @property
+    def id(self) -> str:
+        return self._id
 
     @property
     def priority(self) -> Priority:
-        return Priority(self._fields[2])
+        try:
+            return Priority(self._fields[2])
+        except ValueError as error:
+            raise CorruptError(f"the priority of session {self.id!r} is none") from error
 
     @property
     def home_node(self) -> str:
@@ -162,23 +162,21 @@ class Session:
     def metadata(self) -> dict[str, Any]:
         """The application's data. Changing this dict changes nothing that is stored."""
         found = self._metadata
-        if found is _MISSING:
+        if found is None:
             fields = self._fields
             start = HEADER_BYTES + fields[3] + fields[4] + fields[5]
             try:
-                found = _decode_metadata(self._tail[start:])
+                found = self._metadata = _decode_metadata(self._tail[start:])
             except DECODE_ERRORS as error:
                 raise CorruptError(f"the metadata of session {self.id!r} do not decode") from error
-            object.__setattr__(self, "_metadata", found)
-        metadata: dict[str, Any] = found
-        return metadata
+        return found
 
     def merge(self, changes: Mapping[str, Any]) -> Session:
         """A copy whose metadata has these keys set."""
         fields = self._fields
         value = self._tail
         start = HEADER_BYTES + fields[3] + fields[4] + fields[5]
-        return Session(self.id, value[:start] + encode_checked({**self.metadata, **changes}))
+        return Session(self._id, value[:start] + encode_checked({**self.metadata, **changes}))
 
     def replace(
         self,
@@ -322,9 +320,9 @@ def encode_checked(metadata: Mapping[str, Any]) -> bytes:
             return data
     except (TypeError, OverflowError, RecursionError, ValueError) as error:
         if isinstance(metadata, Mapping):
-            strange = next((key for key in metadata if not isinstance(key, str)), None)
-            if strange is not None:
-                raise MetadataError(f"metadata keys are text, not {strange!r}") from error
+            strange = [key for key in metadata if not isinstance(key, str)]
+            if strange:
+                raise MetadataError(f"metadata keys are text, not {strange[0]!r}") from error
             where = _path_to_offender(metadata)
             raise MetadataError(f"metadata cannot be stored at {where}: {error}") from error
     raise MetadataError(f"metadata must be a mapping, not {type(metadata).__name__}")
@@ -359,14 +357,12 @@ def deadline_of(fields: tuple[Any, ...]) -> int:
     return min(deadline, cap) if cap else deadline
 
 
-def expiry_of(value: bytes) -> int:
-    """When a stored session counts as expired: its deadline plus the refresh window, ms."""
-    fields = unpack_header(value)
-    timeout: int = fields[9]
-    cap: int = fields[10]
+def expiry_of(value: bytes, start: int = 0) -> int:
+    """When the stored session at `start` counts as expired: its deadline plus the refresh window, ms."""
+    accessed, timeout, cap = unpack_lifetime(value, start + ACCESSED_OFFSET)
     if not timeout:
         return cap or NEVER_MS
-    expiry: int = fields[8] + timeout + (timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX)
+    expiry: int = accessed + timeout + (timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX)
     return cap if 0 < cap < expiry else expiry
 
 

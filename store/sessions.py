@@ -26,7 +26,7 @@ from .errors import (
 )
 from .event import Kind, Reason
 from .fold import HASH_BYTES, value_of
-from .ids import Position
+from .ids import Position, StatePosition
 from .keeper import Keeper
 from .log import EventLog
 from .opening import Opened, OpenOptions, open_store
@@ -474,7 +474,7 @@ class SessionStore:
             self._writer.wait_visible()
         return result
 
-    def _finish(self, position: Position, durability: str | None, operation_id: bytes) -> None:
+    def _finish(self, position: StatePosition, durability: str | None, operation_id: bytes) -> None:
         level = self._durability
         if durability is not None:
             level = max(level, parse_durability(durability))

@@ -20,12 +20,13 @@ import msgspec
 from .cursor import Run
 from .errors import CorruptError
 from .event import Event, Kind, Reason
-from .fold import HASH_BYTES, plan_deadlines, record_of, touched
+from .fold import HASH_BYTES, record_of, touched
 from .ids import NOWHERE, StatePosition
 from .log import EventLog
 from .page import Word
 from .placing import place
 from .ports import Backend, Change, Deadline, Record
+from .session import NEVER_MS, expiry_of
 
 _APPENDED = int(Word.APPENDED)
 _COMMITTED = int(Word.COMMITTED)
@@ -253,10 +254,17 @@ class View:
         self.refresh()
         if self.visible.lsn <= self.state.lsn:
             return None
-        tail = self.tail
-        changes = [(key, tail[key][1]) for key in sorted(tail)]
+        changes: list[Change] = []
+        armed: list[Deadline] = []
         get = self.backend.get
-        armed = plan_deadlines(changes, lambda key: None if tail[key][2] else get(key))
+        for key, (_, record, is_new) in sorted(self.tail.items()):
+            changes.append((key, record))
+            if record is not None:
+                expiry = expiry_of(record, HASH_BYTES)
+                if expiry != NEVER_MS:
+                    old = None if is_new else get(key)
+                    if old is None or expiry_of(old, HASH_BYTES) > expiry:
+                        armed.append((expiry, key))
         return changes, armed, self.visible
 
     def folded(self, position: StatePosition) -> None:

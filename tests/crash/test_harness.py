@@ -176,6 +176,23 @@ def test_a_check_that_dies_or_hangs_is_a_finding_and_the_rest_is_checked() -> No
     assert any("ValueError: seen" in text for text in result.violations)
 
 
+def test_a_run_that_is_stopped_early_lets_its_workers_tidy_up(workdir: Path) -> None:
+    def work(index: int, report: Report) -> None:
+        (workdir / f"begun-{index}").touch()
+        try:
+            if index == 0:
+                while not (workdir / "begun-1").exists():
+                    time.sleep(0.001)
+                report.violation("enough")
+            time.sleep(60)
+        finally:
+            (workdir / f"tidied-{index}").touch()
+
+    result = run_sharded(9, work, workers=2, stop_after=1)
+    assert (result.is_complete, len(result.violations)) == (False, 1)
+    assert {path.name for path in workdir.glob("tidied-*")} == {"tidied-0", "tidied-1"}
+
+
 @pytest.mark.usefixtures("mounts")
 def test_a_real_power_cut_finds_a_store_that_never_syncs(seed: int) -> None:
     result = power_cuts(writing("no_sync", count=100_000), judging("no_sync"), cuts=3, seed=seed, run_s=0.1)

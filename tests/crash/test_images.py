@@ -8,6 +8,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from tests.support.faults.content import CONTENT_BYTES_MAX, Content, ContentTooLargeError
 from tests.support.faults.explore import explore, rebuild
 from tests.support.faults.images import CrashImages, Shape
 from tests.support.faults.ledger import History
@@ -40,7 +41,7 @@ def created(path: str, inode: int, data: bytes = b"") -> list[tuple[Kind, str, i
 
 def at_the_end(trace: Trace, mode: str, model: Model = Model.STRICT) -> dict[str, bytes]:
     image = CrashImages(trace, model=model).build(Shape(len(trace.ops), mode))
-    return {name: bytes(content) for name, content in image.files.items()}
+    return image.files
 
 
 def test_a_synced_file_without_its_directory_is_lost_in_the_strict_model_only(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_a_synced_file_without_its_directory_is_lost_in_the_strict_model_only(tm
 
 
 def test_a_rename_without_a_sync_of_the_file_may_leave_it_empty(tmp_path: Path) -> None:
-    base = Base({"a": b"old"}, [], {"a": 9})
+    base = Base({"a": Content(b"old")}, [], {"a": 9})
     rows = [*created("a.tmp", 1, b"new"), (Kind.RENAME, "a.tmp", 0, 0, b"a")]
     trace = trace_of(tmp_path, *rows, base=base)
     assert at_the_end(trace, "none") == {"a": b"old"}
@@ -61,7 +62,7 @@ def test_a_rename_without_a_sync_of_the_file_may_leave_it_empty(tmp_path: Path) 
 
 
 def test_a_rename_between_directories_needs_both_of_them_synced(tmp_path: Path) -> None:
-    base = Base({"x/a": b"1"}, ["x", "y"], {"x/a": 1, "x": 2, "y": 3})
+    base = Base({"x/a": Content(b"1")}, ["x", "y"], {"x/a": 1, "x": 2, "y": 3})
     rename = (Kind.RENAME, "x/a", 0, 0, b"y/a")
     assert at_the_end(trace_of(tmp_path, rename, *synced("y", 3), base=base), "none") == {"x/a": b"1"}
     both = trace_of(tmp_path, rename, *synced("y", 3), *synced("x", 2), base=base)
@@ -69,7 +70,7 @@ def test_a_rename_between_directories_needs_both_of_them_synced(tmp_path: Path) 
 
 
 def test_a_write_before_a_failed_sync_stays_unsure_after_a_good_one(tmp_path: Path) -> None:
-    base = Base({"a": b""}, [], {"a": 1})
+    base = Base({"a": Content(b"")}, [], {"a": 1})
     failed = (Kind.SYNC_FAIL, "a", 1, 0, b"")
     first, second = (Kind.WRITE, "a", 1, 0, b"1" * 4096), (Kind.WRITE, "a", 1, 4096, b"2" * 4096)
     trace = trace_of(tmp_path, first, failed, second, *synced("a", 1), base=base)
@@ -78,7 +79,7 @@ def test_a_write_before_a_failed_sync_stays_unsure_after_a_good_one(tmp_path: Pa
 
 
 def test_a_write_during_a_sync_is_not_covered_by_it(tmp_path: Path) -> None:
-    base = Base({"a": b""}, [], {"a": 1})
+    base = Base({"a": Content(b"")}, [], {"a": 1})
     begin, end = synced("a", 1)
     trace = trace_of(tmp_path, begin, (Kind.WRITE, "a", 1, 0, b"late"), end, base=base)
     assert at_the_end(trace, "none") == {"a": b""}
@@ -93,7 +94,7 @@ def test_an_inode_that_is_used_again_is_another_file(tmp_path: Path) -> None:
 
 
 def test_pages_survive_as_they_stood_after_some_write(tmp_path: Path) -> None:
-    base = Base({"a": b""}, [], {"a": 1})
+    base = Base({"a": Content(b"")}, [], {"a": 1})
     appends = [(Kind.WRITE, "a", 1, 10 * i, b"%010d" % i) for i in range(20)]
     trace = trace_of(tmp_path, *appends, base=base)
     images = CrashImages(trace)
@@ -110,7 +111,7 @@ def test_pages_survive_as_they_stood_after_some_write(tmp_path: Path) -> None:
 
 
 def test_large_writes_lose_pages_in_any_order_and_tear_at_sectors(tmp_path: Path) -> None:
-    base = Base({"a": b"0" * 16384}, [], {"a": 1})
+    base = Base({"a": Content(b"0" * 16384)}, [], {"a": 1})
     trace = trace_of(tmp_path, (Kind.WRITE, "a", 1, 0, b"1" * 16384), base=base)
     images = CrashImages(trace)
     patterns: set[tuple[str, ...]] = set()
@@ -123,7 +124,7 @@ def test_large_writes_lose_pages_in_any_order_and_tear_at_sectors(tmp_path: Path
 
 
 def test_a_torn_image_keeps_all_before_the_torn_write(tmp_path: Path) -> None:
-    base = Base({"a": b""}, [], {"a": 1})
+    base = Base({"a": Content(b"")}, [], {"a": 1})
     trace = trace_of(
         tmp_path, (Kind.WRITE, "a", 1, 0, b"a" * 100), (Kind.WRITE, "a", 1, 100, b"b" * 5000), base=base
     )
@@ -148,11 +149,23 @@ def test_a_mapped_file_holds_anything_after_a_power_cut(tmp_path: Path) -> None:
     grow = (Kind.GROW, "page", 1, 4096, b"")
     rows = [*created("page", 1), grow, *synced("page", 1), *synced(".", DIRECTORY)]
     trace = trace_of(tmp_path, *rows)
-    images = CrashImages(trace, blind=["page"], final={"page": b"f" * 4096})
+    images = CrashImages(trace, blind=["page"], final={"page": Content(b"f" * 4096)})
     end = len(trace.ops)
     assert images.build(Shape(end, "none")).files["page"] == bytes(4096)
     assert images.build(Shape(end, "all")).files["page"] == b"f" * 4096
     assert len({bytes(images.build(Shape(end, "rand", i)).files["page"]) for i in range(30)}) > 5
+
+
+def test_a_sparse_file_costs_no_memory_and_one_that_is_too_large_says_so(tmp_path: Path) -> None:
+    huge = (Kind.TRUNC, "a", 1, 1 << 40, b"")
+    rows = [*created("a", 1, b"data"), huge, *synced("a", 1), *synced(".", DIRECTORY)]
+    image = CrashImages(trace_of(tmp_path, *rows)).build(Shape(len(rows), "all"))
+    image.write(tmp_path / "image")
+    assert (tmp_path / "image" / "a").stat().st_size == 1 << 40
+    assert Base.capture(tmp_path / "image").files == {"a": Content(b"data", 1 << 40)}
+    far = trace_of(tmp_path, *created("a", 1, b"data"), (Kind.WRITE, "a", 1, CONTENT_BYTES_MAX + 1, b"x"))
+    with pytest.raises(ContentTooLargeError):
+        CrashImages(far).build(Shape(3, "all"))
 
 
 def test_an_image_is_rebuilt_from_its_name(lmdb_unsynced: Recording, workdir: Path) -> None:
@@ -161,7 +174,7 @@ def test_an_image_is_rebuilt_from_its_name(lmdb_unsynced: Recording, workdir: Pa
     late = images.build(Shape(200, "all"))
     first = images.build(shape)
     rebuild(CrashImages(lmdb_unsynced.trace, seed=3), str(shape), workdir / "again")
-    assert Base.capture(workdir / "again").files == {k: bytes(v) for k, v in first.files.items()}
+    assert Base.capture(workdir / "again").files == first.contents
     assert late.digest() != first.digest()
 
 

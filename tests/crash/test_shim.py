@@ -29,7 +29,7 @@ def test_every_call_is_counted_and_the_whole_image_equals_the_directory(shim: Pa
     assert {kind for _, kind in most_calls(recording.run.counts)} == set(KINDS)
     images = CrashImages(recording.trace)
     image = images.build(Shape(len(recording.trace.ops), "all"))
-    assert image.files == recording.final
+    assert image.contents == recording.final
     image.write(workdir / "image")
     assert sorted(Base.capture(workdir / "image").directories) == sorted(
         Base.capture(recording.run.store).directories
@@ -48,13 +48,13 @@ def test_what_stood_there_before_the_recording_is_in_every_image(shim: Path, wor
     first = images.build(Shape(0, "none"))
     assert first.files == {"lines": b"before\n", "old/kept": b"kept"}
     last = images.build(Shape(len(recording.trace.ops), "none"))
-    assert last.files == recording.final
+    assert last.contents == recording.final
 
 
 def test_a_family_of_processes_is_recorded_in_one_order(shim: Path, workdir: Path) -> None:
     recording = record(shim, Workload(PROGRAMS + "work_as_a_family"), workdir / "run")
     writes = [op for op in recording.trace.ops if op.kind is Kind.WRITE]
-    assert b"".join(op.data for op in writes) == recording.final["shared"]
+    assert b"".join(op.data for op in writes) == recording.final["shared"].whole()
     assert len({op.pid for op in writes}) == 3
     assert most_calls(recording.run.counts)["child", "write"] == FAMILY_WRITES
     assert most_calls(recording.run.counts)["anew", "write"] == 1
@@ -147,9 +147,9 @@ def test_a_command_runs_like_a_function(shim: Path, workdir: Path) -> None:
     script = 'mkdir "$1"; echo one > "$1/file"; mv "$1/file" "$1/other"; echo done > "$2"'
     workload = Workload(argv=["sh", "-c", script, "sh", "{dir}", "{ack}"])
     recording = record(shim, workload, workdir / "run")
-    assert recording.final == {"other": b"one\n"}
     image = CrashImages(recording.trace).build(Shape(len(recording.trace.ops), "all"))
-    assert image.files == recording.final
+    assert image.files == {"other": b"one\n"}
+    assert image.contents == recording.final
     assert recording.trace.acks(len(recording.trace.ops)) == [b"done\n"]
 
 

@@ -18,10 +18,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .content import Content
 from .trace import DATA_KINDS, NAME_KINDS, NEVER, ROOT, Kind, Model, Op, Trace
 
 PAGE_BYTES = 4096
 SECTOR_BYTES = 512
+NOISE_BYTES_MAX = 1 << 18
+"""Of a blind file that is longer, so much is noise and the rest zeros."""
 MODES = ("none", "all", "names", "torn", "rand")
 """none: only what is durable. all: everything. names: all names, only durable data. torn: everything up
 to one un-synced write, and a part of that one. rand: chosen at random."""
@@ -47,28 +50,32 @@ class Shape:
 
 @dataclass
 class Image:
-    """A directory's content in memory; the byte strings may be shared with other images: read only."""
+    """A directory's content in memory; the contents may be shared with other images: read only."""
 
     shape: Shape
-    files: dict[str, bytes | bytearray]
+    contents: dict[str, Content]
     directories: list[str]
     acks: list[bytes]
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """All files with all their bytes. Raises ContentTooLargeError."""
+        return {name: content.whole() for name, content in self.contents.items()}
 
     def write(self, directory: Path) -> None:
         """Make the image real in `directory`, which must not hold anything."""
         directory.mkdir(parents=True, exist_ok=True)
         for name in self.directories:
             (directory / name).mkdir()
-        for name, content in self.files.items():
-            with open(f"{directory}/{name}", "wb", buffering=0) as file:
-                file.write(content)
+        for name, content in self.contents.items():
+            content.save(f"{directory}/{name}")
 
     def digest(self) -> bytes:
         """Equal for images that no check can tell apart."""
         found = hashlib.blake2b(repr((self.directories, len(self.acks))).encode(), digest_size=16)
-        for name, content in sorted(self.files.items()):
-            found.update(f"{name}:{len(content)}:".encode())
-            found.update(content)
+        for name, content in sorted(self.contents.items()):
+            found.update(f"{name}:{content.size}:{len(content.data)}:".encode())
+            found.update(content.data)
         return found.digest()
 
 
@@ -82,7 +89,7 @@ class CrashImages:
         model: Model = Model.STRICT,
         subtree: str = "",
         blind: Sequence[str] = (),
-        final: Mapping[str, bytes] | None = None,
+        final: Mapping[str, Content] | None = None,
         seed: int = 1,
     ) -> None:
         """subtree: only this part loses power. blind: globs of files that are written through a mapping,
@@ -122,30 +129,24 @@ class CrashImages:
         rng = random.Random(f"{self.seed}/{shape}")
         image = _Builder(self._cursor, shape, rng).image()
         image.acks = [data for index, data in self._acks if index < shape.point]
-        for name in image.files:
+        for name in image.contents:
             if any(fnmatch.fnmatch(name, glob) for glob in self._blind):
-                image.files[name] = self._unseen(name, image.files[name], shape, rng)
+                image.contents[name] = self._unseen(name, image.contents[name], shape, rng)
         return image
 
-    def _unseen(
-        self, name: str, traced: bytes | bytearray, shape: Shape, rng: random.Random
-    ) -> bytes | bytearray:
+    def _unseen(self, name: str, traced: Content, shape: Shape, rng: random.Random) -> Content:
         at_end = self._final.get(name, traced)
+        zeros = Content(size=traced.size)
         if shape.mode in ("none", "names"):
-            return bytes(len(traced))
+            return zeros
         if shape.mode == "all":
             return at_end
-        choices = (bytes(len(traced)), rng.randbytes(len(traced)), at_end, traced, None)
-        chosen = rng.choice(choices)
-        if chosen is not None:
-            return chosen
-        mixed = bytearray(len(traced))  # pages of it were written back, others never
-        for start in range(0, len(mixed), PAGE_BYTES):
+        noise = Content(rng.randbytes(min(traced.size, NOISE_BYTES_MAX)), traced.size)
+        mixed = Content(size=traced.size)  # some of its pages were written back, others never
+        for start in range(0, min(traced.size, len(at_end.data)), PAGE_BYTES):
             if rng.random() < 0.5:
-                mixed[start : start + PAGE_BYTES] = at_end[start : start + PAGE_BYTES].ljust(
-                    min(PAGE_BYTES, len(mixed) - start), b"\0"
-                )
-        return mixed
+                mixed.write(start, at_end.part(start, min(PAGE_BYTES, traced.size - start)))
+        return rng.choice((zeros, noise, at_end, traced, mixed))
 
 
 class _Cursor:
@@ -158,7 +159,7 @@ class _Cursor:
     def __init__(self, trace: Trace) -> None:
         self.point = 0
         self.ops = trace.ops
-        self.contents: dict[int, bytearray] = {}
+        self.contents: dict[int, Content] = {}
         self.pending: dict[int, list[Op]] = {}
         self.tree: dict[int, dict[str, int]] = {ROOT: {}}
         self.pending_names: list[Op] = []
@@ -166,7 +167,7 @@ class _Cursor:
             folder, _, name = path.rpartition("/")
             self.tree[trace.base_objects[folder] if folder else ROOT][name] = obj
             if path in trace.base.files:
-                self.contents[obj] = bytearray(trace.base.files[path])
+                self.contents[obj] = trace.base.files[path].copy()
             else:
                 self.tree[obj] = {}
 
@@ -189,7 +190,7 @@ class _Cursor:
         waiting = self.pending.get(obj, [])
         done = 0
         while done < len(waiting) and waiting[done].durable_at <= now:
-            apply(self.contents.setdefault(obj, bytearray()), waiting[done])
+            apply(self.contents.setdefault(obj, Content()), waiting[done])
             done += 1
         del waiting[:done]
 
@@ -201,21 +202,14 @@ class _Cursor:
         del self.pending_names[:done]
 
 
-def apply(content: bytearray, op: Op) -> None:
+def apply(content: Content, op: Op) -> None:
     """Carry out one data operation as a whole."""
     if op.kind is Kind.WRITE:
-        overlay(content, op.offset, op.data)
-    elif len(content) < op.offset:
-        content.extend(bytes(op.offset - len(content)))
-    elif op.kind is Kind.TRUNC:
-        del content[op.offset :]
-
-
-def overlay(content: bytearray, offset: int, data: bytes) -> None:
-    """Write `data` at `offset`, with zeros in a gap before it."""
-    if len(content) < offset:
-        content.extend(bytes(offset - len(content)))
-    content[offset : offset + len(data)] = data
+        content.write(op.offset, op.data)
+    elif op.kind is Kind.GROW:
+        content.grow(op.offset)
+    else:
+        content.resize(op.offset)
 
 
 def rename(tree: dict[int, dict[str, int]], op: Op) -> None:
@@ -248,9 +242,9 @@ class _Builder:
 
     def image(self) -> Image:
         tree = self._tree()
-        files: dict[str, bytes | bytearray] = {}
+        files: dict[str, Content] = {}
         directories: list[str] = []
-        found: dict[int, bytes | bytearray] = {}
+        found: dict[int, Content] = {}
         for path, obj in _walk(tree):
             if obj in tree:
                 directories.append(path)
@@ -288,12 +282,12 @@ class _Builder:
                 rename(tree, op)
         return tree
 
-    def _content(self, obj: int) -> bytes | bytearray:
-        content = self.cursor.contents.get(obj, b"")
+    def _content(self, obj: int) -> Content:
+        content = self.cursor.contents.get(obj) or Content()
         pending = self.cursor.pending.get(obj)
         if not pending:
             return content
-        content = bytearray(content)
+        content = content.copy()
         if self.shape.mode == "rand":
             self._apply_at_random(content, pending)
             return content
@@ -303,7 +297,7 @@ class _Builder:
             elif self.torn is not None and op.index < self.torn.index:
                 apply(content, op)
             elif op is self.torn:
-                overlay(content, op.offset, op.data[: self._tear(op)])
+                content.write(op.offset, op.data[: self._tear(op)])
         return content
 
     def _tear(self, op: Op) -> int:
@@ -312,7 +306,7 @@ class _Builder:
             at -= (op.offset + at) % SECTOR_BYTES
         return max(0, at)
 
-    def _apply_at_random(self, content: bytearray, pending: list[Op]) -> None:
+    def _apply_at_random(self, content: Content, pending: list[Op]) -> None:
         pages = self._page_versions(pending)
         for op in pending:
             if self._is_durable(op):
@@ -323,10 +317,10 @@ class _Builder:
             else:
                 for offset, data in _pieces(op.offset, op.data):
                     for start, part in pages[offset // PAGE_BYTES].surviving(op.index, offset, data):
-                        overlay(content, start, part)
+                        content.write(start, part)
         ends = [op.offset + len(op.data) for op in pending if op.kind is Kind.WRITE]
-        if ends and self.rng.random() < 0.25 and len(content) < max(ends):
-            content.extend(bytes(max(ends) - len(content)))
+        if ends and self.rng.random() < 0.25:
+            content.grow(max(ends))
 
     def _page_versions(self, pending: list[Op]) -> dict[int, _PageVersion]:
         touching: dict[int, list[int]] = {}

@@ -11,6 +11,7 @@ import ctypes
 import faulthandler
 import json
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -21,6 +22,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 _PR_SET_PDEATHSIG = 1
+_GRACE_S = 5.0
+_DATA_BYTES_MAX = 3 << 30
+"""A check that runs away ends with a MemoryError, not with the machine; shared mappings do not count."""
 
 
 class Report:
@@ -149,7 +153,7 @@ class _Run:
             now = time.monotonic()
             for worker in list(self.workers.values()):
                 if now - worker.heard_at > self.deadline_s:
-                    os.kill(worker.pid, signal.SIGKILL)
+                    _end([worker.pid])
                     self.bury(worker, f"(7) {worker.label}: no end within {self.deadline_s:g} s")
 
     def listen(self, worker: _Worker) -> None:
@@ -182,26 +186,45 @@ class _Run:
         self.selector.unregister(worker.channel)
         worker.channel.close()
         del self.workers[worker.pid]
-        _, status = os.waitpid(worker.pid, 0)
-        if not cause and (worker.item == -1 or os.waitstatus_to_exitcode(status) == 0):
+        code = 0 if cause else os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1])
+        if not cause and (worker.item == -1 or code == 0):
             return
-        code = os.waitstatus_to_exitcode(status)
         death = f"died by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         self.result.violations.append(cause or f"{worker.label}: the checking process {death}")
         self.spawn(worker.item, skip=max(1, worker.step))
 
     def end(self) -> None:
         for worker in self.workers.values():
-            os.kill(worker.pid, signal.SIGKILL)
             worker.channel.close()
-            os.waitpid(worker.pid, 0)
+        _end(list(self.workers))
         self.selector.close()
+
+
+def _end(pids: list[int]) -> None:
+    """End and reap workers: asked first, so that they can unmount and tidy up what they hold, then killed."""
+    waiting = set(pids)
+    for pid in waiting:
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + _GRACE_S
+    while waiting:
+        waiting = {pid for pid in waiting if os.waitpid(pid, os.WNOHANG)[0] == 0}
+        if waiting and time.monotonic() > deadline:
+            for pid in waiting:
+                os.kill(pid, signal.SIGKILL)
+            deadline += _GRACE_S
+        time.sleep(0.002)
+
+
+def _leave(*_: object) -> None:
+    raise SystemExit(0)
 
 
 def _work_forever(channel: socket.socket, work: Work, skip: int) -> None:
     try:
         faulthandler.disable()  # a worker's death is a finding; its stack would only clutter the output
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.signal(signal.SIGTERM, _leave)
+        resource.setrlimit(resource.RLIMIT_DATA, (_DATA_BYTES_MAX, _DATA_BYTES_MAX))
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         while True:
             words = channel.recv(8)

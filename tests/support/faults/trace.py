@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from pathlib import Path, PurePosixPath
 
+from .content import Content
+
 _HEAD = struct.Struct("<IHHIIqQ")
 assert _HEAD.size == 32
 NEVER = 1 << 60
@@ -85,7 +87,7 @@ class Op:
 class Base:
     """What stood in the directory before the recording began; all of it counts as durable."""
 
-    files: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    files: dict[str, Content] = field(default_factory=dict[str, Content])
     directories: list[str] = field(default_factory=list[str])
     inodes: dict[str, int] = field(default_factory=dict[str, int])
 
@@ -101,7 +103,7 @@ class Base:
             for name in sorted(files):
                 path = Path(folder, name)
                 if path.is_file() and not path.is_symlink():
-                    base.files[base._note(path, directory)] = path.read_bytes()
+                    base.files[base._note(path, directory)] = Content.load(path)
         return base
 
     def _note(self, path: Path, directory: Path) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .content import Content
 from .shim import Injection, ProcessCounts, Rule, read_counts
 from .trace import Base, Trace
 from .zygote import ROOT, Zygote, import_path
@@ -73,7 +74,7 @@ class Recording:
 
     run: Run
     trace: Trace
-    final: dict[str, bytes]
+    final: dict[str, Content]
 
 
 def read_ledgers(folder: Path) -> list[bytes]:

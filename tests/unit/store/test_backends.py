@@ -1,0 +1,131 @@
+"""Back ends by name, the deadline index's runs, blocks allocated ahead, and where a directory is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from perdure.store.backends import BACKENDS, backend_kind, open_backend
+from perdure.store.blocks import STEP_BYTES, AheadFile, allocate_whole
+from perdure.store.deadlines import RUN_BYTES_MAX, RUN_SPAN_MS, pack_run, runs_of, unpack_run
+from perdure.store.errors import CorruptError, StorageFullError, UsageError
+from perdure.store.ids import NOWHERE
+from perdure.store.long_ids import engine_key, pack_long, unpack_long
+from perdure.store.mounts import place_of
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_back_end_is_opened_by_its_name_and_makes_its_directory(name: str, tmp_path: Path) -> None:
+    backend = open_backend(name, tmp_path / name)
+    assert backend.refresh() == NOWHERE
+    assert (tmp_path / name / backend_kind(name).data_file).exists()
+    backend.close()
+
+
+@pytest.mark.parametrize(("name", "near"), [("lmbd", "lmdb"), ("SQLite3", "sqlite"), ("sqllite", "sqlite")])
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"Did you mean '{near}'"):
+        open_backend(name, tmp_path)
+
+
+def test_a_name_like_none_is_answered_with_all(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="lmdb, sqlite"):
+        open_backend("zzzz", tmp_path)
+
+
+def test_runs_hold_all_deadlines_in_bounds_of_span_and_size(seed: int) -> None:
+    chosen = random.Random(seed)
+    for span_ms in (1, 900, 1001, 20_000, 10_000_000):
+        armed = [
+            (10**12 + chosen.randrange(span_ms), chosen.randbytes(chosen.choice([1, 32, 200, 1024])))
+            for _ in range(chosen.randint(1, 700))
+        ]
+        runs = list(runs_of(armed))
+        found = []
+        for first, run in runs:
+            entries = unpack_run(run)
+            assert len(run) <= RUN_BYTES_MAX
+            assert all(first <= deadline <= first + RUN_SPAN_MS for deadline, _ in entries)
+            until = first + chosen.randrange(RUN_SPAN_MS)
+            assert unpack_run(memoryview(run), until) == [entry for entry in entries if entry[0] <= until]
+            found += entries
+        assert sorted(found) == sorted(armed)
+    assert list(runs_of([])) == []
+
+
+def test_bytes_that_are_no_run_are_damage(seed: int) -> None:
+    run = pack_run([(5, b"a"), (6, b"bcd")])
+    chosen = random.Random(seed)
+    for wrong in (
+        run[:-1],
+        run + b"x",
+        run[:1],
+        b"",
+        b"\xff" * 30,
+        *(chosen.randbytes(40) for _ in range(200)),
+    ):
+        try:
+            unpack_run(wrong)
+        except CorruptError:
+            continue
+        assert unpack_run(wrong) == unpack_run(pack_run(unpack_run(wrong))) if wrong[:2] != b"\0\0" else True
+
+
+def test_a_long_id_s_entry_that_is_cut_or_of_another_id_is_damage() -> None:
+    key = b"k" * 700
+    value = pack_long(key, b"record")
+    assert unpack_long(value, engine_key(key)) == (key, b"record")
+    for wrong, under in (
+        (value[:300], engine_key(key)),
+        (b"", engine_key(key)),
+        (value, engine_key(key + b"x")),
+    ):
+        with pytest.raises(CorruptError):
+            unpack_long(wrong, under)
+
+
+def test_blocks_are_allocated_in_steps_and_only_once(tmp_path: Path) -> None:
+    file = AheadFile(tmp_path / "file")
+    file.allocate(1)
+    assert file.allocated == STEP_BYTES
+    assert os.stat(tmp_path / "file").st_blocks * 512 >= STEP_BYTES
+    file.allocate(STEP_BYTES)
+    assert file.allocated == STEP_BYTES
+    file.allocate(STEP_BYTES + 1)
+    assert file.allocated == 2 * STEP_BYTES
+    file.close()
+
+
+def test_a_disk_with_less_than_a_step_gives_exactly_what_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 10_000
+
+    def allocate(descriptor: int, offset: int, size: int) -> None:
+        if offset + size > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    file = AheadFile(tmp_path / "file")
+    file.allocate(9000)
+    assert file.allocated == 9000
+    with pytest.raises(StorageFullError):
+        file.allocate(11_000)
+    assert file.allocated == 9000
+    file.close()
+    with pytest.raises(StorageFullError):
+        allocate_whole(tmp_path / "lock", 11_000)
+
+
+def test_a_place_is_the_same_as_long_as_nothing_moves(tmp_path: Path) -> None:
+    first, other = tmp_path / "a", tmp_path / "b"
+    first.mkdir()
+    other.mkdir()
+    assert place_of(first) == place_of(first)
+    assert place_of(first).inode != place_of(other).inode
+    assert place_of(first).mount_id == place_of(other).mount_id > 0
+    assert place_of(first).file_system
