@@ -1,3 +1,33 @@
 """Snapshots, replay, verify, rejoin, retention and failover; imports the store and shipping rooms."""
 
-__all__: list[str] = []
+from .findings import Finding, Level, Summary, summarise
+from .promises import Answer, Decision, Voters, VoterState, Why, count_promises, promises_needed
+from .promote import PromotionRefusedError, PromotionReport, promote
+from .replay import ReplayReport, is_unfinished, replay_to
+from .take import SnapshotState, inspect_snapshots, prune_snapshots, take_snapshot
+from .voters import WireVoters
+
+__all__ = [
+    "Answer",
+    "Decision",
+    "Finding",
+    "Level",
+    "PromotionRefusedError",
+    "PromotionReport",
+    "ReplayReport",
+    "SnapshotState",
+    "Summary",
+    "VoterState",
+    "Voters",
+    "Why",
+    "WireVoters",
+    "count_promises",
+    "inspect_snapshots",
+    "is_unfinished",
+    "promises_needed",
+    "promote",
+    "prune_snapshots",
+    "replay_to",
+    "summarise",
+    "take_snapshot",
+]

@@ -1,3 +1,45 @@
 """Every byte on the wire: shipper and receiver, slots, acknowledgements; imports only the store room."""
 
-__all__: list[str] = []
+from .asking import NodeClient
+from .children import Child, Task, spawn_folder, spawn_receiver, spawn_replica, spawn_shipper, start_child
+from .faults import read_fault
+from .folder import run_folder
+from .gate import Gate, open_gate
+from .messages import PromiseReply, StatusReply
+from .nodelog import NodeLog, open_node_log
+from .receiver import serve_receiver
+from .replica import run_replica
+from .shipper import ShipperOptions, run_shipper
+from .slots import Slot, read_slot, read_slots, remove_slot, write_slot
+from .status import ReplicaStatus, ShippingStatus, shipping_status
+
+__all__ = [
+    "Child",
+    "Gate",
+    "NodeClient",
+    "NodeLog",
+    "PromiseReply",
+    "ReplicaStatus",
+    "ShipperOptions",
+    "ShippingStatus",
+    "Slot",
+    "StatusReply",
+    "Task",
+    "open_gate",
+    "open_node_log",
+    "read_fault",
+    "read_slot",
+    "read_slots",
+    "remove_slot",
+    "run_folder",
+    "run_replica",
+    "run_shipper",
+    "serve_receiver",
+    "shipping_status",
+    "spawn_folder",
+    "spawn_receiver",
+    "spawn_replica",
+    "spawn_shipper",
+    "start_child",
+    "write_slot",
+]

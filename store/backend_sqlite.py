@@ -144,10 +144,8 @@ class SqliteBackend:
 
     def refresh(self) -> StatePosition:
         """Begin (or renew) the read view at the newest state; says where that stands."""
+        self.release()
         with self._translated():
-            if self._viewing:
-                self._view.execute("COMMIT")
-                self._viewing = False
             self._view.execute("BEGIN")
             self._viewing = True
             return _read_position(self._view, self.data_path)
@@ -155,9 +153,11 @@ class SqliteBackend:
     def release(self) -> None:
         """End the read view, so that it pins nothing. The next get needs a refresh."""
         if self._viewing:
-            with self._translated():
-                self._viewing = False
-                self._view.execute("COMMIT")
+            self._viewing = False
+            try:
+                self._view.execute("ROLLBACK")
+            except apsw.Error:
+                pass  # a damaged file ends its transactions by itself; whatever comes next will say so
 
     def get(self, key: bytes) -> Record | None:
         """The record of a key in the read view."""
@@ -364,8 +364,8 @@ def readable(value: Any) -> Any:
 
 
 def _fitting(column: Any) -> Any:
-    """SQLite has 64-bit signed numbers: a larger one is shown as text."""
-    return str(column) if isinstance(column, int) and column > _DEADLINE_MAX else column
+    """SQLite has 64-bit signed numbers: a larger one is shown rounded."""
+    return float(column) if isinstance(column, int) and column > _DEADLINE_MAX else column
 
 
 def _create_file(path: Path) -> None:

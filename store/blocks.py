@@ -11,6 +11,7 @@ overlay over any of them): there the map is not written through.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,6 +20,8 @@ from .files import FILE_MODE, translated
 
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 STEP_BYTES: Final = 4 << 20
+CUT_BYTES_MIN: Final = 1 << 30
+"""A file that reaches this far beyond its blocks was stretched to the size of a map."""
 SLACK_PAGES: Final = 64
 KEEPS_ALLOCATED_BLOCKS: Final = frozenset({"ext4", "tmpfs"})
 
@@ -61,30 +64,63 @@ def pages_needed(tree: Tree, work: Work) -> int:
 
 
 class AheadFile:
-    """A file whose first bytes have blocks, `allocated` of them so far as this process knows."""
+    """A file whose first bytes have blocks, and that ends behind them although its map is far larger.
+
+    LMDB stretches a file that it maps for writing to the size of the map, in every process that opens
+    it: a hole of a tebibyte, which tools that copy files would fill with zeros. So it is cut again: by
+    who is alone with it, or inside a write transaction. Hence the end of the file is looked at before
+    what is known to be allocated is believed. Each process that has the file open holds it by a shared
+    flock (LMDB locks in another way, and another file).
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.allocated = 0
+        """The bytes before this have blocks, if the file still reaches that far."""
         with translated("cannot open a file", path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def allocate(self, end: int) -> None:
         """Have blocks for the bytes before `end`; ahead in steps, or exactly if only that much is free.
 
-        Raises StorageFullError, and nothing is lost.
+        Only while no other process can write to the file. Raises StorageFullError, and nothing is lost.
         """
-        if end <= self.allocated:
+        size = os.fstat(self._descriptor).st_size
+        if end <= self.allocated <= size:
+            if size > self.allocated + CUT_BYTES_MIN:
+                self._cut(self.allocated)
             return
+        self.allocated = min(self.allocated, size)
+        stepped = -(-end // STEP_BYTES) * STEP_BYTES
+        if size > stepped + CUT_BYTES_MIN:
+            self._cut(stepped)
         try:
-            self._allocate(-(-end // STEP_BYTES) * STEP_BYTES)
+            self._allocate(stepped)
         except OSError:
             with translated("cannot allocate blocks", self.path):
                 self._allocate(end)
 
     def _allocate(self, end: int) -> None:
-        os.posix_fallocate(self._descriptor, self.allocated, end - self.allocated)
-        self.allocated = end
+        if end > self.allocated:
+            os.posix_fallocate(self._descriptor, self.allocated, end - self.allocated)
+            self.allocated = end
+
+    def cut_if_alone(self, end: int) -> None:
+        """Let the file end behind `end`, unless another process has it open: that one's folds will."""
+        with translated("cannot cut a file", self.path):
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(self._descriptor).st_size > end + CUT_BYTES_MIN:
+                    self._cut(end)
+            except BlockingIOError:
+                pass
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def _cut(self, end: int) -> None:
+        with translated("cannot cut a file", self.path):
+            os.ftruncate(self._descriptor, end)
+        self.allocated = min(self.allocated, end)
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -96,9 +132,9 @@ def allocate_whole(path: Path, size_bytes: int) -> None:
     Raises StorageFullError. Not while this process holds a POSIX lock on the file: closing it here
     would drop that.
     """
-    file = AheadFile(path)
-    try:
-        with translated("cannot allocate blocks", path):
-            os.posix_fallocate(file._descriptor, 0, size_bytes)
-    finally:
-        file.close()
+    with translated("cannot allocate blocks", path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        try:
+            os.posix_fallocate(descriptor, 0, size_bytes)
+        finally:
+            os.close(descriptor)

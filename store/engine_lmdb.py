@@ -37,8 +37,8 @@ LOCK_FILE: Final = "lock.mdb"
 ENGINE: Final = "lmdb 0.9"
 ENGINE_MAJOR: Final = 0
 MAP_BYTES: Final = 1 << 40
-MAPPED_FILE_BYTES: Final = 16 << 30
-"""Map size where the file is written through the map: there it is also the file's apparent size."""
+MAP_BYTES_MIN: Final = 1 << 30
+"""The map is made smaller, down to this, where address space or file size is limited (ulimit)."""
 READERS_MAX: Final = 1024
 LOCK_FILE_BYTES: Final = 69_632
 FOLDS_PER_READER_CHECK: Final = 256
@@ -116,9 +116,14 @@ class Environment:
         self._folds = 0
         self.databases: list[Database] = []
         allocate_whole(directory / LOCK_FILE, LOCK_FILE_BYTES)
-        self.env = self._open(map_bytes or (MAPPED_FILE_BYTES if self.mapped else MAP_BYTES))
         self._ahead = AheadFile(self.data_path)
         try:
+            self.env = self._open(map_bytes or MAP_BYTES)
+        except PerdureError:
+            self._ahead.close()
+            raise
+        try:
+            self._cut()
             self.env.reader_check()
             self.unnamed = self.env.open_db(None)
             self.databases = self._open_databases()
@@ -146,8 +151,9 @@ class Environment:
                 lib_version=ENGINE_MAJOR,
             )
         except lmdb.Error as error:
-            if getattr(error, "code", 0) == errno.ENOMEM and map_bytes > 1 << 30:
-                return self._open(map_bytes // 4)  # the address space is limited (ulimit -v)
+            limited = getattr(error, "code", 0) in (errno.ENOMEM, errno.EFBIG)
+            if limited and map_bytes > MAP_BYTES_MIN:
+                return self._open(map_bytes // 4)
             raise translate_lmdb(error, self.data_path) from error
 
     def _open_databases(self) -> list[Database]:
@@ -198,6 +204,10 @@ class Environment:
         end = (tree.last_page + 1 + pages_needed(tree, work)) * PAGE_BYTES
         self._ahead.allocate(min(end, info["map_size"]))
 
+    def _cut(self) -> None:
+        if self.mapped:
+            self._ahead.cut_if_alone((self.env.info()["last_pgno"] + 1) * PAGE_BYTES)
+
     def grow(self) -> None:
         """Take on the map size that another process gave the file, or else double it.
 
@@ -214,6 +224,10 @@ class Environment:
             raise translate_lmdb(error, self.data_path) from error
 
     def close(self) -> None:
+        try:
+            self._cut()
+        except PerdureError:
+            pass  # the next to open it cuts it
         self.env.close()
         self._ahead.close()
 

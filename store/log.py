@@ -54,6 +54,7 @@ _LAST_FRAME = int(Word.LAST_FRAME)
 _CHAIN = int(Word.CHAIN)
 _OWNER = int(Word.OWNER)
 _FLUSHED = int(Word.FLUSHED)
+_LOST_FRAMES = int(Word.LOST_FRAMES)
 _new = tuple.__new__
 
 _open_logs: weakref.WeakSet[EventLog] = weakref.WeakSet()
@@ -100,8 +101,6 @@ class EventLog:
         self.promise = Promise(0, "")
         self.is_primary = False
         self.must_roll = False
-        self.lost_frames = False
-        """The log may have lost frames: the boot changed, or a torn tail was cut after a power loss."""
         self.generation = -1
         self.on_run: Callable[[Run], None] | None = None
         self.on_control: Callable[[], None] | None = None
@@ -141,7 +140,8 @@ class EventLog:
                 or words[_GENERATION] != self.generation
                 or words[_APPENDED] != self.cursor.at[1]
             ):
-                self._catch_up()
+                with self.mutex:  # another thread of this process may be reading on at this very moment
+                    self._catch_up()
             words[_OWNER] = self.pid
         except BaseException:
             self.write_lock.release()
@@ -156,7 +156,8 @@ class EventLog:
                 or words[_GENERATION] != self.generation
                 or words[_APPENDED] != self.cursor.at[1]
             ):
-                self._catch_up()
+                with self.mutex:  # another thread of this process may be reading on at this very moment
+                    self._catch_up()
             if not self.is_primary:
                 raise self.not_primary()
             words[_OWNER] = self.pid
@@ -229,6 +230,18 @@ class EventLog:
             self.on_run(run)
 
     # -- role ------------------------------------------------------------------------------------
+
+    @property
+    def lost_frames(self) -> bool:
+        """The log may have lost frames: the boot changed, or a torn tail was cut after a power loss.
+
+        It stands in the page, so that it is true in every process until a new epoch has begun.
+        """
+        return bool(self.words[_LOST_FRAMES])
+
+    @lost_frames.setter
+    def lost_frames(self, value: bool) -> None:
+        self.words[_LOST_FRAMES] = int(value)
 
     def refresh_role(self) -> None:
         """Read again what a changed generation may have changed: poison, cut log, promise, role."""

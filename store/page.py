@@ -67,6 +67,8 @@ class Word(IntEnum):
     """First LSN of the segment in which the frame behind the state begins, 0 if unknown."""
     FOLDED_OFFSET = 21
     """Offset (bytes) there."""
+    LOST_FRAMES = 22
+    """1 if the log may have lost frames (another boot, a torn tail): it needs a new epoch before a write."""
 
 
 def read_boot_id() -> str:

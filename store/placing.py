@@ -35,8 +35,8 @@ def open_log(log: EventLog, state: StatePosition | None) -> None:
     files = list_segments(log.cursor.log)
     mark, _ = read_marks(log.cursor.log / names.MARK, log.key)
     if not current:
-        log.lost_frames = bool(files)
         log.page.reset()
+        log.lost_frames = bool(files)
     if not files:
         if mark:
             raise CorruptError(

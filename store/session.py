@@ -271,8 +271,12 @@ def encode_session(
             pack_header(FORMAT, 0, priority, 0, 0, 0, version, created_ms, accessed_ms, timeout_ms, cap_ms)
             + data
         )
-    home, grouped = home_node.encode(), group.encode()
-    tagged = encode_metadata(tags) if tags else b""
+    try:
+        home, grouped = home_node.encode(), group.encode()
+        "".join(tags)  # raises TypeError unless every tag is text
+        tagged = encode_metadata(tags) if tags else b""
+    except (TypeError, AttributeError, ValueError) as error:
+        raise UsageError(f"home node, group and tags are text: {error}") from error
     if len(home) > LABEL_BYTES_MAX or len(grouped) > LABEL_BYTES_MAX or len(tagged) > TAGS_BYTES_MAX:
         raise UsageError(
             f"home node and group take at most {LABEL_BYTES_MAX} bytes, all tags {TAGS_BYTES_MAX}",
@@ -320,7 +324,8 @@ def encode_checked(metadata: Mapping[str, Any]) -> bytes:
             return data
     except (TypeError, OverflowError, RecursionError, ValueError) as error:
         if isinstance(metadata, Mapping):
-            strange = [key for key in metadata if not isinstance(key, str)]
+            keys: Iterable[object] = metadata
+            strange = [key for key in keys if not isinstance(key, str)]
             if strange:
                 raise MetadataError(f"metadata keys are text, not {strange[0]!r}") from error
             where = _path_to_offender(metadata)

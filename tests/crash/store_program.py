@@ -18,13 +18,17 @@ from perdure.store import CorruptError, Indeterminate, OpenOptions, PerdureError
 from perdure.store.commit import parse_durability
 from perdure.store.cursor import LogCursor
 from perdure.store.event import Kind, Reason
+from perdure.store.frame import cluster_key
+from perdure.store.identity import read_identity
 from perdure.store.names import log_path
 from perdure.store.session import Session
-from tests.support.faults.checks import Event, Recovered
-from tests.support.faults.ledger import ERASING, Item, Ledger
+from tests.support.faults.checks import Event, Recovered, Violation, check_all
+from tests.support.faults.ledger import ERASING, History, Item, Ledger
 from tests.support.faults.shim import take_role
 
 KEYS = 12
+BLIND = ("control", "state/lmdb/*.mdb")
+"""What the store writes through mappings, which no trace sees."""
 SEGMENT_BYTES = 6_000
 """Small, so that a short run rolls and seals several times."""
 
@@ -133,7 +137,7 @@ def recover(directory: Path, boot: str = "", *, known: dict[bytes, str] | None =
         return Recovered(error=type(error).__name__, seconds=time.monotonic() - began)
     seconds = time.monotonic() - began
     try:
-        events = _events(store, directory, known or {})
+        events = _events(directory, known or {})
         state = {id: _digest(store.peek(id)) for id in store.ids()}
     except CorruptError as error:
         return Recovered(error=type(error).__name__, seconds=seconds)
@@ -146,11 +150,10 @@ def _digest(session: Session | None) -> str:
     return "missing" if session is None else str(session.metadata["op"])
 
 
-def _events(store: SessionStore, directory: Path, known: dict[bytes, str]) -> list[Event]:
-    log = store._log
-    cursor = LogCursor(
-        log_path(directory), log.identity.cluster_id, log.key, log.identity.shard, is_writable=False
-    )
+def _events(directory: Path, known: dict[bytes, str]) -> list[Event]:
+    identity = read_identity(directory)
+    key = cluster_key(identity.cluster_id)
+    cursor = LogCursor(log_path(directory), identity.cluster_id, key, identity.shard, is_writable=False)
     found: list[Event] = []
     cursor.seek(0)
     for run in cursor.runs():
@@ -172,6 +175,19 @@ def _event(
     return Event(lsn, op, name, id, "" if name in ERASING else _digest(Session(id, value)))
 
 
-def another_boot() -> str:
-    """A boot id that no one has seen."""
-    return str(uuid.uuid4())
+def check_after_kill(directory: Path, lines: list[bytes]) -> list[Violation]:
+    """All seven checks, in the boot in which the writers died; the page cache was kept."""
+    return _check(directory, lines, "", "")
+
+
+def check_after_power_cut(directory: Path, lines: list[bytes]) -> list[Violation]:
+    """All seven checks, in a new boot, and after one more power cut right behind the recovery."""
+    return _check(directory, lines, str(uuid.uuid4()), str(uuid.uuid4()))
+
+
+def _check(directory: Path, lines: list[bytes], boot: str, later_boot: str) -> list[Violation]:
+    history = History.of(lines)
+    known = {operation_id(op): op for op in history.attempts}
+    first = recover(directory, boot, known=known)
+    again = recover(directory, later_boot, known=known)
+    return check_all(history, first, again=again)

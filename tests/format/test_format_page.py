@@ -74,7 +74,7 @@ def table_after(marker: str) -> list[Row]:
     """The rows of the page's table behind a marker, without its head."""
     text = PAGE.read_text(encoding="utf-8")
     assert text.count(marker + "\n") == 1, f"the page has no single {marker}"
-    rows = []
+    rows: list[Row] = []
     for line in text.partition(marker + "\n")[2].splitlines():
         if not line.startswith("|"):
             break

@@ -8,7 +8,7 @@ from pathlib import Path
 from perdure.store import names
 from perdure.store.control import config_of, epoch_start_of
 from perdure.store.cursor import LogCursor, list_segments
-from perdure.store.event import Kind
+from perdure.store.event import Event, Kind
 from perdure.store.fold import Fold
 from perdure.store.mark import MarkFile, read_marks
 from perdure.store.sealing import seal_segment
@@ -31,7 +31,7 @@ def test_segment_when_it_is_followed_gives_the_events_and_the_state_that_its_fra
     cursor = LogCursor(tmp_path, example.CLUSTER_ID, example.KEY)
     cursor.seek(0)
     fold = Fold(lambda key: None)
-    seen = []
+    seen: list[Event] = []
     for run in cursor.runs():
         for offset, frame in run.frames:
             events = run.events(offset, frame)

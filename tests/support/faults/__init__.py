@@ -4,6 +4,7 @@
     workload   run a command under it; nothing outlives a run
     sweep      kill before, inside and after each call
     trace      a recorded run, and what was durable when
+    content    what a file holds, sparse
     images     the directories that a power cut may leave
     explore    check the recovery of thousands of them
     flips      bits, bytes, lengths

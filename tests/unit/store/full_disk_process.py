@@ -102,7 +102,7 @@ def run_without_blocks(way: str, place: Path) -> None:
     def reserve_nothing(environment: Environment, txn: Txn, work: Work) -> None:
         del environment, txn, work
 
-    Environment._reserve = reserve_nothing  # type: ignore[method-assign]
+    Environment._reserve = reserve_nothing  # type: ignore[method-assign, assignment]
     run(way, place)
 
 

@@ -59,20 +59,10 @@ def test_a_session_s_fields_can_be_read_with_sql(place: Path) -> None:
     backend.refresh()
     assert backend.get(b"id-\xc3\xa4") == record
     backend.close()
-    columns = "id, version, created_at, last_accessed, timeout_ms, expires_at, priority, home_node, session_group, tags"
-    assert rows(place, f"SELECT {columns} FROM sessions") == [
-        (
-            "id-ä",
-            7,
-            1_700_000_000_000,
-            1_700_000_001_000,
-            60_000,
-            1_700_000_061_000,
-            1,
-            "n1",
-            "shop",
-            '["a","b"]',
-        )
+    times = rows(place, "SELECT created_at, last_accessed, timeout_ms, expires_at FROM sessions")
+    assert times == [(1_700_000_000_000, 1_700_000_001_000, 60_000, 1_700_000_061_000)]
+    assert rows(place, "SELECT id, version, priority, home_node, session_group, tags FROM sessions") == [
+        ("id-ä", 7, 1, "n1", "shop", '["a","b"]')
     ]
     shown = json.loads(rows(place, "SELECT metadata FROM sessions")[0][0])
     assert shown["name"] == "Ada"
@@ -91,7 +81,7 @@ def test_a_record_that_is_no_session_is_kept_exactly_without_columns(place: Path
     assert rows(place, "SELECT version, metadata FROM sessions") == [(None, None)]
 
 
-def test_numbers_beyond_64_bits_signed_are_shown_as_text(place: Path) -> None:
+def test_numbers_beyond_64_bits_signed_are_shown_rounded(place: Path) -> None:
     value = encode_session(
         version=1, created_ms=2**64 - 1, accessed_ms=0, timeout_ms=0, cap_ms=0, metadata={"n": 2**64 - 1}
     )
@@ -99,7 +89,7 @@ def test_numbers_beyond_64_bits_signed_are_shown_as_text(place: Path) -> None:
     backend.fold([(b"a", record_of(b"a", value))], [], [], at(1))
     backend.close()
     assert rows(place, "SELECT created_at, metadata FROM sessions") == [
-        ("18446744073709551615", '{"n":18446744073709551615}')
+        (float(2**64), '{"n":18446744073709551615}')
     ]
 
 
@@ -142,9 +132,17 @@ def test_damaged_pages_are_an_error_and_not_wrong_data(place: Path) -> None:
             file.write(b"\xee" * 64)
     damaged = SqliteBackend(place)
     with pytest.raises(CorruptError):
-        damaged.refresh()
-        list(damaged.scan())
+        read_all(damaged)
     damaged.close()
+
+
+def read_all(backend: SqliteBackend) -> None:
+    backend.refresh()
+    scan = backend.scan()
+    try:
+        list(scan)
+    finally:
+        scan.close()
 
 
 def test_a_database_locked_by_another_tool_is_said_and_nothing_is_lost(

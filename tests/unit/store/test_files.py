@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from perdure.store import files
 from perdure.store.errors import StorageError, StorageFullError, StoreMissingError, StoreReadOnlyError
 from perdure.store.files import (
     make_directory,
@@ -35,7 +34,7 @@ class Calls:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[str] = []
         for name in ("write", "fsync", "rename", "unlink", "mkdir"):
-            monkeypatch.setattr(files.os, name, self._recorded(name, getattr(os, name)))
+            monkeypatch.setattr(os, name, self._recorded(name, getattr(os, name)))
 
     def _recorded(self, name: str, call: object) -> object:
         def made(*args: object) -> object:
@@ -80,7 +79,7 @@ def test_publish_when_a_step_fails_keeps_the_old_content_and_leaves_nothing(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, failing, refuse)
+    monkeypatch.setattr(os, failing, refuse)
     with pytest.raises(StorageFullError) as caught:
         publish(path, b"new")
     assert caught.value.path == str(path)
@@ -112,7 +111,11 @@ def test_write_all_when_the_system_writes_a_part_each_time_writes_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.write
-    monkeypatch.setattr(files.os, "write", lambda descriptor, data: real(descriptor, bytes(data)[:7]))
+
+    def short_write(descriptor: int, data: bytes | memoryview) -> int:
+        return real(descriptor, bytes(data)[:7])
+
+    monkeypatch.setattr(os, "write", short_write)
     path = tmp_path / "file"
     for data in (b"", b"short", bytes(range(256)), memoryview(bytes(range(100)))):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -127,7 +130,11 @@ def test_pread_when_the_system_reads_a_part_each_time_reads_all_up_to_the_end(
     path = tmp_path / "file"
     path.write_bytes(bytes(range(100)))
     real = os.pread
-    monkeypatch.setattr(files.os, "pread", lambda descriptor, size, at: real(descriptor, min(size, 7), at))
+
+    def short_read(descriptor: int, size: int, at: int) -> bytes:
+        return real(descriptor, min(size, 7), at)
+
+    monkeypatch.setattr(os, "pread", short_read)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         assert pread_exactly(descriptor, 50, 10) == bytes(range(10, 60))

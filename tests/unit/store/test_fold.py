@@ -63,7 +63,7 @@ def step(sessions: dict[bytes, bytes], source: random.Random) -> Event:
     return event(kind, key, data)
 
 
-@fuzz(150, seed=st.integers(0, 1 << 32), length=st.integers(0, 60), folded_at=st.integers(0, 60))
+@fuzz(80, seed=st.integers(0, 1 << 32), length=st.integers(0, 60), folded_at=st.integers(0, 60))
 def test_fold_when_random_events_are_applied_in_two_parts_agrees_with_a_dict_and_the_digest_by_hand(
     seed: int, length: int, folded_at: int
 ) -> None:

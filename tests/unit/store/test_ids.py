@@ -10,7 +10,7 @@ from tests.support.fuzz import fuzz
 
 
 @fuzz(
-    200,
+    100,
     epoch=st.integers(0, EPOCH_MAX),
     lsn=st.integers(0, LSN_LIMIT - 1),
     chain=st.integers(0, (1 << 64) - 1),
@@ -47,7 +47,7 @@ def test_text_when_it_is_no_position_is_refused(text: str) -> None:
         parse_position(text)
 
 
-@fuzz(200, text=st.text(max_size=40))
+@fuzz(100, text=st.text(max_size=40))
 def test_text_when_it_is_arbitrary_is_a_position_or_refused(text: str) -> None:
     try:
         position = parse_position(text)

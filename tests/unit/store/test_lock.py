@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +31,7 @@ sys.stdin.readline()
 
 
 @contextmanager
-def holder(path: Path) -> Iterator[subprocess.Popen[str]]:
+def holder(path: Path) -> Generator[subprocess.Popen[str]]:
     """Another process that holds the lock, until it is told to release it."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(path)],

@@ -9,13 +9,13 @@ from perdure.store import names
 from tests.support.fuzz import fuzz
 
 
-@fuzz(200, lsn=st.integers(0, (1 << 64) - 1), epoch=st.integers(0, 0xFFFFFFFF))
+@fuzz(100, lsn=st.integers(0, (1 << 64) - 1), epoch=st.integers(0, 0xFFFFFFFF))
 def test_name_of_a_segment_or_snapshot_when_read_gives_its_numbers(lsn: int, epoch: int) -> None:
     assert names.parse_segment_name(names.segment_name(lsn, epoch)) == (lsn, epoch)
     assert names.parse_snapshot_name(names.snapshot_name(lsn, epoch)) == (lsn, epoch)
 
 
-@fuzz(100, pairs=st.lists(st.tuples(st.integers(0, (1 << 64) - 1), st.integers(0, 0xFFFFFFFF)), min_size=2))
+@fuzz(60, pairs=st.lists(st.tuples(st.integers(0, (1 << 64) - 1), st.integers(0, 0xFFFFFFFF)), min_size=2))
 def test_names_when_sorted_as_text_are_in_the_order_of_lsn_then_epoch(pairs: list[tuple[int, int]]) -> None:
     in_order = [names.segment_name(*pair) for pair in sorted(pairs)]
     assert sorted(names.segment_name(*pair) for pair in pairs) == in_order
@@ -59,7 +59,7 @@ def test_node_name_when_it_is_bad_is_refused_and_its_slot_name_too(node: str) ->
     assert names.parse_slot_name(names.slot_name(node)) is None
 
 
-@fuzz(200, name=st.text(max_size=50))
+@fuzz(100, name=st.text(max_size=50))
 def test_name_when_it_is_arbitrary_is_ours_only_if_it_can_be_written_again(name: str) -> None:
     segment = names.parse_segment_name(name)
     assert segment is None or names.segment_name(*segment) == name

@@ -77,7 +77,7 @@ def stated_by_the_design(seen: Witnesses) -> TailVerdict:
 
 def test_verdict_when_every_combination_is_tried_is_that_of_the_first_row_that_fits() -> None:
     rows = table()
-    decided = set()
+    decided: set[int] = set()
     for seen in all_witnesses():
         number, row = next((number, row) for number, row in enumerate(rows) if row_fits(row, seen))
         decided.add(number)
