@@ -1,0 +1,138 @@
+"""The entry of child processes: `python -m perdure.shipping`, with a task on standard input.
+
+Owns the process around a shipper, receiver, folder or replica: signals, logging, the first line on
+standard output that says "ready" or why not, and the exit code (0 ended in order, 3 not primary or
+fenced, 4 corrupt or diverged, 5 anything else that perdure raises).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Final
+
+import msgspec
+
+from ..store.errors import CorruptError, DivergedError, NotPrimaryError, PerdureError
+from .children import TASK_BYTES_MAX, Ready, Task
+from .folder import run_folder
+from .peer import SLOT_BUDGET_BYTES
+from .receiver import serve_receiver
+from .replica import run_replica
+from .shipper import ShipperOptions, run_shipper
+from .wake import POLL_MS
+
+EXIT_NOT_PRIMARY: Final = 3
+EXIT_CORRUPT: Final = 4
+EXIT_FAILED: Final = 5
+_STDIN: Final = 0
+_STDOUT: Final = 1
+
+
+class _Process:
+    """One child process."""
+
+    def __init__(self) -> None:
+        self.is_stopping = False
+        self.was_ready = False
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self.is_stopping = True
+
+    def say(self, ready: Ready) -> None:
+        if not self.was_ready:
+            self.was_ready = True
+            os.write(_STDOUT, msgspec.json.encode(ready) + b"\n")
+
+    def should_stop(self) -> bool:
+        return self.is_stopping
+
+    def run(self, task: Task) -> None:
+        """Do the task until it ends or is stopped."""
+        if task.kind == "shipper":
+            run_shipper(
+                task.store,
+                task.replicas,
+                secret=task.secret,
+                options=ShipperOptions(
+                    compress=task.compress,
+                    slot_budget_bytes=task.slot_budget_bytes or SLOT_BUDGET_BYTES,
+                    poll_ms=task.poll_ms or POLL_MS,
+                    use_pokes=task.use_pokes,
+                    use_watcher=task.use_watcher,
+                ),
+                should_stop=self.should_stop,
+                on_ready=lambda: self.say(Ready(os.getpid())),
+                lifeline=_STDIN,
+            )
+        elif task.kind == "receiver":
+            serve_receiver(
+                task.store,
+                task.host,
+                task.port,
+                secret=task.secret,
+                should_stop=self.should_stop,
+                on_ready=lambda port: self.say(Ready(os.getpid(), port)),
+                lifeline=_STDIN,
+            )
+        elif task.kind == "folder":
+            run_folder(
+                task.store,
+                should_stop=self.should_stop,
+                on_ready=lambda: self.say(Ready(os.getpid())),
+                lifeline=_STDIN,
+            )
+        else:
+            run_replica(
+                task.store,
+                task.host,
+                task.port,
+                secret=task.secret,
+                should_stop=self.should_stop,
+                on_ready=lambda port: self.say(Ready(os.getpid(), port)),
+                lifeline=_STDIN,
+                log_level=task.log_level,
+            )
+
+
+def read_task(descriptor: int) -> Task:
+    """The task that the parent writes: 4 bytes of length, then JSON. Raises msgspec.DecodeError."""
+    size = int.from_bytes(_read_exactly(descriptor, 4), "little")
+    return msgspec.json.decode(_read_exactly(descriptor, min(size, TASK_BYTES_MAX)), type=Task)
+
+
+def main() -> int:
+    task = read_task(_STDIN)
+    logging.basicConfig(
+        level=task.log_level,
+        format=f"%(asctime)s %(levelname)s {task.kind}[%(process)d] %(name)s: %(message)s",
+    )
+    process = _Process()
+    try:
+        process.run(task)
+    except PerdureError as error:
+        logging.getLogger(__name__).error("ended: store=%s error=%s", task.store, error)
+        process.say(Ready(os.getpid(), error=str(error), error_kind=type(error).__name__))
+        if isinstance(error, NotPrimaryError):
+            return EXIT_NOT_PRIMARY
+        return EXIT_CORRUPT if isinstance(error, (CorruptError, DivergedError)) else EXIT_FAILED
+    return 0
+
+
+def _read_exactly(descriptor: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = os.read(descriptor, size - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Proving knowledge of the shared secret, both ways. Pure: the random bytes are given in.
+
+Owns the challenge and response. The secret is never sent; each side sends a nonce, and an HMAC-SHA256
+under the secret over both nonces, its direction, the connecting side's role and a cluster tag. The tag
+is itself an HMAC of the cluster id: a peer with the secret sees whether the other belongs to its
+cluster, one without it learns nothing. The listening side proves itself only after the other has.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from typing import Final
+
+from ..store.errors import ForeignError, UsageError, WireError
+from .messages import Challenge, Greet, Proof
+
+NONCE_BYTES: Final = 32
+SECRET_BYTES_MIN: Final = 16
+SHIPPER: Final = "shipper"
+CLIENT: Final = "client"
+ROLES: Final = frozenset({SHIPPER, CLIENT})
+_CONNECTING: Final = b"perdure 1 connecting"
+_LISTENING: Final = b"perdure 1 listening"
+_CLUSTER: Final = b"perdure 1 cluster"
+
+
+def check_secret(secret: bytes, host: str) -> None:
+    """Refuse a secret that is too short, and none at all on an address that others can reach.
+
+    Raises UsageError.
+    """
+    if secret:
+        if len(secret) < SECRET_BYTES_MIN:
+            raise UsageError(
+                f"the shared secret has {len(secret)} bytes, at least {SECRET_BYTES_MIN} are needed",
+                hint="Make one with `openssl rand -hex 32`.",
+            )
+        return
+    if not is_loopback(host):
+        raise UsageError(
+            f"without a shared secret only loopback addresses are allowed, not {host!r}",
+            hint="Give every node the same secret.",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Is a host name or address surely this machine's own?"""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Connecting:
+    """The connecting side: greets, answers the challenge, then checks the other's proof."""
+
+    def __init__(self, secret: bytes, cluster_id: bytes, role: str, nonce: bytes) -> None:
+        self._secret = secret
+        self._cluster_id = cluster_id
+        self._role = role
+        self._nonce = nonce
+        self._peer_nonce = b""
+
+    def greet(self) -> Greet:
+        return Greet(self._role, self._nonce)
+
+    def answer(self, challenge: Challenge) -> Proof:
+        """Raises WireError for a nonce of another length, or our own sent back."""
+        _check_nonce(challenge.nonce, self._nonce)
+        self._peer_nonce = challenge.nonce
+        return _prove(self._secret, _CONNECTING, self._role, self._nonce, challenge.nonce, self._cluster_id)
+
+    def check(self, proof: Proof) -> None:
+        """Raises WireError for a wrong secret, ForeignError for another cluster."""
+        _check(proof, self._secret, _LISTENING, self._role, self._nonce, self._peer_nonce, self._cluster_id)
+
+
+class Listening:
+    """The listening side: challenges, checks the proof, and only then proves itself."""
+
+    def __init__(self, secret: bytes, cluster_id: bytes, nonce: bytes) -> None:
+        self._secret = secret
+        self._cluster_id = cluster_id
+        self._nonce = nonce
+        self._peer_nonce = b""
+        self.role = ""
+
+    def challenge(self, greet: Greet) -> Challenge:
+        """Raises WireError for an unknown role or a bad nonce."""
+        if greet.role not in ROLES:
+            raise WireError("a peer greeted in an unknown role")
+        _check_nonce(greet.nonce, self._nonce)
+        self.role, self._peer_nonce = greet.role, greet.nonce
+        return Challenge(self._nonce)
+
+    def check(self, proof: Proof) -> Proof:
+        """This side's own proof. Raises WireError for a wrong secret, ForeignError for another cluster."""
+        _check(proof, self._secret, _CONNECTING, self.role, self._peer_nonce, self._nonce, self._cluster_id)
+        return _prove(self._secret, _LISTENING, self.role, self._peer_nonce, self._nonce, self._cluster_id)
+
+
+def _check_nonce(nonce: bytes, own: bytes) -> None:
+    if len(nonce) != NONCE_BYTES or hmac.compare_digest(nonce, own):
+        raise WireError("a peer sent a bad nonce")
+
+
+def _mac(secret: bytes, *parts: bytes) -> bytes:
+    mac = hmac.new(secret, digestmod="sha256")
+    for part in parts:
+        mac.update(len(part).to_bytes(4, "little") + part)
+    return mac.digest()
+
+
+def _tag(secret: bytes, nonce: bytes, peer_nonce: bytes, cluster_id: bytes) -> bytes:
+    return _mac(secret, _CLUSTER, nonce, peer_nonce, cluster_id)
+
+
+def _prove(
+    secret: bytes, direction: bytes, role: str, nonce: bytes, peer_nonce: bytes, cluster_id: bytes
+) -> Proof:
+    tag = _tag(secret, nonce, peer_nonce, cluster_id)
+    return Proof(tag, _mac(secret, direction, role.encode(), nonce, peer_nonce, tag))
+
+
+def _check(
+    proof: Proof,
+    secret: bytes,
+    direction: bytes,
+    role: str,
+    nonce: bytes,
+    peer_nonce: bytes,
+    cluster_id: bytes,
+) -> None:
+    wanted = _mac(secret, direction, role.encode(), nonce, peer_nonce, proof.cluster_tag)
+    if not hmac.compare_digest(proof.mac, wanted):
+        raise WireError(
+            "the peer does not know the shared secret", hint="Give every node of the cluster the same one."
+        )
+    if not hmac.compare_digest(proof.cluster_tag, _tag(secret, nonce, peer_nonce, cluster_id)):
+        raise ForeignError(
+            "the peer belongs to another cluster",
+            hint="Look at the addresses of the replicas: one of them leads to another cluster's node.",
+        )

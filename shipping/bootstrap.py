@@ -1,0 +1,121 @@
+"""Bootstrapping a replica from a snapshot: the primary's side.
+
+Owns which bytes of a snapshot, and of the log's segment before it, go to a replica. The replica gets
+the snapshot file as it is, and the frames from the start of the segment that holds the snapshot's
+position: so its log begins where a segment of the primary does, with the control frame that every
+segment begins with. Both parts can be resumed at any offset.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from ..store.cursor import LogCursor, list_segments
+from ..store.errors import DivergedError, PerdureError, PositionGoneError, WireError
+from ..store.files import pread_exactly, translated
+from ..store.segment import HEADER_BYTES
+from ..store.snapshot import list_snapshots, read_head
+from .messages import Piece, PieceAck, SnapshotOffer, SnapshotWant, pack_payload
+from .nodelog import NodeLog
+
+PIECE_BYTES: Final = 1 << 20
+CREDIT_BYTES: Final = 8 << 20
+SNAPSHOT_PART: Final = 0
+LOG_PART: Final = 1
+
+
+def log_bytes_behind(log: Path, lsn: int) -> int:
+    """About how many bytes of log (whole segments) stand behind an LSN."""
+    files = list_segments(log)
+    total = 0
+    for number, file in enumerate(files):
+        is_last = number + 1 == len(files)
+        if is_last or files[number + 1].first_lsn > lsn + 1:
+            try:
+                total += os.stat(file.path).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def newest_usable_snapshot(node: NodeLog, snapshots: Path) -> Path | None:
+    """The newest snapshot whose position is in this log, so that frames can follow it."""
+    oldest, end = node.oldest_lsn(), node.log.cursor.at.lsn
+    for file in reversed(list_snapshots(snapshots)):
+        if not oldest <= file.lsn + 1 <= end + 1:
+            continue
+        cursor = node.cursor()
+        try:
+            head = read_head(file.path, node.identity.cluster_id)
+            cursor.seek(head.at.lsn)
+            if cursor.at.position == head.at.position:
+                return file.path
+        except PerdureError:
+            continue
+        finally:
+            cursor.close()
+    return None
+
+
+class SnapshotSender:
+    """One snapshot on its way to one replica."""
+
+    def __init__(self, node: NodeLog, path: Path, *, compress: bool) -> None:
+        self._compress = compress
+        self._under_way: list[int] = [0, 0]
+        self._acked: list[int] = [0, 0]
+        self._is_wanted = False
+        self._cursor: LogCursor = node.cursor()
+        head = read_head(path, node.identity.cluster_id)
+        self._cursor.seek(head.at.lsn)
+        if self._cursor.at.position != head.at.position or self._cursor.header is None:
+            raise DivergedError("the snapshot is of another history than the log", path=path, lsn=head.at.lsn)
+        header = self._cursor.header
+        with translated("cannot open a snapshot", path):
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._sizes = [os.fstat(self._descriptor).st_size, self._cursor.offset - HEADER_BYTES]
+        self.offer = SnapshotOffer(
+            name=path.name,
+            at=head.at,
+            snapshot_bytes=self._sizes[SNAPSHOT_PART],
+            segment_lsn=header.first_lsn,
+            segment_epoch=header.epoch,
+            segment_primary=header.primary,
+            segment_previous=header.previous,
+            log_bytes=self._sizes[LOG_PART],
+        )
+
+    def want(self, want: SnapshotWant) -> None:
+        """The replica says what it has already. Raises WireError for impossible offsets."""
+        wanted = [want.snapshot_offset, want.log_offset]
+        if any(offset > size for offset, size in zip(wanted, self._sizes, strict=True)):
+            raise WireError("the replica wants a snapshot from behind its end")
+        self._under_way, self._acked, self._is_wanted = wanted[:], wanted[:], True
+
+    def acked(self, ack: PieceAck) -> None:
+        self._acked = [ack.snapshot_offset, ack.log_offset]
+
+    def next_message(self) -> tuple[Piece, bytes] | None:
+        """The next piece; None if all is under way, or the credits are used up. Raises StorageError."""
+        if not self._is_wanted or sum(self._under_way) - sum(self._acked) >= CREDIT_BYTES:
+            return None
+        part = SNAPSHOT_PART if self._under_way[0] < self._sizes[0] else LOG_PART
+        offset, left = self._under_way[part], self._sizes[part] - self._under_way[part]
+        if not left:
+            return None
+        descriptor = self._descriptor if part == SNAPSHOT_PART else self._cursor.descriptor
+        start = offset if part == SNAPSHOT_PART else offset + HEADER_BYTES
+        raw = pread_exactly(descriptor, min(PIECE_BYTES, left), start)
+        if not raw:
+            raise PositionGoneError("the snapshot or the log became shorter while it was sent")
+        self._under_way[part] = offset + len(raw)
+        payload, compressed = pack_payload(raw, self._compress and part == LOG_PART)
+        return Piece(part, offset, len(raw), compressed), payload
+
+    def close(self) -> None:
+        self._cursor.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

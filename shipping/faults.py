@@ -1,0 +1,47 @@
+"""The fold's fault: a small file that says why a replica stopped folding.
+
+Owns the file `fold.fault`. A replica whose sessions do not come out as the primary's frames say has
+diverged: it says so at once, folds no further, and must not become primary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ..store import names
+from ..store.errors import FormatError
+from ..store.files import remove_durably
+from ..store.smallfile import publish_small, read_small_file
+
+MAGIC: Final = b"PDRFALT1"
+VERSION: Final = 1
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Why folding stopped, and at which frame's end."""
+
+    lsn: int
+    text: str
+    time_ms: int
+
+
+def write_fault(store: Path, fault: Fault) -> None:
+    """Record a fault durably."""
+    publish_small(store / names.FOLD_FAULT, MAGIC, VERSION, fault)
+
+
+def read_fault(store: Path) -> str:
+    """The text of the fault, empty if there is none."""
+    try:
+        fault = read_small_file(store / names.FOLD_FAULT, MAGIC, VERSION, Fault)
+    except FormatError as error:
+        return f"a fault was recorded, and its file is damaged: {error}"
+    return fault.text if fault else ""
+
+
+def clear_fault(store: Path) -> None:
+    """The state was made anew: forget the fault."""
+    remove_durably(store / names.FOLD_FAULT)

@@ -1,0 +1,273 @@
+"""The folder: the process that folds a replica's log into its state, up to what is committed.
+
+Owns the loop and the words in the control page that say how far the state is. The digest and count of
+every frame are checked; at the first that does not come out folding stops for good, and the fault is
+recorded. It runs beside the receiver, so that receiving never waits for a fold.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from ..store import names
+from ..store.cursor import LogCursor, list_segments
+from ..store.errors import DivergedError, PositionGoneError, StorageFullError
+from ..store.ids import StatePosition
+from ..store.keeper import seal_all
+from ..store.lock import FileLock
+from ..store.opening import load_state
+from ..store.page import Word, read_boot_id
+from ..store.ports import Backend
+from ..store.rebuild import replay
+from ..store.state import mark_state, open_state, set_aside
+from .faults import Fault, clear_fault, read_fault, write_fault
+from .nodelog import NodeLog, monotonic_ms, now_ms, open_node_log
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES: Final = 512 << 10
+"""Payload bytes folded in one transaction: about a thousand events."""
+FOLD_TIMEOUT_MS: Final = 5_000
+POLL_MS: Final = 5
+SEAL_MS: Final = 1_000
+FULL_RETRY_MS: Final = 500
+_GENERATION = int(Word.GENERATION)
+_COMMITTED = int(Word.COMMITTED)
+_FLUSHED = int(Word.FLUSHED)
+
+
+class Folder:
+    """The folder of one node."""
+
+    def __init__(self, store: Path) -> None:
+        self._store = store
+        self._lock = FileLock(store / names.FOLD_LOCK)
+        self._node: NodeLog
+        self._backend: Backend
+        self._cursor: LogCursor
+        self._at: StatePosition
+        self._generation = -1
+        self._sealed_ms = 0
+        self._open()
+
+    def run(self, should_stop: Callable[[], bool], wait: Callable[[float], object]) -> None:
+        """Fold until `should_stop` says so; `wait` sleeps up to so many seconds.
+
+        Raises DivergedError when the sessions do not come out as a frame says; it is recorded then.
+        """
+        while not should_stop():
+            wait(0 if self.step() else POLL_MS / 1000)
+
+    def step(self) -> bool:
+        """Fold what is committed and not folded; says whether there was anything."""
+        words: Any = self._node.log.words
+        if words[_GENERATION] != self._generation:
+            self._reopen()
+            words = self._node.log.words
+        upto = min(words[_COMMITTED], words[_FLUSHED])
+        if upto <= self._at.lsn:
+            self._seal()
+            return False
+        self._lock.acquire(FOLD_TIMEOUT_MS)
+        try:
+            return self._fold(upto)
+        except StorageFullError as error:
+            logger.error("folding waits for space: %s", error)
+            self._cursor.close()
+            threading.Event().wait(FULL_RETRY_MS / 1000)
+            self._cursor = self._node.cursor()
+            return False
+        except DivergedError as error:
+            self._diverged(error)
+            raise
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        self._cursor.close()
+        self._backend.close()
+        self._node.close()
+        self._lock.close()
+
+    # -- folding ---------------------------------------------------------------------------------
+
+    def _fold(self, upto: int) -> bool:
+        state = self._backend.refresh()
+        if state != self._at:
+            self._at = state  # a writer of this node folded meanwhile
+            self._cursor.close()
+        if upto <= state.lsn:
+            return False
+        result = replay(
+            self._backend,
+            self._cursor,
+            state,
+            upto_lsn=upto,
+            chunk_bytes=CHUNK_BYTES,
+            on_written=self._publish,
+        )
+        self._backend.release()
+        return result.frames > 0
+
+    def _publish(self, at: StatePosition) -> None:
+        """Say in the page where the state stands, and where the frame behind it begins."""
+        words, cursor = self._node.log.words, self._cursor
+        words[Word.FOLDED_SEGMENT], words[Word.FOLDED_OFFSET] = 0, 0
+        words[Word.FOLDED] = at.lsn
+        if cursor.header is not None and cursor.at == at:
+            words[Word.FOLDED_SEGMENT], words[Word.FOLDED_OFFSET] = cursor.header.first_lsn, cursor.offset
+        self._at = at
+
+    def _diverged(self, error: DivergedError) -> None:
+        logger.critical("this replica has diverged, folding stops: %s", error)
+        write_fault(self._store, Fault(error.lsn or self._at.lsn, str(error), now_ms()))
+
+    def _seal(self) -> None:
+        """Give the segments that were left behind their footers."""
+        at_ms = monotonic_ms()
+        if at_ms - self._sealed_ms < SEAL_MS:
+            return
+        self._sealed_ms = at_ms
+        log = self._node.log
+        if not self._lock.try_acquire():
+            return
+        try:
+            log.follow()
+            if log.cursor.descriptor >= 0:
+                seal_all(log.cursor, lambda: log.flush(log.cursor.at.lsn))
+        finally:
+            self._lock.release()
+
+    # -- opening ---------------------------------------------------------------------------------
+
+    def _reopen(self) -> None:
+        """The role, the log or the state may be another one now: begin anew."""
+        if not self._is_same_state():
+            self._cursor.close()
+            self._backend.close()
+            self._node.close()
+            self._open()
+            return
+        self._node.log.refresh_role()
+        self._generation = self._node.log.generation
+
+    def _is_same_state(self) -> bool:
+        """Are the state's directory and the log still those that are open?"""
+        try:
+            return os.stat(names.state_path(self._store)).st_ino == self._inode and self._log_holds_state()
+        except FileNotFoundError:
+            return False
+
+    def _log_holds_state(self) -> bool:
+        files = list_segments(names.log_path(self._store))
+        return not files or files[0].first_lsn <= self._at.lsn + 1
+
+    def _open(self) -> None:
+        node = open_node_log(self._store, [])
+        try:
+            self._lock.acquire(FOLD_TIMEOUT_MS)
+            try:
+                node.log.lock_any()
+                try:
+                    self._backend = self._open_backend(node)
+                finally:
+                    node.log.unlock()
+            finally:
+                self._lock.release()
+        except BaseException:
+            node.close()
+            raise
+        self._node = node
+        self._at = self._backend.refresh()
+        self._backend.release()
+        self._cursor = node.cursor()
+        self._generation = node.log.generation
+        self._inode = os.stat(names.state_path(self._store)).st_ino
+        node.log.words[Word.FOLDED] = self._at.lsn
+        logger.info("folding: state=%s", self._at.position)
+
+    def _open_backend(self, node: NodeLog) -> Backend:
+        """The state if it can be trusted and stands in this log, else one made anew."""
+        identity, boot_id = node.identity, read_boot_id()
+        backend, verdict = open_state(self._store, identity.backend, identity.cluster_id, boot_id)
+        try:
+            if verdict.is_trusted:
+                why = _why_not_in_log(node, backend.refresh())
+                if not why:
+                    return backend
+                backend.close()
+                set_aside(self._store, why)
+                backend, verdict = open_state(self._store, identity.backend, identity.cluster_id, boot_id)
+            else:
+                why = verdict.reason
+            logger.warning("making the state anew: %s", why)
+            load_state(backend, node.log)
+            mark_state(
+                self._store, backend_name=identity.backend, cluster_id=identity.cluster_id, boot_id=boot_id
+            )
+            clear_fault(self._store)
+        except BaseException:
+            backend.close()
+            raise
+        return backend
+
+
+def _why_not_in_log(node: NodeLog, state: StatePosition) -> str:
+    """Why a state does not belong to this log; empty if it does."""
+    if not state.lsn or not list_segments(node.log.cursor.log):
+        return ""
+    cursor = node.cursor()
+    try:
+        cursor.seek(state.lsn)
+        if cursor.at.position == state.position:
+            return ""
+        return f"the state stands at {state.position}, the log has {cursor.at.position} there"
+    except PositionGoneError as error:
+        return str(error)
+    finally:
+        cursor.close()
+
+
+def run_folder(
+    store: str | os.PathLike[str],
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_ready: Callable[[], object] | None = None,
+    lifeline: int | None = None,
+) -> None:
+    """Fold a node's log up to its commit LSN until `should_stop` says so.
+
+    `lifeline` is a descriptor: the folder ends when its other end is closed. Raises DivergedError when
+    this replica's sessions are not what the primary's frames say (recorded, and shown by the status; a
+    later call refuses to start until the state was made anew), CorruptError for a damaged log or state.
+    """
+    path = Path(store)
+    fault = read_fault(path)
+    if fault:
+        raise DivergedError(
+            f"folding stopped before: {fault}",
+            path=path,
+            hint="Remove the state's directory or make this replica anew; its log is intact.",
+        )
+    folder = Folder(path)
+    ended = threading.Event()
+    poller = select.poll()
+    if lifeline is not None:
+        poller.register(lifeline, select.POLLIN)
+
+    def wait(seconds: float) -> None:
+        if poller.poll(seconds * 1000):
+            ended.set()
+
+    try:
+        if on_ready is not None:
+            on_ready()
+        folder.run(lambda: ended.is_set() or should_stop(), wait)
+    finally:
+        folder.close()

@@ -1,0 +1,166 @@
+"""The gate: how a writer wakes the shipper, and waits until its frame is committed.
+
+Owns the writer's side of the two sockets in the store's directory: pokes are datagrams, waits go over
+a stream. A wait is 8 bytes (the LSN, little-endian); the answer is 8 bytes (the commit LSN, at least
+that). What counts is the commit LSN in the control page; the stream only says when to look.
+
+Threads share one stream: one of them leads and waits on it for the lowest LSN that any of them needs.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..store import names
+from ..store.identity import read_identity
+from ..store.ids import Position
+from ..store.page import ControlPage, Word, read_boot_id
+from ..store.promise import read_promise
+from .wake import short_path
+
+LSN_WORD = struct.Struct("<Q")
+RECONNECT_MS = 20
+LOOK_MS = 200
+"""A leader looks at the page at least this often, whatever the stream says."""
+_COMMITTED = int(Word.COMMITTED)
+_GENERATION = int(Word.GENERATION)
+_SHIPPER_IDLE = int(Word.SHIPPER_IDLE)
+
+
+class Gate:
+    """A writer's way to the replicas (the port CommitGate). Safe for threads."""
+
+    def __init__(self, store: Path, boot_id: str) -> None:
+        self._store = store
+        self._page = ControlPage(store / names.CONTROL_PAGE, boot_id)
+        self._words = self._page.words
+        self._poke = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._poke.setblocking(False)
+        self._is_poke_connected = False
+        self._stream: socket.socket | None = None
+        self._changed = threading.Condition()
+        self._has_leader = False
+        self._wanted: list[int] = []
+
+    def poke(self, lsn: int) -> None:
+        """Tell the shipper that the log reaches `lsn`. Never blocks, never raises."""
+        if not self._words[_SHIPPER_IDLE]:
+            return  # it looks at the log again before it waits
+        data = LSN_WORD.pack(lsn)
+        try:
+            if self._is_poke_connected:
+                self._poke.send(data)
+                return
+        except BlockingIOError:
+            return  # pokes wait for the shipper already
+        except OSError:
+            self._is_poke_connected = False
+        try:
+            with short_path(self._store, names.POKE_SOCKET) as path:
+                self._poke.connect(path)
+            self._is_poke_connected = True
+            self._poke.send(data)
+        except OSError:
+            return  # no shipper runs; it looks at the log when it comes
+
+    def wait(self, position: Position, timeout_ms: int) -> bool:
+        """Wait until the commit LSN covers the position.
+
+        False when the time (ms) is up, or at once when a higher epoch was promised meanwhile.
+        """
+        words, lsn = self._words, position[1]
+        if words[_COMMITTED] >= lsn:
+            return True
+        deadline = time.monotonic() + timeout_ms / 1000
+        generation = words[_GENERATION]
+        with self._changed:
+            self._wanted.append(lsn)
+            try:
+                while words[_COMMITTED] < lsn:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        return False
+                    if words[_GENERATION] != generation:
+                        generation = words[_GENERATION]
+                        if read_promise(self._store).epoch > position[0]:
+                            return bool(words[_COMMITTED] >= lsn)
+                    if self._has_leader:
+                        self._changed.wait(left)
+                    else:
+                        self._lead(left)
+            finally:
+                self._wanted.remove(lsn)
+        return True
+
+    def close(self) -> None:
+        """Give back sockets and page."""
+        self._drop_stream()
+        self._poke.close()
+        self._page.close()
+
+    def _lead(self, left_s: float) -> None:
+        """Wait once on the stream for everyone, without holding the mutex. The caller holds it."""
+        self._has_leader = True
+        lowest = min(self._wanted)
+        self._changed.release()
+        try:
+            self._wait_on_stream(lowest, min(left_s, LOOK_MS / 1000))
+        finally:
+            self._changed.acquire()
+            self._has_leader = False
+            self._changed.notify_all()
+
+    def _wait_on_stream(self, lsn: int, wait_s: float) -> None:
+        stream = self._connected()
+        if stream is None:
+            time.sleep(min(wait_s, RECONNECT_MS / 1000))
+            return
+        try:
+            stream.sendall(LSN_WORD.pack(lsn))
+            poller = select.poll()
+            poller.register(stream, select.POLLIN)
+            deadline = time.monotonic() + wait_s
+            while self._words[_COMMITTED] < lsn:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return
+                if poller.poll(left * 1000) and not stream.recv(4096):
+                    raise ConnectionResetError
+        except OSError:
+            self._drop_stream()
+
+    def _connected(self) -> socket.socket | None:
+        if self._stream is not None:
+            return self._stream
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with short_path(self._store, names.GATE_SOCKET) as path:
+                stream.connect(path)
+        except OSError:
+            stream.close()
+            return None
+        self._stream = stream
+        return stream
+
+    def _drop_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+
+def open_gate(store: str | os.PathLike[str], *, boot_id: Callable[[], str] = read_boot_id) -> Gate:
+    """The gate of the store at `store`, for `SessionStore.open(..., gate=...)`.
+
+    Raises StoreMissingError if there is no store. Without a shipper it opens, too: waits then end at
+    their deadline.
+    """
+    path = Path(store)
+    read_identity(path)
+    return Gate(path, boot_id())

@@ -1,0 +1,266 @@
+"""Bootstrapping a replica from a snapshot: the replica's side.
+
+Owns the directory `incoming/` and the planned installation. Both parts arrive in files of their own and
+go on where they stopped, after a crash of either side too. Nothing of the old log is touched before all
+of the new one is here, checked and on disk. Steps then, each durable before the next; a crash after any
+of them is finished by finish_install, which a receiver calls before it opens the log:
+
+    1. the plan
+    2. the snapshot moves to `snapshots/`
+    3. the old mark, then the old segments and the old state move to `aside/`
+    4. the new segment moves to `log/`
+    5. mark and control page say where the log ends now; the plan is removed
+
+The state is then made from the snapshot and the log by whoever opens the store next.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ..store import names
+from ..store.cursor import LogCursor, SegmentFile, list_segments
+from ..store.errors import CorruptError, PerdureError, WireError
+from ..store.files import (
+    FILE_MODE,
+    make_directory,
+    next_free,
+    remove_durably,
+    rename_durably,
+    sync_directory,
+    translated,
+)
+from ..store.frame import FRAME_BYTES_MAX, cluster_key
+from ..store.identity import Identity, read_identity
+from ..store.ids import StatePosition
+from ..store.segment import HEADER_BYTES, SegmentHeader, encode_header
+from ..store.smallfile import publish_small, read_small_file
+from ..store.snapshot import verify_snapshot
+from ..store.state import set_aside
+from .faults import clear_fault
+from .messages import Piece, SnapshotOffer, SnapshotWant
+from .nodelog import NodeLog
+from .replacing import move_if_there, renew_page, set_mark, take_write_lock
+
+logger = logging.getLogger(__name__)
+
+OFFER_MAGIC: Final = b"PDROFFR1"
+PLAN_MAGIC: Final = b"PDRINST1"
+VERSION: Final = 1
+OFFER: Final = "offer"
+SNAPSHOT: Final = "snapshot"
+LOG_BYTES_MAX: Final = (64 << 20) + FRAME_BYTES_MAX * 2
+"""A segment that is rolled at 64 MiB holds at most one largest frame more."""
+SYNC_BYTES: Final = 8 << 20
+
+
+class InstallPlan(msgspec.Struct, frozen=True):
+    """An installation that was decided."""
+
+    snapshot: str
+    segment: str
+    end: tuple[int, int, int]
+    committed_lsn: int
+    folder: str
+    """Where in `aside/` the old log goes."""
+
+
+class Incoming:
+    """A snapshot that arrives."""
+
+    def __init__(self, node: NodeLog, offer: SnapshotOffer) -> None:
+        self._node = node
+        self._offer = offer
+        self._at = StatePosition(*offer.at)
+        self._folder = node.store / names.INCOMING
+        self._verifier: threading.Thread | None = None
+        self._failed: Exception | None = None
+        self._is_checked = False
+        _check_offer(offer)
+        with translated("cannot receive a snapshot", self._folder):
+            if read_small_file(self._folder / OFFER, OFFER_MAGIC, VERSION, SnapshotOffer) != offer:
+                self._start_anew()
+            self._files = [self._open(SNAPSHOT), self._open(self._segment_name)]
+            self._sizes = [os.fstat(descriptor).st_size for descriptor in self._files]
+            self._sizes[1] -= HEADER_BYTES
+        self._wanted = [offer.snapshot_bytes, offer.log_bytes]
+        self._unsynced_bytes = 0
+
+    @property
+    def _segment_name(self) -> str:
+        return names.segment_name(self._offer.segment_lsn, self._offer.segment_epoch)
+
+    def want(self) -> SnapshotWant:
+        return SnapshotWant(self._sizes[0], self._sizes[1])
+
+    def take(self, piece: Piece, raw: bytes) -> tuple[int, int]:
+        """Write a piece; answers how much of both parts is here. Raises WireError, StorageError."""
+        if piece.part not in (0, 1) or piece.offset != self._sizes[piece.part]:
+            raise WireError("a piece of a snapshot that does not follow the one before it")
+        if self._sizes[piece.part] + len(raw) > self._wanted[piece.part]:
+            raise WireError("more of a snapshot than was offered")
+        start = piece.offset + (HEADER_BYTES if piece.part else 0)
+        with translated("cannot receive a snapshot", self._folder):
+            _pwrite_all(self._files[piece.part], raw, start)
+            self._sizes[piece.part] += len(raw)
+            self._unsynced_bytes += len(raw)
+            if self._unsynced_bytes >= SYNC_BYTES or self._sizes == self._wanted:
+                for descriptor in self._files:
+                    os.fsync(descriptor)
+                self._unsynced_bytes = 0
+        return self._sizes[0], self._sizes[1]
+
+    def check(self) -> bool:
+        """Is all of it here and checked? Checking goes on in a thread; call again until it says so.
+
+        Raises CorruptError, ForeignError or WireError if it is not what was offered; it is then removed.
+        """
+        if self._failed is not None:
+            self.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise self._failed
+        if self._sizes == self._wanted and self._verifier is None:
+            self._verifier = threading.Thread(target=self._verify, name="perdure-install", daemon=True)
+            self._verifier.start()
+        return self._is_checked
+
+    def install(self) -> None:
+        """Replace this node's log by what has arrived. Its handles have to be opened anew afterwards."""
+        store, end = self._node.store, self._at.position
+        self.close()
+        self._node.log.lock_any()
+        try:
+            old = self._node.log.cursor.at
+        finally:
+            self._node.log.unlock()
+        folder = next_free(store / names.ASIDE / f"replaced-{old.lsn:020d}-{old.epoch:08x}")
+        plan = InstallPlan(self._offer.name, self._segment_name, end, end.lsn, folder.name)
+        logger.warning("installing a snapshot: at=%s old_end=%s kept=%s", end, old.position, folder)
+        publish_small(store / names.INSTALL_PLAN, PLAN_MAGIC, VERSION, plan)
+        finish_install(store)
+
+    def close(self) -> None:
+        files, self._files = self._files, []
+        for descriptor in files:
+            os.close(descriptor)
+
+    def _start_anew(self) -> None:
+        offer, identity = self._offer, self._node.identity
+        shutil.rmtree(self._folder, ignore_errors=True)
+        make_directory(self._folder)
+        previous = StatePosition(*offer.segment_previous)
+        header = SegmentHeader(
+            identity.cluster_id,
+            identity.shard,
+            offer.segment_epoch,
+            identity.node,
+            offer.segment_primary,
+            offer.segment_lsn,
+            previous,
+            self._node.log.now_ms(),
+        )
+        descriptor = self._open(self._segment_name)
+        try:
+            _pwrite_all(descriptor, encode_header(header), 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.close(self._open(SNAPSHOT))
+        publish_small(self._folder / OFFER, OFFER_MAGIC, VERSION, offer)
+
+    def _open(self, name: str) -> int:
+        return os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+
+    def _verify(self) -> None:
+        try:
+            self._verify_parts()
+            self._is_checked = True
+        except (PerdureError, OSError) as error:
+            self._failed = error
+
+    def _verify_parts(self) -> None:
+        identity, at = self._node.identity, self._at
+        found = verify_snapshot(self._folder / SNAPSHOT, identity.cluster_id)
+        if found != at:
+            raise CorruptError(f"the snapshot is of {found.position}, offered was {at.position}")
+        path = self._folder / self._segment_name
+        cursor = LogCursor(
+            self._folder, identity.cluster_id, cluster_key(identity.cluster_id), identity.shard
+        )
+        try:
+            cursor.open_segment(SegmentFile(self._offer.segment_lsn, self._offer.segment_epoch, path))
+            while cursor.read(at.lsn) is not None:
+                continue
+            if cursor.at.position != at.position or cursor.offset != os.stat(path).st_size:
+                raise CorruptError(
+                    f"the log that came with a snapshot ends at {cursor.at.position}, not at {at.position}",
+                    path=path,
+                    offset=cursor.offset,
+                )
+        finally:
+            cursor.close()
+
+
+def finish_install(store: Path) -> bool:
+    """Carry out an installation that was planned; says whether there was one."""
+    plan = read_small_file(store / names.INSTALL_PLAN, PLAN_MAGIC, VERSION, InstallPlan)
+    if plan is None:
+        return False
+    identity = read_identity(store)
+    lock = take_write_lock(store)
+    try:
+        with translated("cannot install a snapshot", store):
+            _carry_out(store, identity, plan)
+    finally:
+        lock.close()
+    return True
+
+
+def _carry_out(store: Path, identity: Identity, plan: InstallPlan) -> None:
+    log, incoming = names.log_path(store), store / names.INCOMING
+    aside = store / names.ASIDE / plan.folder
+    make_directory(aside)
+    move_if_there(incoming / SNAPSHOT, store / names.SNAPSHOTS / plan.snapshot)
+    segment = incoming / plan.segment
+    if os.path.exists(segment):
+        if not os.path.exists(aside / names.MARK):
+            move_if_there(log / names.MARK, aside / names.MARK)
+        for file in list_segments(log):
+            rename_durably(file.path, aside / file.path.name)
+        set_aside(store, "a snapshot of the primary replaced it")
+        rename_durably(segment, log / plan.segment)
+    epoch, lsn, chain = plan.end
+    set_mark(store, identity, StatePosition(epoch, lsn, chain, 0, 0).position, plan.committed_lsn)
+    renew_page(store, committed_lsn=plan.committed_lsn, keep_folded=False)
+    clear_fault(store)
+    shutil.rmtree(incoming, ignore_errors=True)
+    sync_directory(store)
+    remove_durably(store / names.INSTALL_PLAN)
+
+
+def _check_offer(offer: SnapshotOffer) -> None:
+    numbers = names.parse_snapshot_name(offer.name)
+    at = StatePosition(*offer.at)
+    previous = StatePosition(*offer.segment_previous)
+    if (
+        numbers != (at.lsn, at.epoch)
+        or not names.is_node_name(offer.segment_primary)
+        or not 0 <= offer.log_bytes <= LOG_BYTES_MAX
+        or offer.snapshot_bytes < 0
+        or previous.lsn + 1 != offer.segment_lsn
+        or not offer.segment_lsn <= at.lsn + 1
+    ):
+        raise WireError("a snapshot is offered that cannot be one")
+
+
+def _pwrite_all(descriptor: int, data: bytes, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], offset + done)

@@ -1,0 +1,149 @@
+"""Links: sockets that carry messages, never blocking. The only module that opens sockets to other nodes.
+
+Owns a connection's two buffers and their limits. What is sent waits in memory until the peer takes it,
+at most OUT_BYTES_MAX; what is received is held until a message is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import deque
+
+from ..store.errors import WireError
+from .messages import GREETING_BYTES_MAX, MESSAGE_BYTES_MAX, Decoder, Message, encode_message
+
+OUT_BYTES_MAX = 48 << 20
+"""Unsent bytes a link may hold: room for credits, one largest message and what goes beside them."""
+RECEIVE_BYTES = 256 << 10
+BACKLOG = 64
+BUFFER_BYTES = 1 << 20
+
+
+class LinkClosed(WireError):
+    """The peer closed the connection, or it broke."""
+
+
+class Link:
+    """One connection to another node. After WireError it must be closed."""
+
+    def __init__(self, connection: socket.socket, peer: str) -> None:
+        self.socket = connection
+        self.peer = peer
+        self.decoder = Decoder(GREETING_BYTES_MAX)
+        self._out: deque[memoryview] = deque()
+        self.out_bytes = 0
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def trust(self) -> None:
+        """The peer has proved itself: take messages of full size."""
+        self.decoder.limit_bytes = MESSAGE_BYTES_MAX
+
+    def send(self, message: Message, payload: bytes | memoryview = b"") -> None:
+        """Send a message now, or as soon as the peer takes more. Raises WireError if the link broke."""
+        data = encode_message(message, payload)
+        if self.out_bytes + len(data) > OUT_BYTES_MAX:
+            raise WireError(f"{self.peer} takes nothing; {self.out_bytes} bytes wait for it", node=self.peer)
+        self._out.append(memoryview(data))
+        self.out_bytes += len(data)
+        self.flush()
+
+    def flush(self) -> None:
+        """Give the system what it takes. Raises WireError if the link broke."""
+        out = self._out
+        while out:
+            try:
+                sent = self.socket.send(out[0])
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                raise self._broken(error) from error
+            self.out_bytes -= sent
+            if sent == len(out[0]):
+                out.popleft()
+            else:
+                out[0] = out[0][sent:]
+                return
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._out)
+
+    def receive(self) -> list[tuple[Message, bytes]]:
+        """The messages that are complete now. Raises WireError for bad bytes, or when the peer closed."""
+        try:
+            data = self.socket.recv(RECEIVE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return []
+        except OSError as error:
+            raise self._broken(error) from error
+        if not data:
+            raise LinkClosed(f"{self.peer} closed the connection")
+        self.decoder.feed(data)
+        return list(self.decoder.messages())
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def _broken(self, error: OSError) -> LinkClosed:
+        return LinkClosed(f"the connection to {self.peer} broke: {error.strerror or error}")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket that does not block. Raises WireError if the address cannot be taken."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise WireError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            hint="Is another process using the port?",
+        ) from error
+    return listener
+
+
+def accept(listener: socket.socket) -> tuple[Link, str] | None:
+    """The next connection with its peer's host, None if there is none or it went away at once."""
+    try:
+        connection, address = listener.accept()
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            raise WireError(f"cannot take a connection: {error.strerror}") from error
+        return None
+    host = str(address[0])
+    return Link(connection, f"{host}:{address[1]}"), host
+
+
+def begin_connect(host: str, port: int, peer: str) -> Link:
+    """A link whose connection is under way; writable once it is decided. Raises WireError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        connection = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise WireError(f"cannot reach {host}:{port}: {error.strerror or error}", node=peer) from error
+    link = Link(connection, peer)
+    code = connection.connect_ex(address)
+    if code not in (0, errno.EINPROGRESS):
+        connection.close()
+        raise WireError(f"cannot reach {host}:{port}: {errno.errorcode.get(code, code)}", node=peer)
+    return link
+
+
+def check_connected(link: Link) -> None:
+    """Raise WireError if the connection that was under way failed."""
+    code = link.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise WireError(f"cannot reach {link.peer}: {errno.errorcode.get(code, code)}", node=link.peer)

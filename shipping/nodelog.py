@@ -1,0 +1,147 @@
+"""A node's log as shipping's processes hold it: opened without the state, with a lock for the process.
+
+Owns how the processes of shipping enter a store. They follow, append and flush the log; what it means
+is for the folder. One shipper and one receiver a store: the second finds the lock taken.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from ..store import names
+from ..store.cursor import LogCursor, list_segments
+from ..store.errors import StoreInUseError
+from ..store.flush import is_poisoned
+from ..store.identity import Identity, read_identity
+from ..store.ids import Position
+from ..store.lock import FileLock
+from ..store.log import EventLog
+from ..store.opening import OpenOptions, open_store
+from ..store.page import Word, read_boot_id
+from ..store.placing import open_log
+from .messages import EPOCHS_MAX
+
+
+def now_ms() -> int:
+    """Wall clock, ms since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+class NodeLog:
+    """An open log with its identity and the locks that its process holds."""
+
+    def __init__(self, store: Path, identity: Identity, log: EventLog, locks: list[FileLock]) -> None:
+        self.store = store
+        self.identity = identity
+        self.log = log
+        self._locks = locks
+
+    @property
+    def node(self) -> str:
+        return self.identity.node
+
+    def cursor(self) -> LogCursor:
+        """A new cursor over the log."""
+        return LogCursor(self.log.cursor.log, self.identity.cluster_id, self.log.key, self.identity.shard)
+
+    def end_on_disk(self) -> Position:
+        """Where the log ends, after everything up to there was made durable. Locks; errors as flush."""
+        self.log.lock_any()
+        try:
+            at = self.log.cursor.at
+            if self.log.cursor.descriptor >= 0:
+                self.log.flush(at.lsn)
+            return at.position
+        finally:
+            self.log.unlock()
+
+    def epochs(self) -> list[tuple[int, int]]:
+        """(epoch, first LSN) of the newest epochs in the log, oldest first."""
+        first: dict[int, int] = {}
+        for file in list_segments(self.log.cursor.log):
+            first.setdefault(file.epoch, file.first_lsn)
+        return sorted(first.items())[-EPOCHS_MAX:]
+
+    def oldest_lsn(self) -> int:
+        """First LSN that the log holds, 0 if it is empty."""
+        files = list_segments(self.log.cursor.log)
+        return files[0].first_lsn if files else 0
+
+    def committed_lsn(self) -> int:
+        return int(self.log.words[Word.COMMITTED])
+
+    def folded_lsn(self) -> int:
+        return int(self.log.words[Word.FOLDED])
+
+    def reopened(self) -> NodeLog:
+        """The same log opened anew, after it was changed as a whole; this handle is closed.
+
+        The locks go on to the new handle. Raises as open_node_log.
+        """
+        self.log.close()
+        locks, self._locks = self._locks, []
+        try:
+            return NodeLog(self.store, self.identity, _open(self.store, self.identity), locks)
+        except BaseException:
+            for lock in locks:
+                lock.close()
+            raise
+
+    def close(self) -> None:
+        self.log.close()
+        for lock in self._locks:
+            lock.close()
+
+
+def take_process_lock(store: Path, lock_name: str) -> FileLock:
+    """The lock that makes its process the only one of its kind. Raises StoreInUseError."""
+    lock = FileLock(store / lock_name)
+    if not lock.try_acquire():
+        lock.close()
+        raise StoreInUseError(
+            f"another process holds {lock_name}: it does this work already",
+            path=store / lock_name,
+            hint="One shipper and one receiver serve a store.",
+        )
+    return lock
+
+
+def open_node_log(store: Path, locks: list[FileLock]) -> NodeLog:
+    """Open the log of a store for a process of shipping, which holds `locks`.
+
+    A poisoned store is opened as a whole first, which copies its log anew. Raises as open_store.
+    """
+    identity = read_identity(store)
+    if is_poisoned(store):
+        open_store(store, OpenOptions(create=False)).close()
+    users = FileLock(store / names.USERS_LOCK)
+    try:
+        if not users.try_acquire(shared=True):
+            raise StoreInUseError(
+                "another process has the store to itself, to make its log anew",
+                path=store,
+                hint="Try again when it has finished.",
+            )
+        return NodeLog(store, identity, _open(store, identity), [*locks, users])
+    except BaseException:
+        users.close()
+        raise
+
+
+def _open(store: Path, identity: Identity) -> EventLog:
+    log = EventLog(store, identity, boot_id=read_boot_id(), now_ms=now_ms)
+    try:
+        log.write_lock.acquire(log.lock_timeout_ms)
+        try:
+            open_log(log, None)
+        finally:
+            log.write_lock.release()
+    except BaseException:
+        log.close()
+        raise
+    return log

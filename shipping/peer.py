@@ -1,0 +1,552 @@
+"""A peer: one replica as the shipper deals with it, from the connection to the stream of frames.
+
+Owns the connection's stages, its time limits and retries. A peer never blocks, and what goes wrong with
+it stays with it: it is disconnected, its slot says why, and it is tried again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import selectors
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ..store.errors import (
+    DivergedError,
+    FencedError,
+    ForeignError,
+    PerdureError,
+    PoisonedError,
+    PositionGoneError,
+    WireError,
+)
+from ..store.ids import Position
+from . import slots
+from .auth import NONCE_BYTES, SHIPPER, Connecting
+from .bootstrap import SnapshotSender, log_bytes_behind
+from .link import Link, LinkClosed, begin_connect, check_connected
+from .messages import (
+    DIVERGED,
+    FENCED,
+    FOREIGN,
+    Ack,
+    Challenge,
+    Cut,
+    Heartbeat,
+    Message,
+    Pause,
+    Peers,
+    PieceAck,
+    Proof,
+    Refusal,
+    ShipHello,
+    ShipWelcome,
+    SnapshotWant,
+    Start,
+)
+from .nodelog import NodeLog, monotonic_ms, now_ms
+from .progress import Electorate, last_common
+from .sender import Search, Sender
+from .slots import Slot, new_slot
+from .window import Window
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_MS: Final = 100
+HANDSHAKE_MS: Final = 5_000
+SILENCE_MS: Final = 5_000
+"""A replica that answers nothing for so long is disconnected."""
+RETRY_MS_MIN: Final = 50
+RETRY_MS_MAX: Final = 2_000
+REFUSED_RETRY_MS: Final = 5_000
+"""Pause after a refusal that only a person can change."""
+PUMP_MESSAGES: Final = 8
+"""Messages sent to one replica before the others have their turn."""
+UNSENT_BYTES_MAX: Final = 4 << 20
+"""No further frames are read for a replica while so much waits for its socket."""
+SLOT_BUDGET_BYTES: Final = 4 << 30
+ERROR_CHARS_MAX: Final = 1000
+
+
+class Fenced(Exception):
+    """A replica has promised a higher epoch: this primary's time is over."""
+
+    def __init__(self, epoch: int, candidate: str) -> None:
+        super().__init__(epoch, candidate)
+        self.epoch = epoch
+        self.candidate = candidate
+
+
+@dataclass
+class Reign:
+    """What all peers of one shipper share."""
+
+    node: NodeLog
+    secret: bytes
+    window: Window
+    electorate: Electorate
+    selector: selectors.BaseSelector
+    compress: bool = True
+    slot_budget_bytes: int = SLOT_BUDGET_BYTES
+    silence_ms: int = SILENCE_MS
+    find_snapshot: Callable[[], Path | None] = lambda: None
+    """The newest snapshot that the log reaches; None while there is none (one may be under way)."""
+    committed_lsn: int = 0
+    acked: dict[str, Position] = field(default_factory=dict)
+    has_news: bool = False
+    """An acknowledgement came: the commit LSN may move."""
+
+
+class Stage(Enum):
+    WAITING = "waiting"
+    CONNECTING = "connecting"
+    GREETING = "greeting"
+    PROVING = "proving"
+    MEETING = "meeting"
+    SEARCHING = "searching"
+    STREAMING = "streaming"
+    SNAPSHOT = "snapshot"
+
+
+class Peer:
+    """One replica."""
+
+    def __init__(self, reign: Reign, name: str, host: str, port: int, slot: Slot | None) -> None:
+        self.name = name
+        self.slot = slot or new_slot(name)
+        self._reign = reign
+        self._host, self._port = host, port
+        self._link: Link | None = None
+        self._stage = Stage.WAITING
+        self._auth: Connecting | None = None
+        self.sender: Sender | None = None
+        self._search: Search | None = None
+        self._is_common = False
+        self._welcome: ShipWelcome | None = None
+        self._snapshot: SnapshotSender | None = None
+        self._retry_ms = 0
+        self._retry_at_ms = 0
+        self._since_ms = 0
+        self._heard_ms = 0
+        self._heartbeat_ms = 0
+        self._committed_sent = -1
+        self._mask = 0
+        self._failed_with = ""
+        self._random = random.Random()
+
+    @property
+    def is_streaming(self) -> bool:
+        """Does it follow closely?"""
+        return self.slot.state == slots.STREAMING and self.sender is not None
+
+    # -- driven by the shipper -------------------------------------------------------------------
+
+    def tick(self, at_ms: int) -> None:
+        """Connect if it is time, send heartbeats, give up what takes too long. `at_ms` is monotonic."""
+        if self._stage is Stage.WAITING:
+            if at_ms >= self._retry_at_ms:
+                self._guarded(self._connect)
+            return
+        if self._stage in (Stage.STREAMING, Stage.SNAPSHOT):
+            if at_ms - self._heard_ms > self._reign.silence_ms:
+                self._fail(WireError(f"nothing was heard for {at_ms - self._heard_ms} ms", node=self.name))
+            elif at_ms - self._heartbeat_ms >= HEARTBEAT_MS:
+                self._guarded(self._heartbeat)
+                self._update_state()
+        elif at_ms - self._since_ms > HANDSHAKE_MS:
+            self._fail(WireError(f"no handshake within {HANDSHAKE_MS} ms", node=self.name))
+
+    def pump(self) -> bool:
+        """Send what the credits and the socket allow; says whether there may be more."""
+        if self._stage is Stage.STREAMING:
+            return self._guarded(self._pump_frames)
+        if self._stage is Stage.SNAPSHOT:
+            return self._guarded(self._pump_snapshot)
+        if self._stage is Stage.SEARCHING:
+            return self._guarded(self._step_search)
+        return False
+
+    def announce(self) -> None:
+        """A new commit LSN: tell it at once."""
+        if self._stage is Stage.STREAMING and self._committed_sent < self._reign.committed_lsn:
+            self._guarded(self._heartbeat)
+
+    def tell_peers(self, message: Peers) -> None:
+        if self._stage is Stage.STREAMING and self._link is not None and not self._link.has_unsent:
+            self._guarded(lambda: self._send(message))
+
+    def on_event(self, mask: int) -> None:
+        """The socket is ready."""
+        if mask & selectors.EVENT_WRITE:
+            self._guarded(self._writable)
+        if mask & selectors.EVENT_READ and self._link is not None:
+            self._guarded(self._readable)
+
+    def needs_snapshot(self) -> None:
+        """The log is no longer kept for it."""
+        self._set_slot(state=slots.SNAPSHOT)
+
+    def close(self) -> None:
+        self._disconnect()
+        if self.slot.state not in (slots.SNAPSHOT, slots.DIVERGED, slots.REFUSED):
+            self._set_slot(state=slots.DISCONNECTED)
+
+    # -- connecting ------------------------------------------------------------------------------
+
+    def _connect(self) -> None:
+        self._since_ms = monotonic_ms()
+        self._stage = Stage.CONNECTING
+        link = begin_connect(self._host, self._port, self.name)
+        self._link = link
+        self._mask = selectors.EVENT_READ | selectors.EVENT_WRITE
+        self._reign.selector.register(link.socket, self._mask, self.on_event)
+
+    def _writable(self) -> None:
+        link = self._link
+        if link is None:
+            return
+        if self._stage is Stage.CONNECTING:
+            check_connected(link)
+            self._stage = Stage.GREETING
+            identity = self._reign.node.identity
+            self._auth = Connecting(self._reign.secret, identity.cluster_id, SHIPPER, os.urandom(NONCE_BYTES))
+            self._send(self._auth.greet())
+        link.flush()
+        self._watch()
+
+    def _readable(self) -> None:
+        link = self._link
+        if link is None or self._stage is Stage.CONNECTING:
+            return
+        for message, _payload in link.receive():
+            self._heard_ms = monotonic_ms()
+            self._take(message)
+            if self._link is not link:
+                return
+        self._watch()
+
+    def _take(self, message: Message) -> None:
+        match self._stage, message:
+            case _, Refusal():
+                self._refused(message)
+            case Stage.GREETING, Challenge() if self._auth:
+                self._send(self._auth.answer(message))
+                self._stage = Stage.PROVING
+            case Stage.PROVING, Proof() if self._auth and self._link:
+                self._auth.check(message)
+                self._link.trust()
+                self._stage = Stage.MEETING
+                self._send(self._hello())
+            case Stage.MEETING, ShipWelcome():
+                self._welcomed(message)
+            case Stage.STREAMING, Ack():
+                self._acked(message)
+            case ((Stage.STREAMING | Stage.SNAPSHOT), Pause()):
+                self._set_slot(state=slots.PAUSED, error=message.text)
+            case Stage.SNAPSHOT, SnapshotWant() if self._snapshot:
+                self._snapshot.want(message)
+            case Stage.SNAPSHOT, PieceAck() if self._snapshot:
+                self._snapshot.acked(message)
+            case Stage.SNAPSHOT, Ack():
+                pass  # an answer to a heartbeat
+            case _:
+                raise WireError(
+                    f"a {type(message).__name__} message while {self._stage.value}", node=self.name
+                )
+
+    def _hello(self) -> ShipHello:
+        reign = self._reign
+        log = reign.node.log
+        end = reign.window.end
+        return ShipHello(
+            node=reign.node.node,
+            shard=reign.node.identity.shard,
+            epoch=reign.electorate.epoch,
+            alone=log.promise.alone,
+            end=(end.epoch, end.lsn, end.chain),
+            committed_lsn=reign.committed_lsn,
+            epochs=reign.node.epochs(),
+            voters=tuple(sorted(reign.electorate.voters)),
+            sync_replicas=reign.electorate.sync_replicas,
+        )
+
+    # -- where the replica stands ----------------------------------------------------------------
+
+    def _welcomed(self, welcome: ShipWelcome) -> None:
+        if welcome.node != self.name:
+            raise WireError(
+                f"{self._host}:{self._port} is node {welcome.node}, not {self.name}",
+                node=self.name,
+                hint="Look at the names and addresses of the replicas.",
+            )
+        self._welcome = welcome
+        self._set_slot(applied_lsn=welcome.applied_lsn)
+        reign, end = self._reign, Position(*welcome.end)
+        if end.lsn + 1 < reign.node.oldest_lsn() or self._is_over_budget(end.lsn):
+            self._begin_snapshot()
+        elif end.lsn > reign.window.end.lsn:
+            self._search_common(end)
+        else:
+            self._search_for(end)
+
+    def _is_over_budget(self, lsn: int) -> bool:
+        reign = self._reign
+        behind = log_bytes_behind(reign.node.log.cursor.log, lsn)
+        return behind > reign.slot_budget_bytes and reign.find_snapshot() is not None
+
+    def _search_for(self, position: Position) -> None:
+        self._end_search()
+        self._stage = Stage.SEARCHING
+        self._search = Search(self._reign.node.cursor(), position)
+
+    def _search_common(self, end: Position) -> None:
+        reign, welcome = self._reign, self._welcome
+        common = last_common(reign.node.epochs(), reign.window.end, welcome.epochs if welcome else [], end)
+        if common is not None and common.lsn + 1 >= reign.node.oldest_lsn():
+            self._end_search()
+            self._stage = Stage.SEARCHING
+            self._search = Search(reign.node.cursor(), Position(common.epoch, common.lsn, 0))
+            self._is_common = True
+        elif reign.electorate.sync_replicas:
+            self._begin_snapshot()
+        else:
+            self._diverged(f"its log ends at {end}, and the two logs have nothing in common")
+
+    def _step_search(self) -> bool:
+        search, welcome = self._search, self._welcome
+        if search is None or welcome is None:
+            return False
+        found = search.step()
+        if found is None:
+            return True
+        end = Position(*welcome.end)
+        if self._is_common:
+            self._cut_to(search.cursor.at.position, end)
+        elif found:
+            self._begin_stream(end)
+        else:
+            self._search_common(end)
+        return self._stage is Stage.SEARCHING
+
+    def _cut_to(self, common: Position, end: Position) -> None:
+        self._end_search()
+        if common.lsn == end.lsn and common.chain != end.chain:
+            self._diverged(f"two histories under one position: {end} there, {common} here")
+        elif self._reign.electorate.sync_replicas == 0:
+            self._diverged(f"its log ends at {end}; the last position in common is {common}")
+        else:
+            logger.warning("cutting a replica's tail: node=%s end=%s to=%s", self.name, end, common)
+            self._stage = Stage.MEETING
+            self._since_ms = monotonic_ms()
+            self._send(Cut(common))
+
+    def _end_search(self) -> None:
+        self._is_common = False
+        if self._search is not None:
+            self._search.cursor.close()
+            self._search = None
+
+    def _diverged(self, text: str) -> None:
+        refusal = Refusal(DIVERGED, text)
+        self._send(refusal)
+        raise DivergedError(
+            f"the replica has another history: {text}",
+            node=self.name,
+            hint="It keeps its own log; make it anew from this primary, or rejoin it.",
+        )
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    def _begin_stream(self, after: Position) -> None:
+        search, reign = self._search, self._reign
+        cursor = search.cursor if search is not None else None
+        self._search = None
+        self.sender = Sender(reign.window, reign.node.cursor, after, cursor, compress=reign.compress)
+        self._stage = Stage.STREAMING
+        self._retry_ms = 0
+        self._failed_with = ""
+        self._heard_ms = monotonic_ms()
+        self._send(Start(after))
+        self._heartbeat()
+        reign.acked[self.name] = after
+        reign.has_news = True
+        logger.info("streaming: node=%s after=%s", self.name, after)
+        state = slots.STREAMING if self.sender.is_close else slots.CATCH_UP
+        self._set_slot(state=state, error="", position=after)
+
+    def _begin_snapshot(self) -> None:
+        self._end_search()
+        reign = self._reign
+        path = reign.find_snapshot()
+        self._set_slot(state=slots.SNAPSHOT, error="")
+        if path is None:
+            raise PositionGoneError(
+                "the replica needs a snapshot, and there is none that this log reaches",
+                node=self.name,
+                hint="`perdure snapshot create` on the primary; the replica then goes on by itself.",
+            )
+        self._snapshot = SnapshotSender(reign.node, path, compress=reign.compress)
+        self._stage = Stage.SNAPSHOT
+        self._heard_ms = monotonic_ms()
+        logger.info("sending a snapshot: node=%s path=%s", self.name, path)
+        self._send(self._snapshot.offer)
+
+    def _pump_frames(self) -> bool:
+        sender, link = self.sender, self._link
+        if sender is None or link is None:
+            return False
+        for _ in range(PUMP_MESSAGES):
+            if link.out_bytes >= UNSENT_BYTES_MAX:
+                return False
+            found = sender.next_message(self._reign.committed_lsn)
+            if found is None:
+                return False
+            message, payload = found
+            self._committed_sent = message.committed_lsn
+            self._send(message, payload)
+        return True
+
+    def _pump_snapshot(self) -> bool:
+        snapshot, link = self._snapshot, self._link
+        if snapshot is None or link is None:
+            return False
+        for _ in range(PUMP_MESSAGES):
+            if link.out_bytes >= UNSENT_BYTES_MAX:
+                return False
+            found = snapshot.next_message()
+            if found is None:
+                return False
+            self._send(*found)
+        return True
+
+    def _heartbeat(self) -> None:
+        reign = self._reign
+        self._heartbeat_ms = monotonic_ms()
+        self._committed_sent = reign.committed_lsn
+        self._send(
+            Heartbeat(reign.committed_lsn, reign.window.end.lsn, now_ms(), time.monotonic_ns() // 1000)
+        )
+
+    def _acked(self, ack: Ack) -> None:
+        if self.sender is None:
+            return
+        position = Position(*ack.position)
+        if self.sender.take_ack(position):
+            self._reign.acked[self.name] = position
+            self._reign.has_news = True
+        changes: dict[str, object] = {"applied_lsn": ack.applied_lsn}
+        if ack.echo_us:
+            changes["round_trip_us"] = max(0, time.monotonic_ns() // 1000 - ack.echo_us)
+        self._set_slot(position=position, **changes)
+
+    def _update_state(self) -> None:
+        """Is the replica close now, or behind; how old is what it lacks?"""
+        sender, slot = self.sender, self.slot
+        if sender is None:
+            return
+        oldest = sender.oldest_unacked_ms
+        state = slots.STREAMING if sender.is_close else slots.CATCH_UP
+        if slot.state == slots.PAUSED and oldest:
+            state = slots.PAUSED
+        error = slot.error if state == slots.PAUSED else ""
+        self._set_slot(state=state, error=error, lag_ms=max(0, now_ms() - oldest) if oldest else 0)
+
+    def _send(self, message: Message, payload: bytes = b"") -> None:
+        if self._link is None:
+            return
+        self._link.send(message, payload)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Ask for writability only while something waits to be sent."""
+        link = self._link
+        if link is None:
+            return
+        mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if link.has_unsent else 0)
+        if mask != self._mask:
+            self._mask = mask
+            self._reign.selector.modify(link.socket, mask, self.on_event)
+
+    # -- failing ---------------------------------------------------------------------------------
+
+    def _guarded(self, action: Callable[[], object]) -> bool:
+        """Do it; what goes wrong with this replica ends its connection only."""
+        try:
+            return bool(action())
+        except PoisonedError:
+            raise
+        except (PerdureError, OSError) as error:
+            self._fail(error)
+            return False
+
+    def _refused(self, refusal: Refusal) -> None:
+        if refusal.code == FENCED:
+            self._fail(FencedError(refusal.text, node=self.name))
+            if refusal.epoch > self._reign.electorate.epoch:
+                raise Fenced(refusal.epoch, refusal.candidate)
+            return
+        if refusal.code == FOREIGN:
+            raise ForeignError(refusal.text, node=self.name)
+        if refusal.code == DIVERGED:
+            raise DivergedError(refusal.text, node=self.name)
+        raise WireError(f"the replica refuses: {refusal.text}", node=self.name)
+
+    def _fail(self, error: Exception) -> None:
+        if isinstance(error, LinkClosed) and self._stage is Stage.PROVING:
+            error = WireError(
+                "the replica closed the connection when this node proved itself",
+                node=self.name,
+                hint="Give every node of the cluster the same shared secret.",
+            )
+        text, state = str(error)[:ERROR_CHARS_MAX], self._state_after(error)
+        self._retry_ms = min(max(RETRY_MS_MIN, self._retry_ms * 2), RETRY_MS_MAX)
+        if state in (slots.DIVERGED, slots.REFUSED):
+            self._retry_ms = REFUSED_RETRY_MS
+        if text != self._failed_with:
+            self._failed_with = text
+            logger.warning("replica lost: node=%s state=%s error=%s", self.name, state, text)
+        self._disconnect()
+        self._set_slot(state=state, error=text)
+
+    def _state_after(self, error: Exception) -> str:
+        """What the slot says after a failure."""
+        if isinstance(error, DivergedError):
+            return slots.DIVERGED
+        if isinstance(error, (ForeignError, FencedError)) or self._stage is Stage.PROVING:
+            return slots.REFUSED
+        if isinstance(error, PositionGoneError) or self.slot.state == slots.SNAPSHOT:
+            return slots.SNAPSHOT
+        if self._stage is Stage.MEETING and not isinstance(error, LinkClosed):
+            return slots.REFUSED
+        return slots.DISCONNECTED
+
+    def _disconnect(self) -> None:
+        if self._link is not None:
+            self._reign.selector.unregister(self._link.socket)
+            self._link.close()
+            self._link = None
+        self._end_search()
+        if self.sender is not None:
+            self.sender.close()
+            self.sender = None
+        if self._snapshot is not None:
+            self._snapshot.close()
+            self._snapshot = None
+        self._reign.acked.pop(self.name, None)
+        self._stage = Stage.WAITING
+        self._retry_at_ms = monotonic_ms() + int(self._retry_ms * self._random.uniform(0.5, 1.5))
+
+    def _set_slot(self, *, position: Position | None = None, **changes: object) -> None:
+        if position is not None:
+            changes.update(epoch=position.epoch, lsn=position.lsn, chain=position.chain)
+        if self._link is not None and self._heard_ms:
+            changes["last_seen_ms"] = now_ms()
+        self.slot = msgspec.structs.replace(self.slot, **changes)

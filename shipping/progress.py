@@ -1,0 +1,111 @@
+"""Progress: who has acknowledged what, and what is therefore committed. Pure.
+
+Owns the commit rule. The commit LSN is the k-th highest position that voters besides the primary hold
+on disk, never above what the primary itself has on disk, and it never goes back. Only acknowledgements
+by the primary's own chain, at or above the start of its own epoch, move it: a frame of an earlier
+epoch that k replicas hold may still be replaced, unless one of the current epoch stands on it (the
+case of figure 8 in the Raft paper).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from ..store.ids import Position
+
+
+class Electorate(msgspec.Struct, frozen=True):
+    """Whose acknowledgements count, and from where on."""
+
+    primary: str
+    voters: frozenset[str]
+    """All nodes that vote, the primary included."""
+    sync_replicas: int
+    """k: so many voters besides the primary must hold a frame before it is committed."""
+    epoch: int
+    epoch_start_lsn: int
+    """LSN of the primary's own EPOCH_START."""
+
+
+def commit_lsn(
+    electorate: Electorate, acked: Mapping[str, Position], flushed_lsn: int, committed_lsn: int
+) -> int:
+    """The commit LSN after what is known now.
+
+    `acked` are positions that were found on the primary's own chain, by node; `flushed_lsn` is what the
+    primary has on disk; `committed_lsn` what was committed before.
+    """
+    k = electorate.sync_replicas
+    if k <= 0:
+        return max(committed_lsn, flushed_lsn)
+    counted = sorted(
+        (
+            position.lsn
+            for node, position in acked.items()
+            if node in electorate.voters
+            and node != electorate.primary
+            and position.epoch == electorate.epoch
+            and position.lsn >= electorate.epoch_start_lsn
+        ),
+        reverse=True,
+    )
+    if len(counted) < k:
+        return committed_lsn
+    reached = min(counted[k - 1], flushed_lsn)
+    if reached < electorate.epoch_start_lsn:
+        return committed_lsn
+    return max(committed_lsn, reached)
+
+
+def counts_as_voter(electorate: Electorate, node: str) -> bool:
+    """Does this replica's acknowledgement count? Without sync_replicas every replica's does."""
+    return electorate.sync_replicas == 0 or (node in electorate.voters and node != electorate.primary)
+
+
+def voters_connected(electorate: Electorate, streaming: Iterable[str]) -> int:
+    """How many of the replicas that follow closely at the moment are voters."""
+    return sum(counts_as_voter(electorate, node) for node in streaming)
+
+
+class Common(msgspec.Struct, frozen=True):
+    """Where two logs last agree, as their epochs tell."""
+
+    epoch: int
+    lsn: int
+    is_replica_end: bool
+    """The replica's log ends there: nothing has to be cut."""
+
+
+def last_common(
+    ours: list[tuple[int, int]], our_end: Position, theirs: list[tuple[int, int]], their_end: Position
+) -> Common | None:
+    """Where the histories of primary and replica part, None if they share no epoch that is known.
+
+    Each list has (epoch, first LSN) of the epochs in one log, oldest first. One primary an epoch, so two
+    logs that both hold frames of an epoch agree on it up to the end of the shorter one (the method of
+    KIP-101, leader epochs in Kafka).
+    """
+    if their_end.lsn == 0:
+        return Common(0, 0, True)
+    our_ends = epoch_ends(ours, our_end)
+    their_ends = epoch_ends(theirs, their_end)
+    shared = [epoch for epoch in their_ends if epoch in our_ends]
+    if not shared:
+        return None
+    epoch = max(shared)
+    lsn = min(our_ends[epoch], their_ends[epoch])
+    return Common(epoch, lsn, lsn == their_end.lsn and epoch == their_end.epoch)
+
+
+def epoch_ends(epochs: list[tuple[int, int]], end: Position) -> dict[int, int]:
+    """Last LSN of each epoch of a log that ends at `end`; epochs without a frame are left out."""
+    ends: dict[int, int] = {}
+    for number, (epoch, first_lsn) in enumerate(epochs):
+        last = epochs[number + 1][1] - 1 if number + 1 < len(epochs) else end.lsn
+        if last >= first_lsn:
+            ends[epoch] = last
+    if end.lsn:
+        ends.setdefault(end.epoch, end.lsn)
+    return ends

@@ -1,0 +1,398 @@
+"""The receiver: the process that listens on a node, keeps the primary's frames, and gives promises.
+
+Owns the loop, the listening socket and the limits on who may connect. Every node runs one, the primary
+too: there it answers what it is asked, and promises. It knows frames, not sessions; folding them is the
+folder's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from ..store import names
+from ..store.errors import (
+    PerdureError,
+    PoisonedError,
+    PositionGoneError,
+    StorageFullError,
+    WireError,
+)
+from ..store.ids import Position
+from ..store.page import Word
+from ..store.promise import Promise
+from .auth import check_secret
+from .cut import cut_log, finish_cut
+from .faults import read_fault
+from .install import Incoming, finish_install
+from .link import LinkClosed, accept, listen
+from .messages import (
+    FetchAsk,
+    FetchReply,
+    Pause,
+    Peers,
+    Piece,
+    PromiseReply,
+    SnapshotOffer,
+    SnapshotWant,
+    StatusReply,
+)
+from .nodelog import NodeLog, monotonic_ms, open_node_log, take_process_lock
+from .replica_log import ReplicaLog
+from .slots import SlotWriter, slot_or_new
+from .visitor import Stage, Visitor
+
+logger = logging.getLogger(__name__)
+
+VISITORS_MAX: Final = 128
+STRANGERS_MAX: Final = 32
+"""Connections that have not proved themselves yet; the oldest goes when another one comes."""
+TICK_MS: Final = 50
+FULL_RETRY_MS: Final = 250
+"""Pause before a full disk is tried again."""
+FETCH_BYTES_MAX: Final = 1 << 20
+BATCH_BYTES: Final = 1 << 20
+
+
+class Receiver:
+    """The receiver of one node."""
+
+    def __init__(self, node: NodeLog, host: str, port: int, secret: bytes) -> None:
+        self.node = node
+        self.secret = secret
+        self.replica = ReplicaLog(node)
+        self._selector = selectors.DefaultSelector()
+        self._visitors: dict[int, Visitor] = {}
+        self._shipper: Visitor | None = None
+        self._incoming: Incoming | None = None
+        self._heard_ms = 0
+        self._primary = ""
+        self._full_since_ms = 0
+        self._slots = SlotWriter(node.store)
+        self._listener = listen(host, port)
+        self.port = int(self._listener.getsockname()[1])
+        self._selector.register(self._listener, selectors.EVENT_READ, lambda _mask: self._accept())
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Serve until `should_stop` says so. Raises PoisonedError or CorruptError."""
+        ticked_ms = 0
+        while not should_stop():
+            for key, mask in self._selector.select(TICK_MS / 1000):
+                key.data(mask)
+            at_ms = monotonic_ms()
+            if at_ms - ticked_ms >= TICK_MS:
+                ticked_ms = at_ms
+                self._tick(at_ms)
+
+    def wake_on(self, file: Any, on_ready: Callable[[], object]) -> None:
+        """Also wait for `file` (a descriptor) to be readable."""
+        self._selector.register(file, selectors.EVENT_READ, lambda _mask: on_ready())
+
+    def close(self) -> None:
+        for visitor in list(self._visitors.values()):
+            self._drop(visitor)
+        if self._incoming is not None:
+            self._incoming.close()
+        self._slots.close()
+        self._selector.close()
+        self._listener.close()
+        self.node.close()
+
+    def _tick(self, at_ms: int) -> None:
+        for visitor in list(self._visitors.values()):
+            if at_ms - visitor.heard_ms > visitor.limit_ms():
+                self._end(visitor, WireError(f"{visitor.link.peer} was silent for too long"))
+        shipper = self._shipper
+        if shipper is not None and shipper.is_paused and at_ms - self._full_since_ms >= FULL_RETRY_MS:
+            self._full_since_ms = at_ms
+            self._guarded(shipper, lambda: self._append(shipper))
+        if self._incoming is not None:
+            self._install_if_whole()
+
+    # -- connections -----------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        try:
+            accepted = accept(self._listener)
+        except WireError as error:
+            logger.warning("%s", error)
+            return
+        if accepted is None:
+            return
+        link, _host = accepted
+        strangers = [visitor for visitor in self._visitors.values() if not visitor.is_trusted]
+        if len(strangers) >= STRANGERS_MAX:
+            self._end(strangers[0], WireError("too many connections that do not prove themselves"))
+        elif len(self._visitors) >= VISITORS_MAX:
+            logger.warning("too many connections: peer=%s", link.peer)
+            link.close()
+            return
+        visitor = Visitor(self, link)
+        self._visitors[link.fileno()] = visitor
+        visitor.mask = selectors.EVENT_READ
+        self._selector.register(
+            link.socket, visitor.mask, lambda mask: self._guarded(visitor, lambda: self._ready(visitor, mask))
+        )
+
+    def _ready(self, visitor: Visitor, mask: int) -> None:
+        link = visitor.link
+        if mask & selectors.EVENT_WRITE:
+            link.flush()
+        if mask & selectors.EVENT_READ and not visitor.is_paused:
+            for message, payload in link.receive():
+                visitor.heard_ms = monotonic_ms()
+                visitor.take(message, payload)
+            if visitor.is_shipper:
+                self._heard_ms = visitor.heard_ms
+            if visitor.batch:
+                self._append(visitor)
+        self._watch(visitor)
+
+    def _watch(self, visitor: Visitor) -> None:
+        """Wait for what the link needs: nothing is read while the disk is full."""
+        if visitor.link.fileno() not in self._visitors:
+            return
+        mask = selectors.EVENT_READ if not visitor.is_paused else 0
+        mask |= selectors.EVENT_WRITE if visitor.link.has_unsent else 0
+        if mask == visitor.mask:
+            return
+        key = lambda ready: self._guarded(visitor, lambda: self._ready(visitor, ready))  # noqa: E731
+        if not visitor.mask:
+            self._selector.register(visitor.link.socket, mask, key)
+        elif not mask:
+            self._selector.unregister(visitor.link.socket)
+        else:
+            self._selector.modify(visitor.link.socket, mask, key)
+        visitor.mask = mask
+
+    def _guarded(self, visitor: Visitor, action: Callable[[], object]) -> None:
+        """Do it; what goes wrong with this peer ends its connection only."""
+        try:
+            action()
+        except PoisonedError:
+            raise
+        except (PerdureError, OSError) as error:
+            self._end(visitor, error)
+
+    def _end(self, visitor: Visitor, error: Exception) -> None:
+        logger.log(
+            logging.INFO if visitor.is_trusted and isinstance(error, LinkClosed) else logging.WARNING,
+            "connection ended: peer=%s node=%s stage=%s error=%s",
+            visitor.link.peer,
+            visitor.primary,
+            visitor.stage.value,
+            error,
+        )
+        if isinstance(error, PerdureError):
+            visitor.refuse(error)
+        self._drop(visitor)
+
+    def _drop(self, visitor: Visitor) -> None:
+        if self._visitors.pop(visitor.link.fileno(), None) is None:
+            return
+        if visitor.mask:
+            self._selector.unregister(visitor.link.socket)
+            visitor.mask = 0
+        visitor.link.close()
+        if self._shipper is visitor:
+            self._shipper = None
+
+    # -- the stream ------------------------------------------------------------------------------
+
+    def streams_from(self, visitor: Visitor) -> None:
+        """This visitor ships from now on: an older connection of the primary is dead, or should be."""
+        old = self._shipper
+        self._shipper = visitor
+        self._primary = visitor.primary
+        if old is not None and old is not visitor:
+            self._drop(old)
+        logger.info(
+            "following: primary=%s epoch=%d", visitor.primary, visitor.reign.epoch if visitor.reign else 0
+        )
+
+    def announced(self, committed_lsn: int) -> None:
+        self.replica.commit(committed_lsn)
+
+    def _append(self, visitor: Visitor) -> None:
+        if visitor.reign is None or visitor is not self._shipper:
+            raise WireError("another connection of the primary ships now")
+        try:
+            position = self.replica.append(visitor.reign, visitor.batch)
+        except StorageFullError as error:
+            if not visitor.is_paused:
+                logger.error("paused: %s", error)
+                visitor.is_paused = True
+                self._full_since_ms = monotonic_ms()
+                visitor.link.send(Pause(str(error)[:1000]))
+            visitor.heard_ms = monotonic_ms()
+            self._watch(visitor)
+            return
+        if visitor.is_paused:
+            logger.info("there is space again: lsn=%d", position.lsn)
+            visitor.is_paused = False
+            visitor.heard_ms = monotonic_ms()
+        visitor.acknowledge(position)
+        self.replica.commit(0)
+        self._watch(visitor)
+
+    def take_peers(self, peers: Peers) -> None:
+        """Remember how far the other replicas are, should this node become the primary."""
+        for node, lsn, state in peers.slots:
+            if node != self.node.node and names.is_node_name(node):
+                old = slot_or_new(self.node.store, node)
+                self._slots.put(msgspec.structs.replace(old, epoch=0, lsn=lsn, chain=0, state=state))
+
+    # -- asked -----------------------------------------------------------------------------------
+
+    def status(self) -> StatusReply:
+        """What this node says of itself."""
+        node = self.node
+        end = node.end_on_disk()
+        log = node.log
+        header = log.cursor.header
+        return StatusReply(
+            node=node.node,
+            shard=node.identity.shard,
+            role="primary" if log.is_primary else "replica",
+            end=end,
+            committed_lsn=node.committed_lsn(),
+            applied_lsn=node.folded_lsn(),
+            promise_epoch=log.promise.epoch,
+            promise_candidate=log.promise.candidate,
+            voters=log.config.voters,
+            sync_replicas=log.config.sync_replicas,
+            oldest_lsn=node.oldest_lsn(),
+            primary=header.primary if header else "",
+            primary_heard_ms=monotonic_ms() - self._heard_ms if self._heard_ms else -1,
+            fault=self._fault(),
+        )
+
+    def promise(self, asked: Promise) -> PromiseReply:
+        """Give a promise. Raises PromiseRefusedError."""
+        end = self.replica.give_promise(asked)
+        logger.info("promised: epoch=%d candidate=%s end=%s", asked.epoch, asked.candidate, end)
+        if self._shipper is not None and self._shipper.primary != asked.candidate:
+            self._end(self._shipper, self.replica.fenced())
+        return PromiseReply(asked.epoch, asked.candidate, end, self.node.committed_lsn(), self._fault())
+
+    def fetch(self, ask: FetchAsk) -> tuple[FetchReply, bytes]:
+        """Frames of this node's log. Raises PositionGoneError if the position is not in it."""
+        self.node.end_on_disk()
+        after = Position(*ask.after)
+        cursor = self.node.cursor()
+        try:
+            cursor.seek(after.lsn)
+            if after.lsn and cursor.at.position != after:
+                raise PositionGoneError(f"{after} is not in this log", lsn=after.lsn)
+            limit = max(4096, min(ask.limit_bytes, FETCH_BYTES_MAX))
+            run = cursor.read(int(self.node.log.words[Word.FLUSHED]), limit)
+            if run is None:
+                return FetchReply(0, after), b""
+            return FetchReply(len(run.raw), run.frames[-1][1].position), run.raw
+        finally:
+            cursor.close()
+
+    def _fault(self) -> str:
+        return read_fault(self.node.store)
+
+    # -- changing the log ------------------------------------------------------------------------
+
+    def cut(self, to: Position, reign: Promise) -> None:
+        """End this log at `to`, as the primary says; see cut_log."""
+        self.replica.accept_reign(reign)
+        cut_log(self.node, to)
+        self._reopen()
+
+    def begin_install(self, offer: SnapshotOffer) -> SnapshotWant:
+        """A snapshot comes: say how much of it is here already."""
+        if self._incoming is not None:
+            self._incoming.close()
+        self._incoming = Incoming(self.node, offer)
+        return self._incoming.want()
+
+    def take_piece(self, piece: Piece, raw: bytes) -> tuple[int, int]:
+        if self._incoming is None:
+            raise WireError("a piece of a snapshot that was not offered")
+        return self._incoming.take(piece, raw)
+
+    def _install_if_whole(self) -> None:
+        incoming = self._incoming
+        if incoming is None:
+            return
+        ended = [visitor for visitor in self._visitors.values() if visitor.stage is Stage.SNAPSHOT]
+        try:
+            if not incoming.check():
+                return
+            incoming.install()
+        except PoisonedError:
+            raise
+        except (PerdureError, OSError) as error:
+            for visitor in ended:
+                self._end(visitor, error)
+            incoming.close()
+            self._incoming = None
+            return
+        self._incoming = None
+        self._reopen()
+        for visitor in ended:
+            self._drop(visitor)  # the primary comes again, and finds a log to go on from
+
+    def _reopen(self) -> None:
+        """The log was changed under its handle: open it anew, with the same locks."""
+        self.node = self.node.reopened()
+        self.replica = ReplicaLog(self.node)
+
+
+def serve_receiver(
+    store: str | os.PathLike[str],
+    host: str,
+    port: int,
+    *,
+    secret: bytes = b"",
+    should_stop: Callable[[], bool] = lambda: False,
+    on_ready: Callable[[int], object] | None = None,
+    lifeline: int | None = None,
+) -> None:
+    """Receive, acknowledge and answer on `host`:`port` until `should_stop` says so.
+
+    Port 0 takes a free one; `on_ready` is called with the port. `secret` is what all nodes share, empty
+    only on loopback. `lifeline` is a descriptor: the receiver ends when its other end is closed. What a
+    crash left half-done (a cut, an installed snapshot) is finished first.
+
+    Raises StoreInUseError if a receiver runs already, WireError if the address is taken, CorruptError
+    for a damaged log (a replica that lost what it acknowledged must not go on by itself), PoisonedError
+    after a failed sync, and UsageError for a secret that is too short.
+    """
+    check_secret(secret, host)
+    path = Path(store)
+    lock = take_process_lock(path, names.RECEIVER_LOCK)
+    try:
+        finish_cut(path)
+        finish_install(path)
+        node = open_node_log(path, [lock])
+    except BaseException:
+        lock.close()
+        raise
+    try:
+        receiver = Receiver(node, host, port, secret)
+    except BaseException:
+        node.close()
+        raise
+    ended = threading.Event()
+    try:
+        if lifeline is not None:
+            receiver.wake_on(lifeline, ended.set)
+        if on_ready is not None:
+            on_ready(receiver.port)
+        receiver.run(lambda: ended.is_set() or should_stop())
+    finally:
+        receiver.close()

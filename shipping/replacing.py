@@ -1,0 +1,64 @@
+"""Changing what is already in a replica's log: what a cut and an installed snapshot share.
+
+Owns the last steps of both: a mark and a control page that say where the log ends now. The caller
+holds the write lock; every other process looks again, because the generation grows.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..store import names
+from ..store.files import rename_durably, sync_directory
+from ..store.frame import cluster_key
+from ..store.identity import Identity
+from ..store.ids import Position
+from ..store.lock import FileLock
+from ..store.log import LOCK_TIMEOUT_MS
+from ..store.mark import MarkFile
+from ..store.page import ControlPage, Word, read_boot_id
+
+
+def take_write_lock(store: Path) -> FileLock:
+    """The write lock of a store, for a change of its log's files. Raises LockTimeoutError."""
+    lock = FileLock(store / names.WRITE_LOCK)
+    try:
+        lock.acquire(LOCK_TIMEOUT_MS)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def set_mark(store: Path, identity: Identity, end: Position, committed_lsn: int) -> None:
+    """Make the mark say that the log is on disk up to `end`, durably."""
+    log = names.log_path(store)
+    mark = MarkFile(log / names.MARK, cluster_key(identity.cluster_id))
+    try:
+        mark.write(end, committed_lsn)
+        mark.sync()
+    finally:
+        mark.close()
+    sync_directory(log)
+
+
+def renew_page(store: Path, *, committed_lsn: int, keep_folded: bool) -> None:
+    """Write the control page anew: every process finds the end of the log by its files."""
+    page = ControlPage(store / names.CONTROL_PAGE, read_boot_id())
+    try:
+        folded = page.words[Word.FOLDED] if keep_folded and page.is_current() else 0
+        page.reset()
+        page.words[Word.COMMITTED] = committed_lsn
+        page.words[Word.FOLDED] = folded
+        page.bump()
+    finally:
+        page.close()
+
+
+def move_if_there(source: Path, target: Path) -> bool:
+    """Rename durably; False if `source` is not there (any more)."""
+    if not os.path.lexists(source):
+        return False
+    rename_durably(source, target)
+    return True

@@ -1,0 +1,166 @@
+"""The replica's log: appending what the primary sent, durably, and promising epochs.
+
+Owns the order of a replica's steps: promise, append, sync, acknowledge, all under the node's write
+lock, so that a position told with a promise covers every acknowledgement ever sent before it.
+"""
+
+from __future__ import annotations
+
+from ..store.errors import FencedError, PromiseRefusedError, StorageFullError, WireError
+from ..store.files import remove_durably
+from ..store.ids import Position
+from ..store.page import Word
+from ..store.promise import Promise
+from .frames_in import Piece, split_frames
+from .nodelog import NodeLog
+
+_COMMITTED = int(Word.COMMITTED)
+_FLUSHED = int(Word.FLUSHED)
+
+
+class ReplicaLog:
+    """What a receiver does to its node's log."""
+
+    def __init__(self, node: NodeLog) -> None:
+        self.node = node
+        self._log = node.log
+        self._announced_lsn = 0
+
+    # -- promises --------------------------------------------------------------------------------
+
+    def accept_reign(self, promise: Promise) -> Position:
+        """A primary of this epoch ships from now on; answers the end of the log, on disk.
+
+        A higher epoch is promised to it, durably, before anything else. Raises FencedError if a higher
+        epoch, or this one for another candidate, was promised before.
+        """
+        log = self._log
+        log.lock_any()
+        try:
+            held = log.promise
+            if promise.epoch != held.epoch or promise.candidate != held.candidate:
+                try:
+                    log.give_promise(promise)
+                except PromiseRefusedError as error:
+                    raise self.fenced() from error
+            self._sync()
+            return log.cursor.at.position
+        finally:
+            log.unlock()
+
+    def give_promise(self, promise: Promise) -> Position:
+        """Promise an epoch to a candidate; answers the end of the log, on disk.
+
+        Raises PromiseRefusedError, naming what was promised before.
+        """
+        log = self._log
+        log.lock_any()
+        try:
+            log.give_promise(promise)
+            self._sync()
+            return log.cursor.at.position
+        finally:
+            log.unlock()
+
+    def held(self) -> Promise:
+        """The promise in force."""
+        self._log.lock_any()
+        try:
+            return self._log.promise
+        finally:
+            self._log.unlock()
+
+    # -- frames ----------------------------------------------------------------------------------
+
+    def append(self, reign: Promise, batch: list[bytes]) -> Position:
+        """Append what was received and make it durable with one sync; answers the end of the log.
+
+        Takes from the front of `batch` what was appended. Raises StorageFullError if the disk is full:
+        what is in the log by then is durable, and is answered by the next call. Raises FencedError if
+        the reign is over, WireError for frames that do not follow.
+        """
+        log = self._log
+        log.lock_any()
+        try:
+            self._check_reign(reign)
+            try:
+                while batch:
+                    pieces = split_frames(
+                        batch[0],
+                        log.cursor.at,
+                        key=log.key,
+                        shard=self.node.identity.shard,
+                        epoch_max=reign.epoch,
+                    )
+                    self._append_pieces(pieces, batch)
+            finally:
+                self._sync()
+            return log.cursor.at.position
+        finally:
+            log.unlock()
+
+    def commit(self, lsn: int) -> int:
+        """The primary says that `lsn` is committed: publish it as far as this log has it on disk."""
+        words = self._log.words
+        self._announced_lsn = max(self._announced_lsn, lsn)
+        reached = min(self._announced_lsn, words[_FLUSHED])
+        if reached > words[_COMMITTED]:
+            words[_COMMITTED] = reached
+        return int(words[_COMMITTED])
+
+    def _append_pieces(self, pieces: list[Piece], batch: list[bytes]) -> None:
+        for number, piece in enumerate(pieces):
+            try:
+                if piece.opens:
+                    self._open_segment(piece)
+                elif self._log.must_roll or self._log.cursor.header is None:
+                    raise WireError(
+                        "a frame behind the end of a segment opens none", lsn=piece.first.first_lsn
+                    )
+                self._log.append_run(piece.run)
+            except StorageFullError:
+                batch[0] = b"".join(left.run.raw for left in pieces[number:])
+                raise
+            changed = piece.config is not None and piece.config != self._log.config
+            if piece.config is not None:
+                self._log.config = piece.config
+            if changed or piece.epoch_start is not None:
+                self._log.page.bump()
+        batch.pop(0)
+
+    def _open_segment(self, piece: Piece) -> None:
+        """Roll: the piece's first frame begins a segment."""
+        log, first = self._log, piece.first
+        header = log.cursor.header
+        if piece.epoch_start is not None:
+            primary = piece.epoch_start.node
+        elif header is not None and header.epoch == first.epoch:
+            primary = header.primary
+        else:
+            raise WireError(f"epoch {first.epoch} begins without its EPOCH_START", lsn=first.first_lsn)
+        is_empty = header is not None and header.first_lsn == first.first_lsn
+        if is_empty and header is not None and (header.epoch, header.primary) == (first.epoch, primary):
+            return  # it was made before a crash, and nothing got into it
+        left_behind = log.cursor.path if is_empty else None
+        log.begin_segment(first.epoch, primary, log.now_ms())
+        if left_behind is not None and left_behind != log.cursor.path:
+            remove_durably(left_behind)
+
+    def _sync(self) -> None:
+        log = self._log
+        if log.cursor.descriptor >= 0 and log.cursor.at.lsn > log.words[_FLUSHED]:
+            log.flush(log.cursor.at.lsn)
+
+    def _check_reign(self, reign: Promise) -> None:
+        held = self._log.promise
+        if (held.epoch, held.candidate) != (reign.epoch, reign.candidate):
+            raise self.fenced()
+
+    def fenced(self) -> FencedError:
+        """Why a shipper may not ship here any more."""
+        held = self._log.promise
+        return FencedError(
+            f"epoch {held.epoch} is promised to {held.candidate}",
+            node=self.node.node,
+            hint=f"Only {held.candidate} may ship to this node.",
+        )

@@ -1,0 +1,167 @@
+"""The sender: which frames go to one replica next. No sockets: messages out, acknowledgements in.
+
+Owns what is under way to a replica and its credits. A replica that follows closely is served from the
+window, one that is behind from a cursor of its own over the log. An acknowledgement counts only if it
+names the end of something that was sent, by its chain.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ..store.cursor import LogCursor
+from ..store.errors import CorruptError, WireError
+from ..store.ids import Position
+from .messages import Frames, pack_payload
+from .window import Window
+
+CREDIT_BYTES = 8 << 20
+"""Log bytes that may be sent and not acknowledged; one larger message goes alone."""
+CATCH_UP_BYTES = 1 << 20
+COMPRESS_BYTES_MIN = 4096
+
+
+class UnderWay(NamedTuple):
+    """The end of a message that was sent, its size in bytes, and the time of its last frame."""
+
+    end: Position
+    size_bytes: int
+    time_ms: int
+
+
+class Search:
+    """Looks for a position in the log, in bounded steps, so that nobody else waits for it."""
+
+    def __init__(self, cursor: LogCursor, wanted: Position) -> None:
+        self.cursor = cursor
+        self.wanted = wanted
+        cursor.approach(wanted.lsn)
+
+    def step(self) -> bool | None:
+        """Read on a little. True: it is there, and the cursor behind it; False: it is not; None: go on.
+
+        Raises as LogCursor.read.
+        """
+        cursor, wanted = self.cursor, self.wanted
+        if cursor.at.lsn < wanted.lsn and cursor.read(wanted.lsn, CATCH_UP_BYTES) is not None:
+            return None
+        return cursor.at.lsn == wanted.lsn and (not wanted.lsn or cursor.at.position == wanted)
+
+
+class Sender:
+    """The stream of frames to one replica.
+
+    `cursor` stands behind `after`; the sender closes it.
+    """
+
+    def __init__(
+        self,
+        window: Window,
+        make_cursor: Callable[[], LogCursor],
+        after: Position,
+        cursor: LogCursor | None = None,
+        *,
+        compress: bool = True,
+    ) -> None:
+        self.acked = after
+        """The replica has this on disk."""
+        self.sent = after
+        self._window = window
+        self._make_cursor = make_cursor
+        self._compress = compress
+        self._under_way: deque[UnderWay] = deque()
+        self.under_way_bytes = 0
+        self._number = window.number_after(after)
+        self._cursor = cursor
+        self._segment = -1
+        self._is_sealed = False
+
+    @property
+    def is_close(self) -> bool:
+        """Is it served from the window?"""
+        return self._number is not None
+
+    @property
+    def oldest_unacked_ms(self) -> int:
+        """Time (ms) of the oldest message under way, 0 if there is none."""
+        return self._under_way[0].time_ms if self._under_way else 0
+
+    def next_message(self, committed_lsn: int) -> tuple[Frames, bytes] | None:
+        """The next message to send; None if all is sent, or the credits are used up.
+
+        Raises as LogCursor.read, and PositionGoneError if the log is no longer there.
+        """
+        if self.under_way_bytes >= CREDIT_BYTES:
+            return None
+        found = self._from_window() if self._number is not None else self._from_log()
+        if found is None:
+            return None
+        raw, end, time_ms, compress = found
+        self.sent = end
+        self._under_way.append(UnderWay(end, len(raw), time_ms))
+        self.under_way_bytes += len(raw)
+        payload, compressed = pack_payload(raw, compress and len(raw) >= COMPRESS_BYTES_MIN)
+        return Frames(len(raw), compressed, committed_lsn), payload
+
+    def take_ack(self, position: Position) -> bool:
+        """The replica says it has this on disk; answers whether that is new.
+
+        Raises WireError if nothing that was sent ends there.
+        """
+        if position == self.acked:
+            return False
+        under_way = self._under_way
+        while under_way:
+            done = under_way.popleft()
+            self.under_way_bytes -= done.size_bytes
+            if done.end == position:
+                self.acked = position
+                return True
+            if done.end.lsn >= position.lsn:
+                break
+        raise WireError(f"the replica acknowledges {position}, which was not sent to it", lsn=position.lsn)
+
+    def close(self) -> None:
+        if self._cursor is not None:
+            self._cursor.close()
+            self._cursor = None
+
+    def _from_window(self) -> tuple[bytes, Position, int, bool] | None:
+        number = self._number
+        if number is None or number < self._window.first:
+            self._number = None
+            return self._from_log()
+        run = self._window.get(number)
+        if run is None:
+            return None
+        self._number = number + 1
+        return run.raw, run.end, run.time_ms, False
+
+    def _from_log(self) -> tuple[bytes, Position, int, bool] | None:
+        window = self._window
+        number = window.number_after(self.sent)
+        if number is not None:
+            self._number = number
+            self.close()
+            return self._from_window()
+        cursor = self._cursor
+        if cursor is None:
+            cursor = self._cursor = self._make_cursor()
+            cursor.seek(self.sent.lsn)
+            if self.sent.lsn and cursor.at.position != self.sent:
+                raise CorruptError(
+                    f"the log has {cursor.at.position} where {self.sent} was sent from",
+                    path=cursor.path,
+                    lsn=self.sent.lsn,
+                )
+        upto = window.start_lsn if self.sent.lsn < window.start_lsn else window.end.lsn
+        run = cursor.read(upto, CATCH_UP_BYTES)
+        if run is None:
+            return None
+        if cursor.header is not None and cursor.header.first_lsn != self._segment:
+            self._segment = cursor.header.first_lsn
+            self._is_sealed = cursor.footer() is not None
+        last = run.frames[-1][1]
+        return run.raw, last.position, last.time_ms, self._compress and self._is_sealed

@@ -1,0 +1,373 @@
+"""The shipper: the process that makes the primary's log durable, sends it, and says what is committed.
+
+Owns the loop: look at the log, flush once for all that was appended, put it into the window, let every
+peer send, wait for sockets or a poke. It runs on the primary only; it ends with FencedError when a
+replica has promised a higher epoch, after it has recorded that promise so that local writers stop too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ..store import names
+from ..store.cursor import list_segments
+from ..store.errors import FencedError, PerdureError
+from ..store.page import Word
+from ..store.promise import Promise
+from . import slots
+from .auth import check_secret
+from .bootstrap import log_bytes_behind, newest_usable_snapshot
+from .gateserver import GateServer
+from .messages import Peers
+from .nodelog import NodeLog, monotonic_ms, open_node_log, take_process_lock
+from .peer import SILENCE_MS, SLOT_BUDGET_BYTES, Fenced, Peer, Reign
+from .progress import Electorate, commit_lsn, voters_connected
+from .slots import SlotWriter, slot_or_new
+from .wake import POLL_MS, PokeSocket, Watcher
+from .window import Window
+
+logger = logging.getLogger(__name__)
+
+READ_BYTES: Final = 256 << 10
+"""At most so much of the log is flushed at once, so that no flush takes long."""
+TICK_MS: Final = 10
+PEERS_MS: Final = 1_000
+BUDGET_MS: Final = 1_000
+SNAPSHOT_RETRY_MS: Final = 1_000
+_APPENDED = int(Word.APPENDED)
+_FLUSHED = int(Word.FLUSHED)
+_COMMITTED = int(Word.COMMITTED)
+_GENERATION = int(Word.GENERATION)
+_IDLE = int(Word.SHIPPER_IDLE)
+
+MakeSnapshot = Callable[[], Path]
+"""Takes a snapshot of the store and says where it is. Called in a thread of its own."""
+
+
+@dataclass(frozen=True)
+class ShipperOptions:
+    """How a shipper works. Times in ms, sizes in bytes."""
+
+    compress: bool = True
+    """zstd for sealed segments on the wire."""
+    slot_budget_bytes: int = SLOT_BUDGET_BYTES
+    """A replica that lacks more log than this gets a snapshot."""
+    silence_ms: int = SILENCE_MS
+    poll_ms: int = POLL_MS
+    use_pokes: bool = True
+    use_watcher: bool = True
+
+
+class Shipper:
+    """The shipper of one store."""
+
+    def __init__(
+        self,
+        node: NodeLog,
+        replicas: Mapping[str, tuple[str, int]],
+        secret: bytes,
+        options: ShipperOptions,
+        make_snapshot: MakeSnapshot | None,
+    ) -> None:
+        self._node = node
+        self._log = node.log
+        self._words: Any = node.log.words
+        self._options = options
+        self._selector = selectors.DefaultSelector()
+        self._snapshots = _Snapshots(node, make_snapshot)
+        self._reign = Reign(
+            node=node,
+            secret=secret,
+            window=Window(self._log.cursor.at.position),
+            electorate=self._electorate(),
+            selector=self._selector,
+            compress=options.compress,
+            slot_budget_bytes=options.slot_budget_bytes,
+            silence_ms=options.silence_ms,
+            find_snapshot=self._snapshots.find,
+            committed_lsn=self._words[_COMMITTED],
+        )
+        self._slots = SlotWriter(node.store)
+        self._peers = [
+            Peer(self._reign, name, host, port, slot_or_new(node.store, name))
+            for name, (host, port) in sorted(replicas.items())
+        ]
+        self._poke = PokeSocket(node.store)
+        self._watcher = Watcher(self._log.cursor.log, self._words, _IDLE)
+        self._gate = GateServer(node.store, self._selector, lambda: self._reign.committed_lsn)
+        self._selector.register(self._poke, selectors.EVENT_READ, lambda _mask: self._poked())
+        self._selector.register(self._watcher, selectors.EVENT_READ, lambda _mask: self._watcher.drain())
+        self._was_poked = False
+        self._ticked_ms = self._peers_told_ms = self._budget_ms = 0
+        self._words[Word.SHIPPER] = os.getpid()
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Ship until `should_stop` says so. Raises FencedError, NotPrimaryError, PoisonedError, ..."""
+        self._begin_at_end()
+        while not should_stop():
+            try:
+                self._round()
+            except Fenced as fenced:
+                self._fence(fenced)
+
+    def wake_on(self, file: Any, on_ready: Callable[[], object]) -> None:
+        """Also wait for `file` (a descriptor) to be readable."""
+        self._selector.register(file, selectors.EVENT_READ, lambda _mask: on_ready())
+
+    def close(self) -> None:
+        """Disconnect, and say in the page that no shipper runs."""
+        words = self._words
+        words[_IDLE] = 0
+        words[Word.VOTERS_CONNECTED] = 0
+        words[Word.SHIPPER] = 0
+        for peer in self._peers:
+            peer.close()
+            self._slots.put(peer.slot)
+        self._slots.close()
+        self._gate.close()
+        self._watcher.close()
+        self._poke.close()
+        self._selector.close()
+
+    def _round(self) -> None:
+        self._check_role()
+        has_more = self._take_appended()
+        for peer in self._peers:
+            if peer.pump():
+                has_more = True
+        self._commit()
+        self._tick()
+        self._wait(has_more)
+
+    def _begin_at_end(self) -> None:
+        """Everything that is in the log already is flushed; the window begins behind it."""
+        self._check_role()
+        self._log.follow()
+        self._log.flush(self._log.cursor.at.lsn)
+        self._reign.window.end = self._log.cursor.at.position
+        self._electorate_changed()
+
+    def _check_role(self) -> None:
+        log = self._log
+        if self._words[_GENERATION] != log.generation:
+            log.refresh_role()
+            self._electorate_changed()
+        if not log.is_primary:
+            raise log.not_primary()
+
+    # -- the log ---------------------------------------------------------------------------------
+
+    def _take_appended(self) -> bool:
+        """Flush the next run of the log and put it into the window; says whether there is more."""
+        words, log = self._words, self._log
+        if words[_APPENDED] <= log.cursor.at.lsn:
+            return False
+        config, segment = log.config, log.cursor.path
+        run = log.read_on(READ_BYTES)
+        if run is None:
+            return False
+        end_lsn = log.cursor.at.lsn
+        if words[_FLUSHED] < end_lsn:
+            log.flush(end_lsn)
+        self._reign.window.add(run)
+        self._reign.has_news = True
+        if log.config is not config or log.cursor.path != segment:
+            self._electorate_changed()
+        return bool(words[_APPENDED] > end_lsn)
+
+    def _electorate_changed(self) -> None:
+        self._reign.electorate = self._electorate()
+        self._reign.has_news = True
+
+    def _electorate(self) -> Electorate:
+        log = self._log
+        epoch = log.cursor.header.epoch if log.cursor.header else 0
+        starts = [file.first_lsn for file in list_segments(log.cursor.log) if file.epoch == epoch]
+        config = log.config
+        if config.sync_replicas > 0 and len(config.voters) <= config.sync_replicas:
+            logger.error(
+                "nothing can be committed: voters=%s sync_replicas=%d", config.voters, config.sync_replicas
+            )
+        return Electorate(
+            primary=self._node.node,
+            voters=frozenset(config.voters),
+            sync_replicas=config.sync_replicas,
+            epoch=epoch,
+            epoch_start_lsn=min(starts, default=1),
+        )
+
+    # -- committing ------------------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        reign, words = self._reign, self._words
+        if not reign.has_news:
+            return
+        reign.has_news = False
+        committed = commit_lsn(reign.electorate, reign.acked, reign.window.end.lsn, reign.committed_lsn)
+        if committed <= reign.committed_lsn or words[_GENERATION] != self._log.generation:
+            return
+        reign.committed_lsn = committed
+        words[_COMMITTED] = committed
+        self._gate.announce(committed)
+        for peer in self._peers:
+            peer.announce()
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        at_ms = monotonic_ms()
+        if at_ms - self._ticked_ms < TICK_MS:
+            return
+        self._ticked_ms = at_ms
+        for peer in self._peers:
+            peer.tick(at_ms)
+            self._slots.put(peer.slot)
+        streaming = [peer.name for peer in self._peers if peer.is_streaming]
+        self._words[Word.VOTERS_CONNECTED] = voters_connected(self._reign.electorate, streaming)
+        self._watcher.rest()
+        if at_ms - self._peers_told_ms >= PEERS_MS:
+            self._peers_told_ms = at_ms
+            told = Peers([(peer.name, peer.slot.lsn, peer.slot.state) for peer in self._peers])
+            told.slots.append((self._node.node, self._reign.window.end.lsn, slots.STREAMING))
+            for peer in self._peers:
+                peer.tell_peers(told)
+        if at_ms - self._budget_ms >= BUDGET_MS:
+            self._budget_ms = at_ms
+            self._watch_budget()
+
+    def _watch_budget(self) -> None:
+        """A replica that is away, and lacks more log than its budget, will get a snapshot instead."""
+        budget = self._options.slot_budget_bytes
+        for peer in self._peers:
+            if peer.slot.state == slots.DISCONNECTED:
+                behind = log_bytes_behind(self._log.cursor.log, peer.slot.lsn)
+                if behind > budget:
+                    logger.warning("over its budget: node=%s behind_bytes=%d", peer.name, behind)
+                    peer.needs_snapshot()
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    def _wait(self, has_more: bool) -> None:
+        words, log, options = self._words, self._log, self._options
+        timeout_s = 0.0
+        if not has_more:
+            if options.use_pokes:
+                words[_IDLE] = 1
+            if words[_APPENDED] <= log.cursor.at.lsn:
+                timeout_s = options.poll_ms / 1000
+        self._was_poked = False
+        ready = self._selector.select(timeout_s)
+        words[_IDLE] = 0
+        for key, mask in ready:
+            key.data(mask)
+        if timeout_s and options.use_watcher and not self._was_poked and words[_APPENDED] > log.cursor.at.lsn:
+            self._watcher.need()
+
+    def _poked(self) -> None:
+        self._was_poked = self._poke.drain() > 0 or self._was_poked
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _fence(self, fenced: Fenced) -> None:
+        """Record the higher promise, so that local writers stop, and end with FencedError."""
+        log = self._log
+        log.lock_any()
+        try:
+            if log.promise.epoch < fenced.epoch:
+                log.give_promise(Promise(fenced.epoch, fenced.candidate))
+        finally:
+            log.unlock()
+        logger.error("fenced: epoch=%d candidate=%s", fenced.epoch, fenced.candidate)
+        error = log.not_primary()
+        raise error if isinstance(error, FencedError) else FencedError(str(error), node=self._node.node)
+
+
+class _Snapshots:
+    """Finds a snapshot for a replica, and has one made if there is none."""
+
+    def __init__(self, node: NodeLog, make: MakeSnapshot | None) -> None:
+        self._node = node
+        self._make = make
+        self._thread: threading.Thread | None = None
+        self._tried_ms = -SNAPSHOT_RETRY_MS
+
+    def find(self) -> Path | None:
+        found = newest_usable_snapshot(self._node, self._node.store / names.SNAPSHOTS)
+        if found is None and self._make is not None:
+            self._begin()
+        return found
+
+    def _begin(self) -> None:
+        at_ms = monotonic_ms()
+        if self._thread is not None and self._thread.is_alive():
+            return
+        if at_ms - self._tried_ms < SNAPSHOT_RETRY_MS:
+            return
+        self._tried_ms = at_ms
+        self._thread = threading.Thread(target=self._take, name="perdure-snapshot", daemon=True)
+        self._thread.start()
+
+    def _take(self) -> None:
+        if self._make is None:
+            return
+        try:
+            logger.info("took a snapshot for a replica: path=%s", self._make())
+        except (PerdureError, OSError) as error:
+            logger.error("cannot take a snapshot for a replica: error=%s", error)
+
+
+def run_shipper(
+    store: str | os.PathLike[str],
+    replicas: Mapping[str, tuple[str, int]],
+    *,
+    secret: bytes = b"",
+    options: ShipperOptions | None = None,
+    make_snapshot: MakeSnapshot | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_ready: Callable[[], object] | None = None,
+    lifeline: int | None = None,
+) -> None:
+    """Ship a primary's log until `should_stop` says so, looked at every few milliseconds.
+
+    `replicas` gives host and port by node name; `secret` is what all nodes share, empty only on
+    loopback. `make_snapshot` takes a snapshot when a replica needs one and there is none; it runs in a
+    thread of its own. `on_ready` is called once everything is set up. `lifeline` is a descriptor: the
+    shipper ends when its other end is closed.
+
+    Raises StoreInUseError if a shipper runs already, NotPrimaryError if this node is not the primary,
+    FencedError once a replica has promised a higher epoch (recorded in this store, too, so that local
+    writers stop), PoisonedError after a failed sync, and UsageError for a secret that is too short.
+    """
+    for host, _port in replicas.values():
+        check_secret(secret, host)
+    path = Path(store)
+    lock = take_process_lock(path, names.SHIPPER_LOCK)
+    try:
+        node = open_node_log(path, [lock])
+    except BaseException:
+        lock.close()
+        raise
+    ended = threading.Event()
+    try:
+        if not node.log.is_primary:
+            raise node.log.not_primary()
+        shipper = Shipper(node, replicas, secret, options or ShipperOptions(), make_snapshot)
+        try:
+            if lifeline is not None:
+                shipper.wake_on(lifeline, ended.set)
+            if on_ready is not None:
+                on_ready()
+            shipper.run(lambda: ended.is_set() or should_stop())
+        finally:
+            shipper.close()
+    finally:
+        node.close()

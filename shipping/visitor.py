@@ -1,0 +1,209 @@
+"""A visitor: one connection to a receiver, from the greeting on.
+
+Owns what a peer may say when. Before it has proved that it knows the secret it may send two small
+messages, has a few seconds, and is answered nothing else; then it is a primary's shipper or someone who
+asks. What goes wrong ends this connection only.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from ..store.errors import FencedError, ForeignError, PerdureError, PromiseRefusedError, WireError
+from ..store.ids import Position
+from ..store.promise import Promise
+from .auth import NONCE_BYTES, SHIPPER, Listening
+from .link import Link
+from .messages import (
+    FENCED,
+    FOREIGN,
+    PROTOCOL_ERROR,
+    REFUSED,
+    Ack,
+    Cut,
+    FetchAsk,
+    Frames,
+    Greet,
+    Heartbeat,
+    Message,
+    Peers,
+    Piece,
+    PieceAck,
+    PromiseAsk,
+    Proof,
+    Refusal,
+    ShipHello,
+    ShipWelcome,
+    SnapshotOffer,
+    Start,
+    StatusAsk,
+    unpack_payload,
+)
+from .nodelog import monotonic_ms
+
+if TYPE_CHECKING:
+    from .receiver import Receiver
+
+HANDSHAKE_MS: Final = 5_000
+ASK_IDLE_MS: Final = 60_000
+SHIPPER_IDLE_MS: Final = 10_000
+"""A shipper that sends no heartbeat for so long is dropped; it connects again if it lives."""
+
+
+class Stage(Enum):
+    GREETING = "greeting"
+    PROVING = "proving"
+    ASKING = "asking"
+    MEETING = "meeting"
+    """A shipper, before its hello or the decision where to start."""
+    STREAMING = "streaming"
+    SNAPSHOT = "snapshot"
+
+
+class Visitor:
+    """One connection."""
+
+    def __init__(self, receiver: Receiver, link: Link) -> None:
+        self.link = link
+        self.stage = Stage.GREETING
+        self.reign: Promise | None = None
+        self.primary = ""
+        self.heard_ms = monotonic_ms()
+        self.echo_us = 0
+        self.batch: list[bytes] = []
+        """Frames that were received and are not appended yet."""
+        self.is_paused = False
+        self.mask = 0
+        self._receiver = receiver
+        self._auth = Listening(receiver.secret, receiver.node.identity.cluster_id, os.urandom(NONCE_BYTES))
+
+    @property
+    def is_trusted(self) -> bool:
+        return self.stage not in (Stage.GREETING, Stage.PROVING)
+
+    @property
+    def is_shipper(self) -> bool:
+        return self.stage in (Stage.STREAMING, Stage.SNAPSHOT) or self.reign is not None
+
+    def limit_ms(self) -> int:
+        """How long it may be silent."""
+        if not self.is_trusted:
+            return HANDSHAKE_MS
+        return SHIPPER_IDLE_MS if self._auth.role == SHIPPER else ASK_IDLE_MS
+
+    def take(self, message: Message, payload: bytes) -> None:
+        """One message. Raises PerdureError if the connection must end."""
+        match self.stage, message:
+            case Stage.GREETING, Greet():
+                self.link.send(self._auth.challenge(message))
+                self.stage = Stage.PROVING
+            case Stage.PROVING, Proof():
+                self._prove(message)
+            case Stage.ASKING, StatusAsk():
+                self.link.send(self._receiver.status())
+            case Stage.ASKING, PromiseAsk():
+                self._promise(message)
+            case Stage.ASKING, FetchAsk():
+                self.link.send(*self._receiver.fetch(message))
+            case Stage.MEETING, ShipHello():
+                self._hello(message)
+            case Stage.MEETING, Start() if self.reign:
+                self._start(Position(*message.after))
+            case Stage.MEETING, Cut() if self.reign:
+                self._receiver.cut(Position(*message.to), self.reign)
+                self.welcome(self.reign)
+            case Stage.MEETING, SnapshotOffer() if self.reign:
+                self.link.send(self._receiver.begin_install(message))
+                self.stage = Stage.SNAPSHOT
+            case Stage.STREAMING, Frames():
+                self.batch.append(unpack_payload(payload, message.raw_bytes, message.compressed))
+                self._receiver.announced(message.committed_lsn)
+            case ((Stage.STREAMING | Stage.SNAPSHOT), Heartbeat()):
+                self._heartbeat(message)
+            case ((Stage.STREAMING | Stage.SNAPSHOT), Peers()):
+                self._receiver.take_peers(message)
+            case Stage.SNAPSHOT, Piece():
+                raw = unpack_payload(payload, message.raw_bytes, message.compressed)
+                got = self._receiver.take_piece(message, raw)
+                self.link.send(PieceAck(*got))
+            case _, Refusal():
+                raise WireError(f"the peer ends the connection: {message.text}", node=self.primary or None)
+            case _:
+                raise WireError(f"a {type(message).__name__} message while {self.stage.value}")
+
+    def refuse(self, error: PerdureError) -> None:
+        """Say why the connection ends, if the peer may know."""
+        if not self.is_trusted and not isinstance(error, ForeignError):
+            return
+        code, held = REFUSED, None
+        if isinstance(error, (FencedError, PromiseRefusedError)):
+            code, held = FENCED, self._receiver.replica.held()
+        elif isinstance(error, ForeignError):
+            code = FOREIGN
+        elif isinstance(error, WireError):
+            code = PROTOCOL_ERROR
+        refusal = Refusal(code, str(error)[:1000], held.epoch if held else 0, held.candidate if held else "")
+        try:
+            self.link.send(refusal)
+        except WireError:
+            return  # it is gone already
+
+    def welcome(self, reign: Promise) -> None:
+        """Say where this node's log ends."""
+        receiver = self._receiver
+        end = receiver.replica.accept_reign(reign)
+        node = receiver.node
+        self.link.send(
+            ShipWelcome(
+                node=node.node,
+                end=end,
+                committed_lsn=node.committed_lsn(),
+                applied_lsn=node.folded_lsn(),
+                epochs=node.epochs(),
+                oldest_lsn=node.oldest_lsn(),
+            )
+        )
+
+    def acknowledge(self, position: Position) -> None:
+        self.link.send(Ack(position, self._receiver.node.folded_lsn(), self.echo_us))
+        self.echo_us = 0
+
+    # -- each message ----------------------------------------------------------------------------
+
+    def _prove(self, proof: Proof) -> None:
+        own = self._auth.check(proof)
+        self.link.send(own)
+        self.link.trust()
+        self.stage = Stage.MEETING if self._auth.role == SHIPPER else Stage.ASKING
+
+    def _hello(self, hello: ShipHello) -> None:
+        identity = self._receiver.node.identity
+        if hello.shard != identity.shard:
+            raise WireError(f"the primary ships shard {hello.shard}, this node holds {identity.shard}")
+        if hello.node == identity.node:
+            raise WireError(f"the primary calls itself {hello.node}, as this node does")
+        reign = Promise(hello.epoch, hello.node, hello.alone)
+        self.primary, self.reign = hello.node, reign
+        self.welcome(reign)
+
+    def _start(self, after: Position) -> None:
+        end = self._receiver.node.log.cursor.at.position
+        if after != end:
+            raise WireError(f"the primary starts behind {after}, this log ends at {end}")
+        self.stage = Stage.STREAMING
+        self._receiver.streams_from(self)
+
+    def _heartbeat(self, heartbeat: Heartbeat) -> None:
+        self.echo_us = heartbeat.monotonic_us
+        if self.stage is Stage.STREAMING:
+            self._receiver.announced(heartbeat.committed_lsn)
+        if not self.batch:
+            self.acknowledge(self._receiver.node.log.cursor.at.position)
+
+    def _promise(self, ask: PromiseAsk) -> None:
+        try:
+            self.link.send(self._receiver.promise(Promise(ask.epoch, ask.candidate, ask.alone)))
+        except PromiseRefusedError as error:
+            self.refuse(error)

@@ -1,0 +1,184 @@
+"""A replica that the log alone no longer reaches: snapshots, sent, resumed, damaged and installed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from perdure.recovery import take_snapshot
+from perdure.shipping import ShipperOptions, run_shipper
+from perdure.store import SessionStore
+from perdure.store.cursor import list_segments
+from perdure.store.page import Word
+from tests.cluster.nodes import HOST, SECRET, Cluster, cluster_of, session_ids, until
+
+
+def test_a_new_replica_is_bootstrapped_from_a_snapshot_when_the_log_was_dropped(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        store = write_segments(cluster)
+        take_snapshot(cluster.path("n1"))
+        store.create({"after": "the snapshot"})
+        drop_log_before_snapshot(cluster)
+        cluster.start_all()
+        expect_same(cluster)
+        first = list_segments(cluster.path("n2") / "log")[0].first_lsn
+        assert first == list_segments(cluster.path("n1") / "log")[0].first_lsn > 1
+        with cluster.client("n2") as client:
+            assert client.status().voters == ("n1", "n2")
+        new = store.create({"later": True})
+        cluster.wait_applied(cluster.word("n1", Word.APPENDED))
+        assert new in session_ids(cluster.path("n2"))
+
+
+def test_a_snapshot_is_asked_for_when_there_is_none(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        write_segments(cluster)
+        drop_segments(cluster, 2)
+        cluster.start(cluster.receiver("n2"), cluster.folder_of("n2"))
+        with shipping_here(cluster, lambda: take_snapshot(cluster.path("n1")).path):
+            expect_same(cluster)
+
+
+def test_a_replica_that_needs_a_snapshot_says_so_until_there_is_one(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        write_segments(cluster)
+        drop_segments(cluster, 2)
+        cluster.start_all()
+        until(lambda: cluster.slot_state("n1", "n2")[0] == "snapshot", "the slot says snapshot")
+        assert "snapshot create" in cluster.slot_state("n1", "n2")[1]
+        take_snapshot(cluster.path("n1"))
+        expect_same(cluster)
+
+
+def test_a_replica_over_its_budget_gets_a_snapshot_instead_of_the_log(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        write_segments(cluster)
+        take_snapshot(cluster.path("n1"))
+        cluster.start(cluster.receiver("n2"), cluster.folder_of("n2"))
+        cluster.start(cluster.shipper("n1", slot_budget_bytes=64 << 10))
+        expect_same(cluster)
+        assert list_segments(cluster.path("n2") / "log")[0].first_lsn > 1
+
+
+def test_an_old_replica_keeps_its_replaced_log_aside(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        cluster.start_all()
+        store = cluster.open("n1")
+        early = store.create({"early": True})
+        cluster.wait_applied(cluster.word("n1", Word.APPENDED))
+        for key in ("shipper:n1", "receiver:n2", "folder:n2"):
+            cluster.kill(key)
+        write_segments(cluster)
+        take_snapshot(cluster.path("n1"))
+        drop_log_before_snapshot(cluster)
+        cluster.start_all()
+        expect_same(cluster)
+        kept = list((cluster.path("n2") / "aside").glob("replaced-*/*.seg"))
+        assert any(early.encode() in file.read_bytes() for file in kept)
+
+
+@pytest.mark.parametrize("victim", ["shipper:n1", "receiver:n2"])
+def test_a_snapshot_goes_on_where_it_stopped_when_a_side_dies(tmp_path: Path, victim: str) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        store = cluster.open("n1")
+        for _ in range(40):
+            with store.batch() as batch:
+                for _ in range(20):
+                    batch.create({"blob": os.urandom(8_000)})
+        write_segments(cluster)
+        take_snapshot(cluster.path("n1"))
+        drop_log_before_snapshot(cluster)
+        cluster.start(cluster.receiver("n2"), cluster.folder_of("n2"))
+        cluster.start(cluster.shipper("n1"))
+        part = cluster.path("n2") / "incoming" / "snapshot"
+        installed = cluster.path("n2") / "snapshots"
+        until(lambda: size_of(part) > 1 << 20 or os.listdir(installed), "a part of the snapshot is here")
+        cluster.kill(victim)
+        cluster.start(cluster.shipper("n1") if victim == "shipper:n1" else cluster.receiver("n2"))
+        expect_same(cluster)
+        assert not (cluster.path("n2") / "incoming").exists()
+
+
+def test_a_damaged_part_is_found_and_sent_anew(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        write_segments(cluster)
+        snapshot = take_snapshot(cluster.path("n1")).path
+        good = snapshot.read_bytes()
+        snapshot.write_bytes(good[:-100] + bytes([good[-100] ^ 1]) + good[-99:])
+        drop_log_before_snapshot(cluster)
+        cluster.start_all()
+        until(lambda: "snapshot" in cluster.slot_state("n1", "n2")[1], "the replica says what is wrong")
+        assert cluster.end("n2").lsn == 0
+        snapshot.write_bytes(good)
+        expect_same(cluster)
+
+
+def write_segments(cluster: Cluster) -> SessionStore:
+    """Some segments of sessions on n1."""
+    store = cluster.open("n1")
+    store._log.segment_bytes = 64 << 10
+    for number in range(60):
+        with store.batch() as batch:
+            for _ in range(20):
+                batch.create({"n": number, "text": "x" * 100})
+    assert len(list_segments(cluster.path("n1") / "log")) > 3
+    return store
+
+
+def drop_segments(cluster: Cluster, count: int) -> None:
+    for file in list_segments(cluster.path("n1") / "log")[:count]:
+        file.path.unlink()
+
+
+def drop_log_before_snapshot(cluster: Cluster) -> None:
+    """As retention does: everything before the segment that the newest snapshot needs."""
+    newest = max(int(path.name.split("-")[0]) for path in (cluster.path("n1") / "snapshots").iterdir())
+    files = list_segments(cluster.path("n1") / "log")
+    keep = [file for file in files if file.first_lsn <= newest + 1][-1]
+    for file in files:
+        if file.first_lsn < keep.first_lsn:
+            file.path.unlink()
+
+
+def expect_same(cluster: Cluster) -> None:
+    """n2 ends up with the sessions of n1."""
+    cluster.wait_applied(cluster.word("n1", Word.APPENDED), "n2")
+    assert cluster.state_of("n2") == cluster.state_of("n1")
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@contextlib.contextmanager
+def shipping_here(cluster: Cluster, make_snapshot: Callable[[], Path]) -> Iterator[None]:
+    """A shipper of n1 in a thread of the test."""
+    stopping = threading.Event()
+    failed: list[BaseException] = []
+
+    def ship() -> None:
+        try:
+            run_shipper(
+                cluster.path("n1"),
+                {"n2": (HOST, cluster.ports["n2"])},
+                secret=SECRET,
+                options=ShipperOptions(),
+                make_snapshot=make_snapshot,
+                should_stop=stopping.is_set,
+            )
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=ship)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join(30)
+    assert not failed
