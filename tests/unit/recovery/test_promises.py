@@ -1,0 +1,170 @@
+"""Counting promises: every row of the rule, and that two candidates never both win an epoch."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from perdure.recovery.promises import (
+    Answer,
+    Why,
+    count_promises,
+    keeps_acknowledged,
+    promises_needed,
+)
+from perdure.store import Position
+
+THREE = ("a", "b", "c")
+
+
+def answer(node: str, lsn: int, *, epoch: int = 1, chain: int = 7, **said: str) -> Answer:
+    return Answer(node, Position(epoch, lsn, chain), "refusal" not in said, **said)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "k", "needed", "relaxed"),
+    [
+        (1, 0, 0, 0),
+        (2, 0, 1, 1),
+        (2, 1, 1, 1),
+        (3, 0, 1, 1),
+        (3, 1, 1, 1),
+        (3, 2, 1, 1),
+        (4, 1, 2, 2),
+        (4, 2, 2, 2),
+        (5, 1, 3, 2),
+        (5, 2, 2, 2),
+        (5, 4, 2, 2),
+    ],
+)
+def test_promises_needed_are_those_of_the_design(nodes: int, k: int, needed: int, relaxed: int) -> None:
+    assert promises_needed(nodes, k) == needed
+    assert promises_needed(nodes, k, accept_data_loss=True) == relaxed
+    assert promises_needed(nodes, k, alone=True) == 0
+
+
+def test_with_enough_promises_and_the_furthest_log_it_is_granted() -> None:
+    decision = count_promises(THREE, 1, answer("b", 10), [answer("c", 10)])
+    assert decision.is_granted
+    assert decision.promisers == ("c",)
+    assert decision.keeps_acknowledged
+
+
+def test_a_further_promiser_is_named() -> None:
+    decision = count_promises(THREE, 1, answer("b", 10), [answer("c", 11)])
+    assert (decision.why, decision.node) == (Why.FURTHER, "c")
+
+
+def test_a_higher_epoch_is_further_than_any_lsn() -> None:
+    decision = count_promises(THREE, 1, answer("b", 99), [answer("c", 11, epoch=2)])
+    assert (decision.why, decision.node) == (Why.FURTHER, "c")
+
+
+def test_two_histories_under_one_position_are_diverged() -> None:
+    decision = count_promises(THREE, 1, answer("b", 10), [answer("c", 10, chain=8)])
+    assert (decision.why, decision.node) == (Why.DIVERGED, "c")
+
+
+def test_a_refusal_that_leaves_too_few_is_named() -> None:
+    decision = count_promises(THREE, 1, answer("b", 10), [answer("c", 9, refusal="promised epoch 3 to a")])
+    assert (decision.why, decision.node) == (Why.REFUSED, "c")
+    assert "promised epoch 3 to a" in decision.message
+
+
+def test_silence_is_too_few() -> None:
+    decision = count_promises(THREE, 1, answer("b", 10), [])
+    assert decision.why is Why.TOO_FEW
+    assert "a did not answer, c did not answer" in decision.message
+
+
+def test_a_node_that_does_not_vote_neither_counts_nor_is_promoted() -> None:
+    assert count_promises(THREE, 1, answer("b", 10), [answer("x", 10)]).why is Why.TOO_FEW
+    assert count_promises(THREE, 1, answer("x", 10), [answer("c", 10)]).why is Why.NO_VOTER
+
+
+def test_a_faulty_candidate_is_refused_and_a_faulty_promiser_does_not_vouch_for_acknowledged_writes() -> None:
+    faulty = Answer("b", Position(1, 10, 7), True, fault="its log is corrupt")
+    assert count_promises(THREE, 1, faulty, [answer("c", 10)]).why is Why.FAULTY
+    decision = count_promises(THREE, 1, answer("b", 10), [answer("c", 2, fault="rebuilt from nothing")])
+    assert decision.why is Why.TOO_FEW
+    assert "rebuilt from nothing" in decision.message
+
+
+def test_an_empty_log_is_never_promoted() -> None:
+    own = Answer("b", Position(0, 0, 0), True)
+    assert count_promises(THREE, 1, own, [answer("c", 0, epoch=0)]).why is Why.EMPTY
+
+
+def test_without_confirming_replicas_consent_is_always_needed() -> None:
+    ask = [answer("c", 10)]
+    assert count_promises(THREE, 0, answer("b", 10), ask).why is Why.NEEDS_DATA_LOSS
+    decision = count_promises(THREE, 0, answer("b", 10), ask, accept_data_loss=True)
+    assert decision.is_granted
+    assert not decision.keeps_acknowledged
+
+
+def test_of_two_nodes_one_goes_on_alone_without_loss_if_each_write_needed_both() -> None:
+    two = ("a", "b")
+    decision = count_promises(two, 1, answer("b", 10), [], alone=True)
+    assert decision.is_granted
+    assert decision.keeps_acknowledged
+    assert count_promises(two, 1, answer("b", 10), []).why is Why.TOO_FEW
+    assert count_promises(two, 0, answer("b", 10), [], alone=True).why is Why.NEEDS_DATA_LOSS
+    assert count_promises(two, 0, answer("b", 10), [], alone=True, accept_data_loss=True).is_granted
+
+
+def test_alone_among_three_needs_consent_and_no_refusal() -> None:
+    assert count_promises(THREE, 1, answer("b", 10), [], alone=True).why is Why.NEEDS_DATA_LOSS
+    assert count_promises(THREE, 1, answer("b", 10), [], alone=True, accept_data_loss=True).is_granted
+    refused = [answer("c", 10, refusal="promised epoch 5 to c")]
+    decision = count_promises(THREE, 1, answer("b", 10), refused, alone=True, accept_data_loss=True)
+    assert (decision.why, decision.node) == (Why.REFUSED, "c")
+
+
+def test_a_single_voter_needs_nobody() -> None:
+    assert count_promises(("a",), 0, answer("a", 10), []).is_granted
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 4, 5, 6])
+def test_two_sets_of_promisers_always_meet_and_meet_every_set_of_acknowledgers(nodes: int) -> None:
+    everyone = set(range(nodes))
+    for k in range(1, nodes):
+        q = promises_needed(nodes, k)
+        sets = [set(chosen) for chosen in itertools.combinations(everyone, q + 1)]
+        assert all(one & other for one in sets for other in sets)
+        for primary in everyone:
+            for acked in itertools.combinations(everyone - {primary}, k):
+                assert all(promised & {primary, *acked} for promised in sets)
+                # What matters when the primary is the one that was lost:
+                assert all(promised & set(acked) for promised in sets if primary not in promised)
+
+
+def test_whoever_is_granted_holds_every_acknowledged_write(seed: int) -> None:
+    """Random histories: k replicas acknowledged `acked`; any granted candidate's log reaches it."""
+    chance = random.Random(seed)
+    granted = 0
+    for _ in range(5_000):
+        nodes = chance.randint(2, 5)
+        voters = tuple("abcde"[:nodes])
+        k = chance.randint(1, nodes - 1)
+        acked = chance.randint(1, 50)
+        ends = {node: chance.randint(1, 60) for node in voters}
+        for node in chance.sample(voters[1:], k):
+            ends[node] = max(ends[node], acked)
+        ends["a"] = max(ends["a"], acked)
+        candidate = chance.choice(voters[1:])
+        answers = [
+            Answer(node, Position(1, ends[node], ends[node]), chance.random() < 0.7, refusal="no")
+            for node in voters
+            if node != candidate and chance.random() < 0.8
+        ]
+        own = Answer(candidate, Position(1, ends[candidate], ends[candidate]), True)
+        decision = count_promises(voters, k, own, answers)
+        if decision.is_granted:
+            granted += 1
+            assert ends[candidate] >= acked
+            assert decision.keeps_acknowledged
+            assert keeps_acknowledged(nodes, k, len(decision.promisers))
+    assert granted > 100
