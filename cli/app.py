@@ -1,0 +1,54 @@
+"""The command `perdure`: every command group in one place, and the way in.
+
+Owns the list of commands. A command itself stands in the file of its name; it parses, calls a room, renders
+what that answers, and sets the exit code.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from . import session, snapshot
+from .bench import bench
+from .demo.command import demo
+from .init import init
+from .receive import receive
+from .replay import replay
+from .ship import ship
+
+app = typer.Typer(
+    name="perdure",
+    help="Durable, replicated session storage: an append-only log, its state, and replicas.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 fine, 1 findings, 2 usage, 3 not primary or locked or fenced, 4 corrupt, 5 I/O, "
+    "6 indeterminate.",
+)
+
+app.command()(init)
+app.command()(ship)
+app.command()(receive)
+app.add_typer(snapshot.group, name="snapshot")
+app.command()(replay)
+app.add_typer(session.group, name="session")
+app.command()(bench)
+app.command()(demo)
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Say the version and end.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"perdure {__version__}")
+        raise typer.Exit()
+
+
+def main() -> None:
+    """Run the command line, and end the process with its exit code."""
+    app(prog_name="perdure" if not sys.argv[0].endswith(".py") else None)

@@ -1,0 +1,112 @@
+"""`perdure demo`: a real cluster on this machine, its primary killed, and the proof that nothing is lost."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...store import UsageError
+from .. import render
+from ..exits import Exit, leave, reporting
+from ..options import AsJson, BackendName
+
+SESSIONS = 10_000
+WRITERS = 4
+WRITERS_MAX = 64
+SEED_BITS = 32
+
+
+@reporting
+def demo(
+    access_log: Annotated[
+        Path | None,
+        typer.Option(
+            "--access-log", metavar="FILE", help="Drive this access log (Apache common or combined, plain or gzip)."
+        ),
+    ] = None,
+    sessions: Annotated[
+        int | None,
+        typer.Option("--sessions", min=1, help=f"How many sessions are alive [default: {SESSIONS}]; not with a log."),
+    ] = None,
+    writers: Annotated[
+        int, typer.Option("--writers", min=1, max=WRITERS_MAX, help="How many app processes write.")
+    ] = WRITERS,
+    backend: Annotated[BackendName, typer.Option("--backend", help="Where the state is kept.")] = "lmdb",
+    sync_replicas: Annotated[
+        int, typer.Option("--sync-replicas", min=0, max=2, help="How many replicas confirm each write.")
+    ] = 1,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the traffic and of the moment of the kill.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", metavar="NEW_DIR", help="Work here, and leave everything for a look.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Kill a primary in the middle of real traffic, promote a replica, and prove that nothing is lost.
+
+    One app process for each writer embeds the store; a shipper sends its log to two replicas. All of the primary's
+    processes die by kill -9, its directory is moved away, the furthest replica takes over, the app goes on there,
+    and what the app knows was acknowledged is compared with what is there. Exit code 1 says that something was
+    lost or does not agree; with --sync-replicas 0 that is to be expected.
+
+    \b
+    Example:
+      perdure demo --writers 2 --sessions 2000
+      perdure demo --access-log access.log.gz --json
+    """
+    from .live import Screen
+    from .report import DemoOptions, as_json as report_as_json, is_proven, summary
+    from .run import Demo
+    from .traffic import Plan, operations
+
+    if access_log is not None and sessions is not None:
+        raise UsageError("--sessions is for made-up traffic; an access log brings its own")
+    chosen = secrets.randbits(SEED_BITS) if seed is None else seed
+    plan = Plan(seed=chosen, sessions=max(sessions or SESSIONS, writers), writers=writers)
+    operations(plan, 0)  # refuses a plan out of its bounds
+    options = DemoOptions(plan=plan, access_log=access_log, backend=backend, sync_replicas=sync_replicas)
+    with _directory(keep) as root, _terminable(), Screen() as screen:
+        outcome = Demo(options, root, screen).run()
+    if as_json:
+        render.write_json(report_as_json(outcome))
+    else:
+        for line in summary(outcome):
+            print(line)
+    leave(Exit.FINE if is_proven(outcome) else Exit.FINDINGS)
+
+
+@contextmanager
+def _directory(keep: Path | None) -> Iterator[Path]:
+    """The demo's directory: a temporary one that goes away, or a new one that stays."""
+    if keep is None:
+        root = Path(tempfile.mkdtemp(prefix="perdure-demo-"))
+        try:
+            yield root
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
+        return
+    if keep.exists() and any(keep.iterdir()):
+        raise UsageError(f"{keep} is not empty", hint="Give a directory that is empty or does not exist yet.")
+    keep.mkdir(parents=True, exist_ok=True)
+    yield keep
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the demo as Ctrl-C does: in order, with everything cleaned up."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,152 @@
+"""How results look: tables and lines for people, JSON with stable keys for programs.
+
+Owns everything that is written to stdout and stderr. Invariant: with --json stdout holds JSON and nothing
+else; progress goes to stderr, and only where that is a terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+REFRESH_HZ = 8
+
+Advance = Callable[[int], None]
+"""Told how much of a long work is done so far."""
+
+
+def result(values: Mapping[str, Any], *, as_json: bool, title: str = "") -> None:
+    """Show one result: its fields below each other, or one JSON object."""
+    if as_json:
+        write_json(values)
+        return
+    console = _stdout()
+    if title:
+        console.print(Text(title, style="bold"))
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in values.items():
+        table.add_row(name.replace("_", " "), cell(value))
+    console.print(table)
+
+
+def rows(
+    found: Iterable[Mapping[str, Any]], *, as_json: bool, columns: Sequence[str], key: str, empty: str = "none"
+) -> None:
+    """Show a bounded list of results: a table with these columns, or one JSON object that holds all under `key`."""
+    listed = list(found)
+    if as_json:
+        write_json({key: listed})
+        return
+    console = _stdout()
+    if not listed:
+        console.print(empty)
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in columns:
+        numeric = all(isinstance(row.get(name), (int, float)) for row in listed)
+        table.add_column(name.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+    for row in listed:
+        table.add_row(*(cell(row.get(name)) for name in columns))
+    console.print(table)
+
+
+def stream(found: Iterable[Mapping[str, Any]], *, as_json: bool, line: Callable[[Mapping[str, Any]], str]) -> int:
+    """Show an unbounded list as it comes, one JSON object or one line each; answers how many there were."""
+    count = 0
+    for row in found:
+        sys.stdout.write((_encode(row) if as_json else line(row)) + "\n")
+        count += 1
+    return count
+
+
+def note(text: str, *, as_json: bool = False) -> None:
+    """Say something that is no result: on stderr, and not at all with --json."""
+    if not as_json:
+        _stderr().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def failure(known: Mapping[str, Any], *, as_json: bool) -> None:
+    """Show why a command failed: what, where, and what to do next."""
+    if as_json:
+        write_json({"error": known})
+        return
+    console = _stderr()
+    where = ", ".join(f"{name} {known[name]}" for name in ("path", "offset", "lsn", "node") if name in known)
+    text = Text.assemble(("error: ", "bold red"), str(known["message"]), f" ({where})" if where else "")
+    console.print(text, soft_wrap=True)
+    if known.get("hint"):
+        console.print(Text.assemble(("hint: ", "bold"), str(known["hint"])), soft_wrap=True)
+
+
+def write_json(values: Any) -> None:
+    """One JSON value and a newline on stdout."""
+    sys.stdout.write(_encode(values) + "\n")
+    sys.stdout.flush()
+
+
+def is_live() -> bool:
+    """May something move on the screen? Only where stderr is a terminal."""
+    return sys.stderr.isatty()
+
+
+@contextmanager
+def progress(what: str, *, total: int | None = None, unit: str = "") -> Iterator[Advance]:
+    """A progress line on stderr while a long work runs; nothing at all in a pipe."""
+    if not is_live():
+        yield _nothing
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, TextColumn(unit), TimeElapsedColumn(), console=_stderr(), transient=True
+    ) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda done: shown.update(task, completed=done)
+
+
+def cell(value: Any) -> str:
+    """A value as people read it."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 10 else f"{value:,.3g}"
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {cell(part)}" for name, part in value.items()) or "-"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(cell(part) for part in value) or "-"
+    return str(value)
+
+
+def _nothing(_done: int) -> None: ...
+
+
+def _encode(value: Any) -> str:
+    return msgspec.json.encode(value, enc_hook=_as_text).decode()
+
+
+def _as_text(value: Any) -> Any:
+    return str(value)
+
+
+def _stdout() -> Console:
+    # In a pipe nothing is wrapped: a line is a line.
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
+def _stderr() -> Console:
+    return Console(file=sys.stderr, highlight=False)
