@@ -127,6 +127,27 @@ def test_no_transaction_takes_more_pages_than_were_allocated_for_it(
     backend.close()
 
 
+def test_the_file_is_no_larger_than_what_is_in_it_although_its_map_is(place: Path) -> None:
+    data = place / engine_lmdb.DATA_FILE
+    backend = LmdbBackend(place, mapped=True)
+    assert data.stat().st_size < 16 * MIB
+    backend.fold(many(1000), [], [], at(1))
+    with child("demand", "lmdb-mapped", place) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        assert other.stdout.readline() == "1\n"
+        backend.fold(many(1000), [], [], at(2))
+        assert data.stat().st_size < 32 * MIB
+    backend.close()
+    assert data.stat().st_size < 8 * MIB
+    assert data.stat().st_blocks * 512 >= data.stat().st_size - 4096
+    again = LmdbBackend(place, mapped=True)
+    assert again.refresh() == at(2)
+    again.close()
+
+
 def test_files_of_the_other_engine_are_refused(place: Path) -> None:
     lmdb.open(str(place), lib_version=1).close()
     with pytest.raises(FormatError, match="Rebuild"):

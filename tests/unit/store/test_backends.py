@@ -108,6 +108,7 @@ def test_a_disk_with_less_than_a_step_gives_exactly_what_is_asked(
     def allocate(descriptor: int, offset: int, size: int) -> None:
         if offset + size > free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.ftruncate(descriptor, offset + size)
 
     monkeypatch.setattr(os, "posix_fallocate", allocate)
     file = AheadFile(tmp_path / "file")
@@ -119,6 +120,28 @@ def test_a_disk_with_less_than_a_step_gives_exactly_what_is_asked(
     file.close()
     with pytest.raises(StorageFullError):
         allocate_whole(tmp_path / "lock", 11_000)
+
+
+def test_a_stretched_file_is_cut_where_it_has_blocks_but_only_by_who_is_alone(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    first, other = AheadFile(path), AheadFile(path)
+    first.allocate(1)
+    os.truncate(path, 1 << 40)
+    first.cut_if_alone(STEP_BYTES)
+    assert path.stat().st_size == 1 << 40
+    first.allocate(2)
+    assert path.stat().st_size == STEP_BYTES
+    os.truncate(path, 1 << 40)
+    other.allocate(STEP_BYTES + 1)
+    assert path.stat().st_size == 2 * STEP_BYTES
+    other.close()
+    os.truncate(path, 1 << 40)
+    first.cut_if_alone(100)
+    assert path.stat().st_size == 100
+    first.allocate(1)
+    assert path.stat().st_size == first.allocated == STEP_BYTES
+    assert path.stat().st_blocks * 512 >= STEP_BYTES
+    first.close()
 
 
 def test_a_place_is_the_same_as_long_as_nothing_moves(tmp_path: Path) -> None:
