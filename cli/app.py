@@ -12,13 +12,17 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import session, snapshot
+from . import log, session, snapshot
 from .bench import bench
 from .demo.command import demo
 from .init import init
+from .node import node
+from .promote import promote
 from .receive import receive
 from .replay import replay
 from .ship import ship
+from .status import status
+from .verify import verify
 
 app = typer.Typer(
     name="perdure",
@@ -31,10 +35,15 @@ app = typer.Typer(
 )
 
 app.command()(init)
+app.command()(node)
 app.command()(ship)
 app.command()(receive)
 app.add_typer(snapshot.group, name="snapshot")
 app.command()(replay)
+app.command()(verify)
+app.command()(promote)
+app.command()(status)
+app.add_typer(log.group, name="log")
 app.add_typer(session.group, name="session")
 app.command()(bench)
 app.command()(demo)

@@ -113,6 +113,16 @@ def progress(what: str, *, total: int | None = None, unit: str = "") -> Iterator
         yield lambda done: shown.update(task, completed=done)
 
 
+@contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """Name the steps of a work as they begin, on stderr; nothing at all in a pipe."""
+    if not is_live():
+        yield lambda step: None
+        return
+    with _stderr().status("") as status:
+        yield lambda step: status.update(step)
+
+
 def cell(value: Any) -> str:
     """A value as people read it."""
     if value is None:

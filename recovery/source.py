@@ -122,6 +122,23 @@ def open_source(store: str | os.PathLike[str], boot_id: Callable[[], str] = read
     return Source(path, read_identity(path), boot_id())
 
 
+def is_in_use(store: Path) -> bool:
+    """Does some process of this machine have the store open? Told by the kernel's table of locks.
+
+    Nothing is locked to find out. Processes of another container are not seen.
+    """
+    try:
+        inode = os.stat(store / names.USERS_LOCK).st_ino
+        with open("/proc/locks", encoding="ascii", errors="replace") as table:
+            lines = [line.split() for line in table]
+    except OSError:
+        return False
+    return any(
+        "FLOCK" in line and any(field.endswith(f":{inode}") and field.count(":") == 2 for field in line)
+        for line in lines
+    )
+
+
 def judge_end(cursor: SourceCursor, known: Known) -> Judgement:
     """Judge what stands behind a cursor that has read to the end of what can be read."""
     try:

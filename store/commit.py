@@ -51,6 +51,7 @@ _HEADROOM_BYTES = 4096
 _EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
 _RELEASE = fcntl.LOCK_UN
 flock = fcntl.flock
+get_ident = threading.get_ident
 _GENERATION = int(Word.GENERATION)
 _SHIPPER_IDLE = int(Word.SHIPPER_IDLE)
 _VOTERS = int(Word.VOTERS_CONNECTED)
@@ -268,58 +269,60 @@ class Writer:
         return operation.result, position if operation.position else None
 
     def change(
-        self, key: bytes, operation_id: bytes, evaluate: Callable[[bytes | None, int], bytes]
+        self, key: bytes, operation_id: bytes, evaluate: Callable[[Record | None, int], bytes]
     ) -> StatePosition:
         """Read, change and append one session in the caller's own thread, in a frame of its own.
 
-        `evaluate` gets the stored session (None if there is none) and the time in ms, and answers the new
-        stored session; what it raises comes through, and nothing is written.
+        `evaluate` gets the record (None if there is none, its hash not checked yet) and the time in ms,
+        and answers the new stored session; what it raises comes through, and nothing is written. One
+        plain function, as create().
         """
         self._refuse_reentry()
         log, view = self.log, self.view
         with self._threads:
-            self._writing_thread = threading.get_ident()
             try:
+                flock(log.write_lock.descriptor, _EXCLUSIVE)
+            except OSError:
                 log.lock()
-                try:
-                    if self._needs_care():
-                        self._admit()
-                    now_ms = log.now_ms()
-                    if log.cursor.offset >= log.segment_bytes or log.must_roll:
-                        log.roll_if_due(now_ms)
-                    old = view.newest(key)
-                    value = evaluate(None if old is None else value_of(key, old), now_ms)
-                    position = self._append_change(key, value, old, operation_id, now_ms)
-                finally:
-                    log.unlock()
+            else:
+                log.locked()
+            self._writing_thread = get_ident()
+            try:
+                if view.needs_commit or len(view.tail) > TAIL_ENTRIES_MAX:
+                    self._admit()
+                now_ms = log.now_ms()
+                if log.cursor.offset >= log.segment_bytes or log.must_roll:
+                    log.roll_if_due(now_ms)
+                old = view.newest(key)
+                value = evaluate(old, now_ms)
+                at = log.cursor.at
+                hashed = xxh3_64(value, xxh3_64(key))
+                term = hashed if old is None else hashed - int.from_bytes(old[:HASH_BYTES], "little")
+                position = log.append(
+                    pack_event(_PUT, _UPDATED, len(key), len(value), operation_id) + key + value,
+                    1,
+                    (at[3] + term) & MASK64,
+                    at[4] + (old is None),
+                    now_ms,
+                )
+                with view.mutex:
+                    tail = view.tail
+                    found = tail.get(key)
+                    entry = (
+                        position[1],
+                        hashed.to_bytes(8, "little") + value,
+                        found is not None and found[2],
+                    )
+                    if view.needs_commit:
+                        view.took([(key, entry)])
+                    else:
+                        tail[key] = entry
+                        view.visible = position
             finally:
                 self._writing_thread = 0
+                flock(log.write_lock.descriptor, _RELEASE)
         if len(view.tail) >= FOLD_ENTRIES:
             self._after_append()
-        return position
-
-    def _append_change(
-        self, key: bytes, value: bytes, old: Record | None, operation_id: bytes, now_ms: int
-    ) -> StatePosition:
-        log, view = self.log, self.view
-        at = log.cursor.at
-        hashed = xxh3_64(value, xxh3_64(key))
-        term = hashed if old is None else hashed - int.from_bytes(old[:HASH_BYTES], "little")
-        position = log.append(
-            pack_event(_PUT, _UPDATED, len(key), len(value), operation_id) + key + value,
-            1,
-            (at[3] + term) & MASK64,
-            at[4] + (old is None),
-            now_ms,
-        )
-        with view.mutex:
-            found = view.tail.get(key)
-            entry = (position[1], hashed.to_bytes(8, "little") + value, found is not None and found[2])
-            if view.needs_commit:
-                view.took([(key, entry)])
-            else:
-                view.tail[key] = entry
-                view.visible = position
         return position
 
     # -- durability ------------------------------------------------------------------------------
@@ -514,7 +517,7 @@ class Writer:
             )
 
     def _refuse_reentry(self) -> None:
-        if self._writing_thread == threading.get_ident():
+        if self._writing_thread and self._writing_thread == get_ident():
             raise ReentrantWriteError(
                 "a write to the store from inside an update function",
                 hint="Return the changed session, and do other writes after update() has returned.",

@@ -36,9 +36,9 @@ FORMAT: Final = 1
 HEADER = struct.Struct("<BBBBHHQQQQQ")
 HEADER_BYTES: Final = 48
 VERSION_OFFSET: Final = 8
-VERSION = struct.Struct("<Q")
 ACCESSED_OFFSET: Final = 24
 ACCESSED = struct.Struct("<Q")
+_pack_into = ACCESSED.pack_into
 assert HEADER.size == HEADER_BYTES
 
 NESTING_MAX: Final = 32
@@ -300,13 +300,10 @@ def encode_session(
 
 def with_header(value: bytes, version: int, accessed_ms: int) -> bytes:
     """The stored session with another version and last access."""
-    return (
-        value[:VERSION_OFFSET]
-        + VERSION.pack(version)
-        + value[VERSION_OFFSET + 8 : ACCESSED_OFFSET]
-        + ACCESSED.pack(accessed_ms)
-        + value[ACCESSED_OFFSET + 8 :]
-    )
+    changed = bytearray(value)
+    _pack_into(changed, VERSION_OFFSET, version)
+    _pack_into(changed, ACCESSED_OFFSET, accessed_ms)
+    return bytes(changed)
 
 
 def with_accessed(value: bytes, accessed: bytes) -> bytes:

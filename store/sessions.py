@@ -43,7 +43,6 @@ from .session import (
     check_timeout,
     encode_session,
     expiry_of,
-    stored_bytes,
     with_header,
 )
 from .view import View
@@ -274,9 +273,11 @@ class SessionStore:
         operation_id = self._ids.take()
         stored = b""
 
-        def evaluate(value: bytes | None, now_ms: int) -> bytes:
+        def evaluate(record: bytes | None, now_ms: int) -> bytes:
             nonlocal stored
-            old = None if value is None or expiry_of(value) < now_ms else Session(id, value)
+            old = None
+            if record is not None and expiry_of(record, HASH_BYTES) >= now_ms:
+                old = Session(id, self._checked(id, key, record))
             if if_version is not None:
                 check_version(id, old, if_version)
             if old is None:
@@ -287,7 +288,7 @@ class SessionStore:
                     f"the update function returned {type(changed).__name__}, not the session changed",
                     hint="Return session.merge({...}) or session.replace(...).",
                 )
-            stored = with_header(stored_bytes(changed), old.version + 1, now_ms)
+            stored = with_header(changed._tail, old._fields[6] + 1, now_ms)
             if len(stored) > self._size_bytes_max:
                 raise self._too_large(id, stored)
             return stored

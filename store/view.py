@@ -101,8 +101,8 @@ class View:
         with self.mutex:
             if not self.is_open:
                 self.refresh()
-            found = self.pending.get(key) or self.tail.get(key)
-            if found is not None:
+            found = (self.pending and self.pending.get(key)) or self.tail.get(key)
+            if found:
                 return found[1]
             try:
                 return self.backend.get(key)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from ...recovery import promote
-from ..peers import Peers
+from ...recovery import WireVoters, promote
 
 
 class Promoted(msgspec.Struct, frozen=True):
@@ -38,10 +37,10 @@ def promote_furthest(
 ) -> Promoted:
     """Ask the replicas how far they are, and promote the furthest of them. Raises as promote."""
     started_s = time.monotonic()
-    peers = Peers(addresses, cluster_id=cluster_id, secret=secret)
-    states = [peers.state(node) for node in directories]
+    voters = WireVoters(addresses, cluster_id=cluster_id, secret=secret)
+    states = [voters.state(node) for node in directories]
     furthest = max(states, key=lambda state: (state.end.epoch, state.end.lsn))
-    report = promote(directories[furthest.node], peers, accept_data_loss=accept_data_loss)
+    report = promote(directories[furthest.node], voters, accept_data_loss=accept_data_loss)
     return Promoted(
         node=report.node,
         epoch=report.epoch,
