@@ -10,11 +10,12 @@ import json
 import os
 import platform
 import sys
+from itertools import chain
 from pathlib import Path
 
 import msgspec
 
-from . import store_figures
+from . import process_figures, store_figures
 from .measure import Figure
 
 
@@ -51,10 +52,11 @@ def main() -> int:
     parser.add_argument("--only", default="", help="measure only figures whose name holds this text")
     parser.add_argument("--json", default="bench-results.json", help="where the figures are written")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter slices")
-    parser.add_argument("--directory", default=None, help="where the stores are made (default: a temporary one)")
+    parser.add_argument("--directory", default=None, help="where the stores are made")
     options = parser.parse_args()
     figures: list[Figure] = []
-    for figure in store_figures.measure_all(options.only, options.quick, options.directory):
+    arguments = (options.only, options.quick, options.directory)
+    for figure in chain(store_figures.measure_all(*arguments), process_figures.measure_all(*arguments)):
         figures.append(figure)
         print(table([figure]).splitlines()[-1] if len(figures) > 1 else table([figure]), flush=True)
     result = {"machine": machine(), "figures": msgspec.to_builtins(figures)}

@@ -45,7 +45,9 @@ def compare(
     """Run both in turn, `slices` times each; the first pair is a warm-up."""
     rates: list[tuple[float, float]] = []
     for number in range(slices + 1):
-        pair = (rate_of(ours), rate_of(peer)) if number % 2 else tuple(reversed((rate_of(peer), rate_of(ours))))
+        pair = (
+            (rate_of(ours), rate_of(peer)) if number % 2 else tuple(reversed((rate_of(peer), rate_of(ours))))
+        )
         if number:
             rates.append((pair[0], pair[1]))
     ratios = [mine / its for mine, its in rates]

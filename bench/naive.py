@@ -56,7 +56,8 @@ class NaiveStore:
             old = txn.get(key, db=self._sessions)
             txn.get(b"position", db=self._meta)
             now = time.time_ns() // 1_000_000
-            value = _STAMP.pack(now, now + 3_600_000) + _encode({**_decode(old[16:]), **changes})
+            before = {} if old is None else _decode(old[16:])
+            value = _STAMP.pack(now, now + 3_600_000) + _encode({**before, **changes})
             self._append(key, value)
             txn.put(key, value, db=self._sessions)
             txn.put(b"position", _STAMP.pack(self._number, 0), db=self._meta)

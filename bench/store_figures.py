@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import lmdb
+
 from perdure.store import SessionStore
 from perdure.store.backends import open_backend
 from perdure.store.cursor import LogCursor
@@ -151,7 +153,8 @@ def _update(name: str, folder: Path, size: int) -> Figure:
     return _against_naive(name, folder, ours, naive)
 
 
-def _raw_sync(folder: Path, count: int) -> Slice:
+def raw_sync(folder: Path, count: int) -> Slice:
+    """A write of 300 bytes and an fdatasync, again and again: what the device allows one caller."""
     descriptor = os.open(folder / "raw", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     data = os.urandom(RECORD_BYTES)
 
@@ -168,7 +171,7 @@ def _create_disk(name: str, folder: Path, size: int) -> Figure:
     count = 500 // size
     with SessionStore.open(folder / "ours", durability="disk") as store:
         ours = _repeat(count, lambda: store.create(METADATA))
-        return compare(name, ours, "raw write + fdatasync", _raw_sync(folder, count), ratio_aim=1 / 1.3)
+        return compare(name, ours, "raw write + fdatasync", raw_sync(folder, count), ratio_aim=1 / 1.3)
 
 
 def _threads_disk(name: str, folder: Path, size: int) -> Figure:
@@ -185,7 +188,7 @@ def _threads_disk(name: str, folder: Path, size: int) -> Figure:
                 thread.join()
             return 8 * count
 
-        return compare(name, work, "raw write + fdatasync, one thread", _raw_sync(folder, count))
+        return compare(name, work, "raw write + fdatasync, one thread", raw_sync(folder, count))
 
 
 def _replay(name: str, folder: Path, size: int) -> Figure:
@@ -212,8 +215,6 @@ def _replay(name: str, folder: Path, size: int) -> Figure:
 
 
 def _raw_load(folder: Path, count: int) -> Slice:
-    import lmdb
-
     numbers = iter(range(1000))
 
     def work() -> int:

@@ -19,8 +19,8 @@ import msgspec
 from ..store.errors import CorruptError, DivergedError, NotPrimaryError, PerdureError
 from .children import TASK_BYTES_MAX, Ready, Task
 from .folder import run_folder
-from .peer import SLOT_BUDGET_BYTES
 from .receiver import serve_receiver
+from .reign import SLOT_BUDGET_BYTES
 from .replica import run_replica
 from .shipper import ShipperOptions, run_shipper
 from .wake import POLL_MS

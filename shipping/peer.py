@@ -12,13 +12,12 @@ import random
 import selectors
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from ..store.cursor import LogCursor
 from ..store.errors import (
     DivergedError,
     FencedError,
@@ -31,7 +30,7 @@ from ..store.errors import (
 from ..store.ids import Position
 from . import slots
 from .auth import NONCE_BYTES, SHIPPER, Connecting
-from .bootstrap import SnapshotSender, log_bytes_behind
+from .bootstrap import SnapshotSender
 from .link import Link, LinkClosed, begin_connect, check_connected
 from .messages import (
     DIVERGED,
@@ -52,18 +51,16 @@ from .messages import (
     SnapshotWant,
     Start,
 )
-from .nodelog import NodeLog, monotonic_ms, now_ms
-from .progress import Electorate, last_common
-from .sender import Search, Sender
+from .nodelog import monotonic_ms, now_ms
+from .placement import CutTo, HasDiverged, NeedsSnapshot, Placement, StreamFrom
+from .reign import Fenced, Reign
+from .sender import Sender
 from .slots import Slot, new_slot
-from .window import Window
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_MS: Final = 100
 HANDSHAKE_MS: Final = 5_000
-SILENCE_MS: Final = 5_000
-"""A replica that answers nothing for so long is disconnected."""
 RETRY_MS_MIN: Final = 50
 RETRY_MS_MAX: Final = 2_000
 REFUSED_RETRY_MS: Final = 5_000
@@ -72,37 +69,7 @@ PUMP_MESSAGES: Final = 8
 """Messages sent to one replica before the others have their turn."""
 UNSENT_BYTES_MAX: Final = 4 << 20
 """No further frames are read for a replica while so much waits for its socket."""
-SLOT_BUDGET_BYTES: Final = 4 << 30
 ERROR_CHARS_MAX: Final = 1000
-
-
-class Fenced(Exception):
-    """A replica has promised a higher epoch: this primary's time is over."""
-
-    def __init__(self, epoch: int, candidate: str) -> None:
-        super().__init__(epoch, candidate)
-        self.epoch = epoch
-        self.candidate = candidate
-
-
-@dataclass
-class Reign:
-    """What all peers of one shipper share."""
-
-    node: NodeLog
-    secret: bytes
-    window: Window
-    electorate: Electorate
-    selector: selectors.BaseSelector
-    compress: bool = True
-    slot_budget_bytes: int = SLOT_BUDGET_BYTES
-    silence_ms: int = SILENCE_MS
-    find_snapshot: Callable[[], Path | None] = lambda: None
-    """The newest snapshot that the log reaches; None while there is none (one may be under way)."""
-    committed_lsn: int = 0
-    acked: dict[str, Position] = field(default_factory=dict)
-    has_news: bool = False
-    """An acknowledgement came: the commit LSN may move."""
 
 
 class Stage(Enum):
@@ -128,9 +95,7 @@ class Peer:
         self._stage = Stage.WAITING
         self._auth: Connecting | None = None
         self.sender: Sender | None = None
-        self._search: Search | None = None
-        self._is_common = False
-        self._welcome: ShipWelcome | None = None
+        self._placement: Placement | None = None
         self._snapshot: SnapshotSender | None = None
         self._retry_ms = 0
         self._retry_at_ms = 0
@@ -171,7 +136,7 @@ class Peer:
         if self._stage is Stage.SNAPSHOT:
             return self._guarded(self._pump_snapshot)
         if self._stage is Stage.SEARCHING:
-            return self._guarded(self._step_search)
+            return self._guarded(self._step_placement)
         return False
 
     def announce(self) -> None:
@@ -287,88 +252,44 @@ class Peer:
                 node=self.name,
                 hint="Look at the names and addresses of the replicas.",
             )
-        self._welcome = welcome
         self._set_slot(applied_lsn=welcome.applied_lsn)
-        reign, end = self._reign, Position(*welcome.end)
-        if end.lsn + 1 < reign.node.oldest_lsn() or self._is_over_budget(end.lsn):
-            self._begin_snapshot()
-        elif end.lsn > reign.window.end.lsn:
-            self._search_common(end)
-        else:
-            self._search_for(end)
-
-    def _is_over_budget(self, lsn: int) -> bool:
-        reign = self._reign
-        behind = log_bytes_behind(reign.node.log.cursor.log, lsn)
-        return behind > reign.slot_budget_bytes and reign.find_snapshot() is not None
-
-    def _search_for(self, position: Position) -> None:
-        self._end_search()
+        self._placement = Placement(self._reign, welcome)
         self._stage = Stage.SEARCHING
-        self._search = Search(self._reign.node.cursor(), position)
 
-    def _search_common(self, end: Position) -> None:
-        reign, welcome = self._reign, self._welcome
-        common = last_common(reign.node.epochs(), reign.window.end, welcome.epochs if welcome else [], end)
-        if common is not None and common.lsn + 1 >= reign.node.oldest_lsn():
-            self._end_search()
-            self._stage = Stage.SEARCHING
-            self._search = Search(reign.node.cursor(), Position(common.epoch, common.lsn, 0))
-            self._is_common = True
-        elif reign.electorate.sync_replicas:
-            self._begin_snapshot()
-        else:
-            self._diverged(f"its log ends at {end}, and the two logs have nothing in common")
-
-    def _step_search(self) -> bool:
-        search, welcome = self._search, self._welcome
-        if search is None or welcome is None:
+    def _step_placement(self) -> bool:
+        if self._placement is None:
             return False
-        found = search.step()
-        if found is None:
-            return True
-        end = Position(*welcome.end)
-        if self._is_common:
-            self._cut_to(search.cursor.at.position, end)
-        elif found:
-            self._begin_stream(end)
-        else:
-            self._search_common(end)
-        return self._stage is Stage.SEARCHING
+        match self._placement.step():
+            case None:
+                return True
+            case StreamFrom(after, cursor):
+                self._begin_stream(after, cursor)
+            case CutTo(position):
+                logger.warning("cutting a replica's tail: node=%s to=%s", self.name, position)
+                self._stage = Stage.MEETING
+                self._since_ms = monotonic_ms()
+                self._send(Cut(position))
+            case NeedsSnapshot():
+                self._begin_snapshot()
+            case HasDiverged(why):
+                self._send(Refusal(DIVERGED, why))
+                raise DivergedError(
+                    f"the replica has another history: {why}",
+                    node=self.name,
+                    hint="It keeps its own log; make it anew from this primary, or rejoin it.",
+                )
+        self._end_placement()
+        return False
 
-    def _cut_to(self, common: Position, end: Position) -> None:
-        self._end_search()
-        if common.lsn == end.lsn and common.chain != end.chain:
-            self._diverged(f"two histories under one position: {end} there, {common} here")
-        elif self._reign.electorate.sync_replicas == 0:
-            self._diverged(f"its log ends at {end}; the last position in common is {common}")
-        else:
-            logger.warning("cutting a replica's tail: node=%s end=%s to=%s", self.name, end, common)
-            self._stage = Stage.MEETING
-            self._since_ms = monotonic_ms()
-            self._send(Cut(common))
-
-    def _end_search(self) -> None:
-        self._is_common = False
-        if self._search is not None:
-            self._search.cursor.close()
-            self._search = None
-
-    def _diverged(self, text: str) -> None:
-        refusal = Refusal(DIVERGED, text)
-        self._send(refusal)
-        raise DivergedError(
-            f"the replica has another history: {text}",
-            node=self.name,
-            hint="It keeps its own log; make it anew from this primary, or rejoin it.",
-        )
+    def _end_placement(self) -> None:
+        if self._placement is not None:
+            self._placement.close()
+            self._placement = None
 
     # -- sending ---------------------------------------------------------------------------------
 
-    def _begin_stream(self, after: Position) -> None:
-        search, reign = self._search, self._reign
-        cursor = search.cursor if search is not None else None
-        self._search = None
+    def _begin_stream(self, after: Position, cursor: LogCursor) -> None:
+        reign = self._reign
         self.sender = Sender(reign.window, reign.node.cursor, after, cursor, compress=reign.compress)
         self._stage = Stage.STREAMING
         self._retry_ms = 0
@@ -383,7 +304,6 @@ class Peer:
         self._set_slot(state=state, error="", position=after)
 
     def _begin_snapshot(self) -> None:
-        self._end_search()
         reign = self._reign
         path = reign.find_snapshot()
         self._set_slot(state=slots.SNAPSHOT, error="")
@@ -533,7 +453,7 @@ class Peer:
             self._reign.selector.unregister(self._link.socket)
             self._link.close()
             self._link = None
-        self._end_search()
+        self._end_placement()
         if self.sender is not None:
             self.sender.close()
             self.sender = None

@@ -11,6 +11,7 @@ import logging
 import os
 import selectors
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +22,18 @@ from ..store.cursor import list_segments
 from ..store.errors import FencedError, PerdureError
 from ..store.page import Word
 from ..store.promise import Promise
+from ..store.snapshot import list_snapshots
 from . import slots
 from .auth import check_secret
 from .bootstrap import log_bytes_behind, newest_usable_snapshot
 from .gateserver import GateServer
 from .messages import Peers
 from .nodelog import NodeLog, monotonic_ms, open_node_log, take_process_lock
-from .peer import SILENCE_MS, SLOT_BUDGET_BYTES, Fenced, Peer, Reign
+from .peer import Peer
 from .progress import Electorate, commit_lsn, voters_connected
+from .reign import SILENCE_MS, SLOT_BUDGET_BYTES, Fenced, Reign
 from .slots import SlotWriter, slot_or_new
-from .wake import POLL_MS, PokeSocket, Watcher
+from .wake import POLL_MS, PokeSocket, Wake, Watcher
 from .window import Window
 
 logger = logging.getLogger(__name__)
@@ -38,6 +41,8 @@ logger = logging.getLogger(__name__)
 READ_BYTES: Final = 256 << 10
 """At most so much of the log is flushed at once, so that no flush takes long."""
 TICK_MS: Final = 10
+TICK_MS_MAX: Final = 50
+"""The longest wait: heartbeats and time limits are looked at this often, whatever `poll_ms` is."""
 PEERS_MS: Final = 1_000
 BUDGET_MS: Final = 1_000
 SNAPSHOT_RETRY_MS: Final = 1_000
@@ -102,9 +107,12 @@ class Shipper:
         self._poke = PokeSocket(node.store)
         self._watcher = Watcher(self._log.cursor.log, self._words, _IDLE)
         self._gate = GateServer(node.store, self._selector, lambda: self._reign.committed_lsn)
-        self._selector.register(self._poke, selectors.EVENT_READ, lambda _mask: self._poked())
-        self._selector.register(self._watcher, selectors.EVENT_READ, lambda _mask: self._watcher.drain())
-        self._was_poked = False
+        if options.use_pokes:
+            self._selector.register(self._poke, selectors.EVENT_READ, lambda _mask: self._poked())
+        self._selector.register(self._watcher, selectors.EVENT_READ, lambda _mask: self._noticed())
+        self._woken_by = Wake.POLL
+        self.wakes: Counter[Wake] = Counter()
+        """By what the shipper heard of frames that came while it waited."""
         self._ticked_ms = self._peers_told_ms = self._budget_ms = 0
         self._words[Word.SHIPPER] = os.getpid()
 
@@ -257,23 +265,30 @@ class Shipper:
     # -- waiting ---------------------------------------------------------------------------------
 
     def _wait(self, has_more: bool) -> None:
+        """Wait for sockets, a poke or the watcher, at most one poll long; not at all if there is more."""
         words, log, options = self._words, self._log, self._options
         timeout_s = 0.0
         if not has_more:
-            if options.use_pokes:
-                words[_IDLE] = 1
+            words[_IDLE] = 1
             if words[_APPENDED] <= log.cursor.at.lsn:
-                timeout_s = options.poll_ms / 1000
-        self._was_poked = False
+                timeout_s = min(options.poll_ms, TICK_MS_MAX) / 1000
+        self._woken_by = Wake.POLL
         ready = self._selector.select(timeout_s)
         words[_IDLE] = 0
         for key, mask in ready:
             key.data(mask)
-        if timeout_s and options.use_watcher and not self._was_poked and words[_APPENDED] > log.cursor.at.lsn:
-            self._watcher.need()
+        if timeout_s and words[_APPENDED] > log.cursor.at.lsn:
+            self.wakes[self._woken_by] += 1
+            if options.use_watcher and self._woken_by is not Wake.POKE:
+                self._watcher.need()
 
     def _poked(self) -> None:
-        self._was_poked = self._poke.drain() > 0 or self._was_poked
+        if self._poke.drain():
+            self._woken_by = Wake.POKE
+
+    def _noticed(self) -> None:
+        if self._watcher.drain() and self._woken_by is not Wake.POKE:
+            self._woken_by = Wake.WATCHER
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -298,13 +313,24 @@ class _Snapshots:
         self._node = node
         self._make = make
         self._thread: threading.Thread | None = None
+        self._found: Path | None = None
+        self._seen: list[Path] = []
         self._tried_ms = -SNAPSHOT_RETRY_MS
 
     def find(self) -> Path | None:
-        found = newest_usable_snapshot(self._node, self._node.store / names.SNAPSHOTS)
-        if found is None and self._make is not None:
+        """The newest snapshot that this log reaches; looking is not cheap, so what was found is kept."""
+        directory = self._node.store / names.SNAPSHOTS
+        newest = [file.path for file in list_snapshots(directory)][-1:]
+        if self._found is None or newest != self._seen or not self._is_reached(self._found):
+            self._found = newest_usable_snapshot(self._node, directory)
+            self._seen = newest
+        if self._found is None and self._make is not None:
             self._begin()
-        return found
+        return self._found
+
+    def _is_reached(self, path: Path) -> bool:
+        numbers = names.parse_snapshot_name(path.name)
+        return numbers is not None and path.exists() and numbers[0] + 1 >= self._node.oldest_lsn()
 
     def _begin(self) -> None:
         at_ms = monotonic_ms()

@@ -107,6 +107,15 @@ class Visitor:
                 self._promise(message)
             case Stage.ASKING, FetchAsk():
                 self.link.send(*self._receiver.fetch(message))
+            case ((Stage.MEETING | Stage.STREAMING | Stage.SNAPSHOT), _) if not isinstance(message, Refusal):
+                self._take_from_shipper(message, payload)
+            case _, Refusal():
+                raise WireError(f"the peer ends the connection: {message.text}", node=self.primary or None)
+            case _:
+                raise WireError(f"a {type(message).__name__} message while {self.stage.value}")
+
+    def _take_from_shipper(self, message: Message, payload: bytes) -> None:
+        match self.stage, message:
             case Stage.MEETING, ShipHello():
                 self._hello(message)
             case Stage.MEETING, Start() if self.reign:
@@ -120,16 +129,13 @@ class Visitor:
             case Stage.STREAMING, Frames():
                 self.batch.append(unpack_payload(payload, message.raw_bytes, message.compressed))
                 self._receiver.announced(message.committed_lsn)
+            case Stage.SNAPSHOT, Piece():
+                raw = unpack_payload(payload, message.raw_bytes, message.compressed)
+                self.link.send(PieceAck(*self._receiver.take_piece(message, raw)))
             case ((Stage.STREAMING | Stage.SNAPSHOT), Heartbeat()):
                 self._heartbeat(message)
             case ((Stage.STREAMING | Stage.SNAPSHOT), Peers()):
                 self._receiver.take_peers(message)
-            case Stage.SNAPSHOT, Piece():
-                raw = unpack_payload(payload, message.raw_bytes, message.compressed)
-                got = self._receiver.take_piece(message, raw)
-                self.link.send(PieceAck(*got))
-            case _, Refusal():
-                raise WireError(f"the peer ends the connection: {message.text}", node=self.primary or None)
             case _:
                 raise WireError(f"a {type(message).__name__} message while {self.stage.value}")
 

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,14 @@ POLL_MS: Final = 5
 WATCH_IDLE_S: Final = 10.0
 """The watcher is stopped when it was not needed for so long: it costs more than any other way."""
 POKE_BYTES: Final = 8
+
+
+class Wake(Enum):
+    """What told the shipper of new frames."""
+
+    POKE = "poke"
+    WATCHER = "watcher"
+    POLL = "poll"
 
 
 @contextmanager
@@ -101,9 +110,9 @@ class Watcher:
     It is started once a poll found frames that nobody had announced: some writer does not poke.
     """
 
-    def __init__(self, log: Path, idle: Any, idle_word: int) -> None:
+    def __init__(self, log: Path, words: Any, idle_word: int) -> None:
         self._log = log
-        self._words = idle
+        self._words = words
         self._idle_word = idle_word
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._observer: Any = None

@@ -368,36 +368,28 @@ class SessionStore:
         The refresh is coalesced: it is written only once the deadline moves by more than a tenth of the
         timeout (at most a minute), with other changes. `last_accessed` is what was last written.
         """
+        session = self.peek(id)
+        if session is not None:
+            fields = session._fields
+            timeout = fields[9]
+            if timeout:
+                now_ms = self._now_ms()
+                if now_ms - fields[8] > (timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX):
+                    self._touches[id.encode()] = now_ms
+        return session
+
+    def peek(self, id: str) -> Session | None:
+        """As get, without refreshing."""
         key = id.encode()
         record = self._view.read(key)
         if record is None:
             return None
         value = record[HASH_BYTES:]
-        if xxh3_64(value, xxh3_64(key)) != int.from_bytes(record[:HASH_BYTES], "little"):
+        if xxh3_64(value, xxh3_64(key)).to_bytes(8, "little") != record[:HASH_BYTES]:
             raise self._damaged(id, key)
-        session = Session(id, value)
-        fields = session._fields
-        timeout = fields[9]
-        now_ms = self._now_ms()
-        if timeout:
-            window = timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX
-            idle = now_ms - fields[8]
-            if idle > window:
-                if idle > timeout + window:
-                    return None
-                self._touches[key] = now_ms
-        if 0 < fields[10] < now_ms:
+        if expiry_of(value) < self._now_ms():
             return None
-        return session
-
-    def peek(self, id: str) -> Session | None:
-        """As get, without refreshing."""
-        key = check_id(id)
-        record = self._view.read(key)
-        if record is None:
-            return None
-        value = self._checked(id, key, record)
-        return Session(id, value) if expiry_of(value) >= self._now_ms() else None
+        return Session(id, value)
 
     def count(self) -> int:
         """How many sessions are stored; one that has expired counts until it is swept."""

@@ -116,6 +116,13 @@ def open_state(
     return open_backend(backend_name, place), verdict
 
 
+def inspect_state(
+    store_dir: Path, backend_name: str, cluster_id: bytes, boot_id: str, *, in_use: bool = False
+) -> StateVerdict:
+    """Can the state be trusted as it is? As open_state() decides it; nothing is opened or changed."""
+    return _judge(names.state_path(store_dir), backend_name, cluster_id, boot_id, in_use)[1]
+
+
 def mark_state(store_dir: Path, *, backend_name: str, cluster_id: bytes, boot_id: str) -> None:
     """Publish the marker: from now on the state is complete. Survives a crash once this returns.
 

@@ -24,13 +24,12 @@ from .gauge import Count, Gauge, Stage
 from .live import Screen
 from .processes import Child
 from .report import DemoOptions, Failover, Outcome, Traffic
-from .traffic import places_of
 from .watch import Watch
 
-KILL_AFTER_S = (2.5, 5.0)
+KILL_AFTER_S = (4.0, 7.0)
 """With made-up traffic the primary dies so long after every session was created, at a random moment."""
-TRAFFIC_S_MAX = 20.0
-"""On a machine too slow to create all of them in this time it dies while they are being created."""
+FILL_S_MAX = 10.0
+"""A machine too slow to create all sessions in this time goes on creating them in the traffic's time."""
 KILL_AT_SHARE = (0.35, 0.65)
 """With an access log the primary dies after such a part of its operations."""
 SNAPSHOT_AT = 0.5
@@ -105,51 +104,47 @@ class Demo:
 
     def _drive(self, group: int) -> Traffic:
         """Let the writers write until the moment of the kill; the replicas take snapshots on the way."""
-        watch = self._watch
-        running_s = time.monotonic()
-        writes = watch.total(Count.WRITES)
-        watch.meter(True)
-        progress = self._way_to_kill(running_s)
-        self._wait(lambda: progress() >= SNAPSHOT_AT, None, "")
-        self._screen.step("both replicas take a snapshot while they follow")
-        taking = [
-            self._cluster.processes.command(
-                f"{node}-snapshot", ["snapshot", "create", str(self._cluster.directories[node]), "--json"]
+        watch, filled_s = self._watch, time.monotonic()
+        if self._implied is None:
+            places = self._options.plan.sessions
+            self._wait(
+                lambda: watch.total(Count.SEQUENCE) >= places or time.monotonic() - filled_s > FILL_S_MAX, None, ""
             )
-            for node in REPLICAS
-        ]
-        self._wait(lambda: progress() >= 1.0 and not any(child.is_alive for child in taking), None, "")
-        time.sleep(self._random.uniform(0.0, KILL_WITHIN_S))
+            self._screen.step(f"{watch.total(Count.WRITES):,} sessions were created in batches; now traffic like a web's")
+        running_s = time.monotonic()
+        writes, reads = watch.total(Count.WRITES), watch.total(Count.READS)
+        watch.meter(True)
+        self._traffic_until_kill(running_s)
         watch.meter(False)
         span_s = time.monotonic() - running_s
         return Traffic(
             seconds=span_s,
             writes_per_s=(watch.total(Count.WRITES) - writes) / span_s,
-            reads_per_s=watch.total(Count.READS) / span_s,
+            reads_per_s=(watch.total(Count.READS) - reads) / span_s,
             lag_p50_ms=max(meter.percentile_ms(50) for meter in watch.meters.values()),
             lag_p99_ms=max(meter.percentile_ms(99) for meter in watch.meters.values()),
             slowest_write_ms=max(gauge[Count.SLOWEST_US] for gauge in self._gauges) / 1000,
         )
 
-    def _way_to_kill(self, running_s: float) -> Callable[[], float]:
-        """A function that says how much of the way to the kill is behind us; 1 and more is the moment."""
-        watch, plan = self._watch, self._options.plan
+    def _traffic_until_kill(self, running_s: float) -> None:
+        """Wait for the moment of the kill: after a random time, or a random part of an access log."""
+        watch = self._watch
         if self._operations:
             wanted = self._random.uniform(*KILL_AT_SHARE) * self._operations
-            return lambda: watch.total(Count.SEQUENCE) / wanted
-        places = sum(places_of(plan, writer) for writer in range(plan.writers))
-        after_s = self._random.uniform(*KILL_AFTER_S)
-        filled_s: list[float] = []
-
-        def share() -> float:
-            now_s = time.monotonic()
-            if not filled_s and (
-                watch.total(Count.SEQUENCE) >= places or now_s - running_s > TRAFFIC_S_MAX - after_s
-            ):
-                filled_s.append(now_s)
-            return (now_s - filled_s[0]) / after_s if filled_s else 0.0
-
-        return share
+            share: Callable[[], float] = lambda: watch.total(Count.SEQUENCE) / wanted  # noqa: E731
+        else:
+            after_s = self._random.uniform(*KILL_AFTER_S)
+            share = lambda: (time.monotonic() - running_s) / after_s  # noqa: E731
+        self._wait(lambda: share() >= SNAPSHOT_AT, None, "")
+        self._screen.step("both replicas take a snapshot while they follow")
+        commands = self._cluster.processes
+        taking = [
+            commands.command(f"{node}-snapshot", ["snapshot", "create", str(directory), "--json"])
+            for node, directory in self._cluster.directories.items()
+            if node in REPLICAS
+        ]
+        self._wait(lambda: share() >= 1.0 and not any(child.is_alive for child in taking), None, "")
+        time.sleep(self._random.uniform(0.0, KILL_WITHIN_S))
 
     # -- failover --------------------------------------------------------------------------------
 

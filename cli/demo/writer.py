@@ -13,7 +13,8 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -48,6 +49,7 @@ PATIENCE_S = 20.0
 ASK_EVERY_S = 0.02
 SWEEP_EVERY_S = 0.25
 MISMATCHES_SHOWN = 5
+FILL_SESSIONS = 100
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -84,6 +86,31 @@ class Driver:
             case _:
                 self._write(operation, sequence)
         self._gauge.add(Count.OPERATIONS)
+
+    def fill(self, first: int, creates: Sequence[Create]) -> None:
+        """Create sessions in one atomic batch; the first of them is operation `first` of the stream."""
+
+        def call() -> bool:
+            with self._store.batch() as batch:
+                for create in creates:
+                    batch.put(create.key, create.content, TIMEOUT_MS, sliding=True)
+            return True
+
+        numbers = [
+            self._ledger.attempt(
+                Kind.CREATE,
+                create.key,
+                sequence=first + number,
+                counter=create.counter,
+                content_hash=content_hash(create.content),
+            )
+            for number, create in enumerate(creates)
+        ]
+        self._insist(call)
+        for number in numbers:
+            self._ledger.acknowledge(number)
+        self._gauge.add(Count.WRITES, len(creates))
+        self._gauge.add(Count.OPERATIONS, len(creates))
 
     def settle(self, attempt: Attempt) -> bool:
         """Was an attempt that nobody answered carried out? If so it is answered now."""
@@ -256,11 +283,11 @@ def drive(task: Task, gauge: Gauge, is_stopping: Callable[[], bool]) -> Stage:
     ):
         driver = Driver(store, ledger, gauge)
         first = _first_sequence(driver, before)
+        stream = islice(stream_of(task), first, None)
         gauge[Count.STAGE] = Stage.RUNNING
+        first = _fill(driver, task, first, stream, gauge, is_stopping)
         swept_s = time.monotonic()
-        for sequence, operation in enumerate(stream_of(task)):
-            if sequence < first:
-                continue
+        for sequence, operation in enumerate(stream, first):
             if is_stopping():
                 return Stage.STOPPED
             driver.carry_out(operation, sequence)
@@ -268,21 +295,40 @@ def drive(task: Task, gauge: Gauge, is_stopping: Callable[[], bool]) -> Stage:
             if task.sweeps and time.monotonic() - swept_s > SWEEP_EVERY_S:
                 _sweep(store, gauge)
                 swept_s = time.monotonic()
-        if task.sweeps:
-            time.sleep(2 * EXPIRE_NOW_MS / 1000)  # the newest deadlines are this far away
-            _sweep(store, gauge)
     return Stage.FINISHED
 
 
-def _first_sequence(driver: Driver, before: Progress) -> int:
-    """Where to take up the stream: behind the last attempt, or at it again if it was not carried out.
+def _fill(
+    driver: Driver,
+    task: Task,
+    first: int,
+    stream: Iterator[Operation],
+    gauge: Gauge,
+    is_stopping: Callable[[], bool],
+) -> int:
+    """Create what the plan wants to be there before its mix begins, in batches; answers where the stream then is."""
+    places = traffic.places_of(task.plan, task.writer) if task.access_log is None else 0
+    while first < places and not is_stopping():
+        creates = list(islice(stream, min(FILL_SESSIONS, places - first)))
+        driver.fill(first, [create for create in creates if isinstance(create, Create)])
+        first += len(creates)
+        gauge[Count.SEQUENCE] = first
+    return first
 
-    An older attempt without an answer was taken up by the life after it, so that only the last one counts.
+
+def _first_sequence(driver: Driver, before: Progress) -> int:
+    """Where to take up the stream: behind the last call, or at it again if it was not carried out.
+
+    A call is one attempt, or those of one batch. An older one without an answer was taken up by the life after
+    it, so that only the attempts that stand unanswered at the very end count.
     """
-    if not before.unanswered or before.unanswered[-1].sequence != before.next_sequence - 1:
-        return before.next_sequence
-    attempt = before.unanswered[-1]
-    return before.next_sequence if driver.settle(attempt) else attempt.sequence
+    first = before.next_sequence
+    for attempt in reversed(before.unanswered):
+        if attempt.sequence != first - 1:
+            break
+        first = attempt.sequence
+    last_call = [attempt for attempt in before.unanswered if attempt.sequence >= first]
+    return before.next_sequence if all([driver.settle(attempt) for attempt in last_call]) else first
 
 
 def _sweep(store: SessionStore, gauge: Gauge) -> None:

@@ -8,8 +8,10 @@ happens.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,16 @@ import pytest
 from perdure.shipping import (
     Child,
     NodeClient,
+    ShipperOptions,
     Task,
     open_gate,
     open_node_log,
+    run_shipper,
+    serve_receiver,
     shipping_status,
     start_child,
 )
+from perdure.shipping.shipper import MakeSnapshot
 from perdure.store import Config, Position, SessionStore, begin_cluster, init_store
 from perdure.store.identity import read_identity
 from perdure.store.page import ControlPage, Word, read_boot_id
@@ -43,6 +49,8 @@ class Cluster:
         self.children: dict[str, Child] = {}
         self.ports: dict[str, int] = {}
         self._open: list[contextlib.AbstractContextManager[object]] = []
+        self._threads = ThreadPoolExecutor(8)
+        self._here: list[tuple[threading.Event, Future[None]]] = []
         for name in names:
             init_store(folder / name, node=name, cluster_id=CLUSTER, backend=backend, now_ms=NOW_MS)
         self.begin(names[0], Config(names, sync_replicas))
@@ -90,6 +98,63 @@ class Cluster:
         self.start(*(self.receiver(name) for name in others), *(self.folder_of(name) for name in others))
         self.start(self.shipper(self.names[0]))
 
+    def serve_here(self, *names: str) -> None:
+        """Receivers in threads of the test, for what needs no process of its own."""
+        for name in names:
+            listening = threading.Event()
+            stopping = threading.Event()
+
+            def ready(port: int, name: str = name, listening: threading.Event = listening) -> None:
+                self.ports[name] = port
+                listening.set()
+
+            self._here.append(
+                (
+                    stopping,
+                    self._threads.submit(
+                        serve_receiver,
+                        self.path(name),
+                        HOST,
+                        0,
+                        secret=SECRET,
+                        should_stop=stopping.is_set,
+                        on_ready=ready,
+                    ),
+                )
+            )
+            until(listening.is_set, f"the receiver of {name} listens")
+
+    def ship_here(
+        self, name: str, *, options: ShipperOptions | None = None, make_snapshot: MakeSnapshot | None = None
+    ) -> None:
+        """A shipper in a thread of the test."""
+        ready, stopping = threading.Event(), threading.Event()
+        replicas = {other: (HOST, port) for other, port in self.ports.items() if other != name}
+        self._here.append(
+            (
+                stopping,
+                self._threads.submit(
+                    run_shipper,
+                    self.path(name),
+                    replicas,
+                    secret=SECRET,
+                    options=options,
+                    make_snapshot=make_snapshot,
+                    should_stop=stopping.is_set,
+                    on_ready=ready.set,
+                ),
+            )
+        )
+        until(ready.is_set, f"the shipper of {name} is ready")
+
+    def stop_here(self) -> None:
+        """End what runs in threads. Raises what it raised."""
+        here, self._here = self._here, []
+        for stopping, _ in here:
+            stopping.set()
+        for _, future in here:
+            future.result(30)
+
     def kill(self, key: str) -> None:
         self.children.pop(key).kill()
 
@@ -101,6 +166,10 @@ class Cluster:
             opened.__exit__(None, None, None)
         for child in self.children.values():
             child.kill()
+        try:
+            self.stop_here()
+        finally:
+            self._threads.shutdown()
 
     # -- looking ---------------------------------------------------------------------------------
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from perdure.recovery import take_snapshot
-from perdure.shipping import ShipperOptions, run_shipper
 from perdure.store import SessionStore
 from perdure.store.cursor import list_segments
 from perdure.store.page import Word
-from tests.cluster.nodes import HOST, SECRET, Cluster, cluster_of, session_ids, until
+from tests.cluster.nodes import Cluster, cluster_of, session_ids, until
 
 
 def test_a_new_replica_is_bootstrapped_from_a_snapshot_when_the_log_was_dropped(tmp_path: Path) -> None:
@@ -40,8 +36,8 @@ def test_a_snapshot_is_asked_for_when_there_is_none(tmp_path: Path) -> None:
         write_segments(cluster)
         drop_segments(cluster, 2)
         cluster.start(cluster.receiver("n2"), cluster.folder_of("n2"))
-        with shipping_here(cluster, lambda: take_snapshot(cluster.path("n1")).path):
-            expect_same(cluster)
+        cluster.ship_here("n1", make_snapshot=lambda: take_snapshot(cluster.path("n1")).path)
+        expect_same(cluster)
 
 
 def test_a_replica_that_needs_a_snapshot_says_so_until_there_is_one(tmp_path: Path) -> None:
@@ -153,32 +149,3 @@ def expect_same(cluster: Cluster) -> None:
 
 def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-@contextlib.contextmanager
-def shipping_here(cluster: Cluster, make_snapshot: Callable[[], Path]) -> Iterator[None]:
-    """A shipper of n1 in a thread of the test."""
-    stopping = threading.Event()
-    failed: list[BaseException] = []
-
-    def ship() -> None:
-        try:
-            run_shipper(
-                cluster.path("n1"),
-                {"n2": (HOST, cluster.ports["n2"])},
-                secret=SECRET,
-                options=ShipperOptions(),
-                make_snapshot=make_snapshot,
-                should_stop=stopping.is_set,
-            )
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=ship)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopping.set()
-        thread.join(30)
-    assert not failed

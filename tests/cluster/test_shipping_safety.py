@@ -21,9 +21,11 @@ from perdure.store import (
     WireError,
     init_store,
 )
+from perdure.store.event import Kind, Reason, encode_event
+from perdure.store.fold import Fold
 from perdure.store.page import Word
 from perdure.store.promise import Promise, read_promise
-
+from perdure.store.session import encode_session
 from tests.cluster.nodes import CLUSTER, HOST, NOW_MS, SECRET, Cluster, cluster_of, until
 
 OTHER_SECRET = b"another secret, 32 bytes long..."
@@ -31,7 +33,7 @@ OTHER_SECRET = b"another secret, 32 bytes long..."
 
 def test_a_shipper_with_another_secret_is_refused_and_ships_nothing(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 2) as cluster:
-        cluster.start(cluster.receiver("n2"))
+        cluster.serve_here("n2")
         cluster.open("n1").create({"n": 1})
         cluster.start(cluster.shipper("n1", secret=OTHER_SECRET))
         until(lambda: cluster.slot_state("n1", "n2")[0] == "refused", "the slot says refused")
@@ -40,7 +42,7 @@ def test_a_shipper_with_another_secret_is_refused_and_ships_nothing(tmp_path: Pa
 
 def test_a_client_with_another_secret_learns_nothing(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 2) as cluster:
-        cluster.start(cluster.receiver("n2"))
+        cluster.serve_here("n2")
         with pytest.raises(WireError, match="closed the connection"):
             cluster.client("n2", secret=OTHER_SECRET)
 
@@ -72,7 +74,7 @@ def test_the_secret_is_never_on_the_wire(tmp_path: Path) -> None:
 )
 def test_garbage_on_the_port_is_dropped_and_others_are_served(tmp_path: Path, garbage: bytes) -> None:
     with cluster_of(tmp_path, 2) as cluster:
-        cluster.start(cluster.receiver("n2"))
+        cluster.serve_here("n2")
         with socket.create_connection((HOST, cluster.ports["n2"]), timeout=5) as stranger:
             stranger.sendall(garbage)
             assert drained(stranger) == b""
@@ -82,7 +84,7 @@ def test_garbage_on_the_port_is_dropped_and_others_are_served(tmp_path: Path, ga
 
 def test_strangers_beyond_the_limit_push_out_the_oldest_stranger(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 2) as cluster:
-        cluster.start(cluster.receiver("n2"))
+        cluster.serve_here("n2")
         address = (HOST, cluster.ports["n2"])
         strangers = [socket.create_connection(address, timeout=5) for _ in range(40)]
         try:
@@ -112,7 +114,7 @@ def test_a_replica_of_another_cluster_is_named_as_such(tmp_path: Path) -> None:
 
 def test_another_node_at_a_replicas_address_is_named(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 3) as cluster:
-        cluster.start(cluster.receiver("n2"))
+        cluster.serve_here("n2")
         cluster.ports["n3"] = cluster.ports["n2"]
         cluster.start(cluster.shipper("n1", ("n3",)))
         until(lambda: "is node n2, not n3" in cluster.slot_state("n1", "n3")[1], "the slot says why")
@@ -138,7 +140,7 @@ def test_a_second_receiver_on_one_store_is_refused(tmp_path: Path) -> None:
 
 def test_two_candidates_in_one_epoch_the_second_is_refused(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 3, sync_replicas=1) as cluster:
-        cluster.start(cluster.receiver("n2"))
+        cluster.serve_here("n2")
         with cluster.client("n2") as client:
             reply = client.promise(Promise(7, "n3"))
             assert (reply.epoch, reply.candidate) == (7, "n3")
@@ -185,7 +187,7 @@ def test_a_higher_promise_at_the_replicas_stops_the_old_primarys_commits(tmp_pat
 
 def test_a_promise_on_the_primarys_own_receiver_fences_its_writers(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 2) as cluster:
-        cluster.start(cluster.receiver("n1"))
+        cluster.serve_here("n1")
         store = cluster.open("n1")
         store.create({"n": 0})
         with cluster.client("n1") as client:
@@ -255,26 +257,12 @@ def test_a_shipper_of_an_older_epoch_is_refused(tmp_path: Path) -> None:
 
 
 def write_uncommitted(cluster: Cluster, primary: str, reached: tuple[str, ...]) -> str:
-    """Let a write reach some replicas' logs without being committed; answers its id. Everything is down then."""
-    for key in [key for key in cluster.children if key != "shipper:x"]:
-        cluster.kill(key)
+    """Let a write reach some replicas' logs without being committed; answers its id. All are down then."""
+    for child in list(cluster.children):
+        cluster.kill(child)
     node = open_node_log(cluster.path(primary), [])
     try:
-        from perdure.store.event import Kind, Reason, encode_event
-        from perdure.store.fold import Fold
-        from perdure.store.session import encode_session
-
-        value = encode_session(
-            version=1,
-            created_ms=NOW_MS,
-            accessed_ms=NOW_MS,
-            timeout_ms=0,
-            cap_ms=0,
-            priority=2,
-            group="",
-            tags=(),
-            metadata={},
-        )
+        value = stored_session()
         key = os.urandom(16).hex().encode()
         node.log.lock()
         at = node.log.cursor.at
@@ -310,6 +298,20 @@ def become_primary(cluster: Cluster, name: str, promise: Promise, config: Config
         node.log.unlock()
     finally:
         node.close()
+
+
+def stored_session() -> bytes:
+    return encode_session(
+        version=1,
+        created_ms=NOW_MS,
+        accessed_ms=NOW_MS,
+        timeout_ms=0,
+        cap_ms=0,
+        priority=2,
+        group="",
+        tags=(),
+        metadata={},
+    )
 
 
 def at_least(time_ms: int) -> int:

@@ -1,0 +1,122 @@
+"""A node's chores: sweep what has expired, take snapshots, drop log that nobody needs. A process of its own.
+
+Owns when each is due. The work is the rooms'; a chore that fails is said and tried again when it is next due.
+Run as `python -m perdure.cli.chores`, with its task as one JSON line on standard input; it ends when that ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from .. import open as open_replicated
+from ..recovery import apply_retention, take_snapshot
+from ..shipping import shipping_status
+from ..store import PerdureError, PoisonedError
+
+logger = logging.getLogger(__name__)
+
+TASK_BYTES_MAX = 65_536
+TICK_S = 0.2
+
+
+class ChoreTask(msgspec.Struct, frozen=True):
+    """What is to be done for one node, and how often, in seconds; 0 is never."""
+
+    directory: str
+    sweep_s: float = 60.0
+    snapshot_s: float = 60.0
+    snapshots_kept: int = 3
+    retention_s: float = 60.0
+    log_level: str = "WARNING"
+
+
+class Chore:
+    """One thing that is done again and again."""
+
+    def __init__(self, name: str, every_s: float, work: Callable[[], object], now_s: float) -> None:
+        self.name = name
+        self._every_s = every_s
+        self._work = work
+        self._due_s = now_s + every_s
+
+    def tend(self, now_s: float) -> None:
+        """Do it if it is due. Raises PoisonedError, which only a new process can get over."""
+        if not self._every_s or now_s < self._due_s:
+            return
+        self._due_s = now_s + self._every_s
+        try:
+            done = self._work()
+        except PoisonedError:
+            raise
+        except (PerdureError, OSError) as error:
+            logger.error("failed: chore=%s error=%s", self.name, error)
+        else:
+            logger.info("done: chore=%s result=%s", self.name, done)
+
+
+class Chores:
+    """The chores of one node."""
+
+    def __init__(self, task: ChoreTask) -> None:
+        self._task = task
+        self._directory = Path(task.directory)
+        self._snapshot_lsn = 0
+        now_s = time.monotonic()
+        self._chores = (
+            Chore("sweep", task.sweep_s, self.sweep, now_s),
+            Chore("snapshot", task.snapshot_s, self.snapshot, now_s),
+            Chore("retention", task.retention_s, self.drop, now_s),
+        )
+
+    def tend(self, now_s: float) -> None:
+        for chore in self._chores:
+            chore.tend(now_s)
+
+    def sweep(self) -> int:
+        """Expire what is due, where this node is the primary; answers how many."""
+        known = shipping_status(self._directory)
+        if known.promise.candidate != known.node or known.promise.epoch != known.epoch:
+            return 0
+        with open_replicated(self._directory, create=False) as store:
+            return store.cleanup_expired()
+
+    def snapshot(self) -> str:
+        """Take a snapshot if the state moved since the last one; answers its name."""
+        folded = shipping_status(self._directory).folded_lsn
+        if not folded or folded == self._snapshot_lsn:
+            return ""
+        file = take_snapshot(self._directory, keep=self._task.snapshots_kept)
+        self._snapshot_lsn = file.lsn
+        return file.name
+
+    def drop(self) -> object:
+        """Drop the segments that neither a replica nor the newest good snapshot needs."""
+        return apply_retention(self._directory)
+
+
+def main() -> None:
+    """Do the chores that standard input asks for, until it ends or SIGTERM comes."""
+    stopping: list[bool] = []
+    signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    task = msgspec.json.decode(sys.stdin.buffer.readline(TASK_BYTES_MAX), type=ChoreTask)
+    logging.basicConfig(
+        level=task.log_level, format="%(asctime)s %(levelname)s chores[%(process)d] %(name)s: %(message)s"
+    )
+    chores = Chores(task)
+    poller = select.poll()
+    poller.register(sys.stdin.fileno(), select.POLLIN | select.POLLHUP)
+    while not stopping and not poller.poll(TICK_S * 1000):
+        chores.tend(time.monotonic())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""`perdure promote`: make a node the primary, by the promises of the others."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import typer
+
+from . import render
+from .exits import reporting
+from .options import AsJson, Directory, Peers, SecretFile, parse_nodes, read_secret
+
+
+@reporting
+def promote(
+    directory: Directory,
+    peer: Peers = None,
+    accept_data_loss: Annotated[
+        bool,
+        typer.Option("--accept-data-loss", help="Allow what may lose acknowledged writes; with k = 0 always needed."),
+    ] = False,
+    is_alone: Annotated[
+        bool, typer.Option("--alone", help="Make it the only voter: of two nodes, the other one is gone for good.")
+    ] = False,
+    secret_file: SecretFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make this node the primary.
+
+    Name every other voter with --peer; those that answer promise it the next epoch, and fence the old primary.
+    Exit code 3 says that it may not be promoted, and why: promote the node that is further instead, or bring back
+    enough voters. Afterwards ship from it: `perdure ship`.
+
+    \b
+    Example:
+      perdure promote /srv/n2 --peer n1=10.0.0.1:7001 --peer n3=10.0.0.3:7001
+    """
+    from ..recovery import promote as promote_node
+
+    with render.steps() as on_step:
+        report = promote_node(
+            directory,
+            parse_nodes(peer),
+            read_secret(secret_file),
+            accept_data_loss=accept_data_loss,
+            alone=is_alone,
+            on_step=on_step,
+        )
+    values = msgspec.to_builtins(report)
+    if not as_json:
+        values |= {"start": str(report.start), "before": str(report.before)}
+    render.result(values, as_json=as_json, title=_title(report.node, report.epoch, report.was_primary))
+
+
+def _title(node: str, epoch: int, was_primary: bool) -> str:
+    return f"{node} was primary of epoch {epoch} already" if was_primary else f"{node} is primary of epoch {epoch}"

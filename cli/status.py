@@ -1,0 +1,129 @@
+"""`perdure status`: how a node is, and how far its replicas and peers are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ..store import PerdureError, SessionStore, read_identity
+from . import render
+from .exits import Exit, code_of, leave, reporting
+from .options import AsJson, Directory, Peers, SecretFile, parse_nodes, read_secret
+
+if TYPE_CHECKING:
+    from ..shipping import ShippingStatus
+
+OPEN_TIMEOUT_MS = 1000
+WRONG_STATES = ("diverged", "refused")
+REPLICA_COLUMNS = ("node", "state", "acked_lsn", "applied_lsn", "lag_events", "lag_ms", "lag_bytes", "error")
+PEER_COLUMNS = ("node", "address", "role", "epoch", "lsn", "committed_lsn", "applied_lsn", "promise", "problem")
+
+
+@reporting
+def status(directory: Directory, peer: Peers = None, secret_file: SecretFile = None, as_json: AsJson = False) -> None:
+    """Say how a node is: role, epoch, sessions, how far its log is, and the lag of each replica.
+
+    With --peer other nodes are asked over the network, too. Exit code 1 says that something is not as it should be:
+    a replica that diverged or is refused, a peer that does not answer, a primary whose writes nobody confirms.
+
+    \b
+    Example:
+      perdure status /srv/n1 --peer n2=10.0.0.2:7001 --json
+    """
+    from ..shipping import shipping_status
+
+    identity = read_identity(directory)
+    known = shipping_status(directory)
+    is_primary = known.promise.candidate == known.node and known.promise.epoch == known.epoch
+    opened, code = _opened(directory)
+    values: dict[str, Any] = {
+        "node": known.node,
+        "cluster_id": identity.cluster_id.hex(),
+        "backend": identity.backend,
+        "role": "primary" if is_primary else "replica",
+        "epoch": known.epoch,
+        "promise": msgspec.to_builtins(known.promise),
+        **opened,
+        "appended_lsn": known.appended_lsn,
+        "flushed_lsn": known.flushed_lsn,
+        "committed_lsn": known.committed_lsn,
+        "folded_lsn": known.folded_lsn,
+        "pending_events": known.pending_events if is_primary and opened.get("sync_replicas") else 0,
+        "shipper_pid": known.shipper_pid,
+        "voters_connected": known.voters_connected,
+        "fault": known.fault,
+    }
+    replicas = [msgspec.to_builtins(replica) for replica in known.replicas] if is_primary else []
+    peers = _ask(parse_nodes(peer), identity.cluster_id, read_secret(secret_file))
+    _show(values, replicas, peers, as_json)
+    wrong = _is_wrong(known, is_primary, opened.get("sync_replicas") or 0) or any(row["problem"] for row in peers)
+    leave(code if code is not Exit.FINE else Exit.FINDINGS if wrong else Exit.FINE)
+
+
+def _opened(directory: Path) -> tuple[dict[str, Any], Exit]:
+    """What only an open store knows; where it cannot be opened, why not."""
+    try:
+        with SessionStore.open(directory, create=False, write_timeout_ms=OPEN_TIMEOUT_MS) as store:
+            stats = store.stats()
+    except PerdureError as error:
+        return {"problem": str(error)}, code_of(error)
+    return {name: stats[name] for name in ("sessions", "digest", "voters", "sync_replicas")} | {"problem": ""}, Exit.FINE
+
+
+def _is_wrong(known: ShippingStatus, is_primary: bool, sync_replicas: int) -> bool:
+    if known.fault:
+        return True
+    if not is_primary:
+        return False
+    states = [replica.state for replica in known.replicas]
+    return any(state in WRONG_STATES for state in states) or known.voters_connected < sync_replicas
+
+
+def _ask(addresses: Mapping[str, tuple[str, int]], cluster_id: bytes, secret: bytes) -> list[dict[str, Any]]:
+    """What each peer says of itself; one that does not answer is a row with its problem."""
+    from ..shipping import NodeClient
+
+    rows: list[dict[str, Any]] = []
+    for node, (host, port) in addresses.items():
+        row: dict[str, Any] = {"node": node, "address": f"{host}:{port}", "problem": ""}
+        try:
+            with NodeClient(host, port, cluster_id=cluster_id, secret=secret) as client:
+                reply = client.status()
+        except PerdureError as error:
+            rows.append(row | {"problem": str(error)})
+            continue
+        epoch, lsn, _ = reply.end
+        problem = reply.fault or (f"{reply.node} answers at this address" if reply.node != node else "")
+        rows.append(
+            row
+            | {
+                "role": reply.role,
+                "epoch": epoch,
+                "lsn": lsn,
+                "committed_lsn": reply.committed_lsn,
+                "applied_lsn": reply.applied_lsn,
+                "promise": {"epoch": reply.promise_epoch, "candidate": reply.promise_candidate},
+                "primary": reply.primary,
+                "primary_heard_ms": reply.primary_heard_ms,
+                "voters": list(reply.voters),
+                "sync_replicas": reply.sync_replicas,
+                "problem": problem,
+            }
+        )
+    return rows
+
+
+def _show(
+    values: dict[str, Any], replicas: list[dict[str, Any]], peers: list[dict[str, Any]], as_json: bool
+) -> None:
+    if as_json:
+        render.write_json({**values, "replicas": replicas, "peers": peers})
+        return
+    render.result(values, as_json=False)
+    for title, rows, columns in (("replicas", replicas, REPLICA_COLUMNS), ("peers", peers, PEER_COLUMNS)):
+        if rows:
+            print(f"\n{title}")
+            render.rows(rows, as_json=False, columns=columns, key=title)

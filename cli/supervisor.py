@@ -1,0 +1,228 @@
+"""The node process: starts what its role needs, starts again what dies, and ends all of it together.
+
+Owns which processes a node has and when each may run. The work is theirs; this process only watches, so that
+it has nothing that could fail. Invariant: each child gets its task, the secret included, over a pipe that it
+watches, and ends when this process does, however that ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from ..shipping import Child, Task, read_fault, shipping_status, start_child
+from ..store import PerdureError, read_identity
+from .chores import ChoreTask
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.1
+ROLE_EVERY_S = 0.5
+RESTART_S_MIN = 0.1
+RESTART_S_MAX = 10.0
+STEADY_S = 10.0
+"""A process that lived so long is started again after the shortest pause."""
+STOP_S = 5.0
+
+
+class Running(Protocol):
+    """A child that can be watched and ended."""
+
+    @property
+    def is_running(self) -> bool: ...
+
+    def stop(self) -> int:
+        """End it in order, by force when that takes too long; answers its exit code."""
+        ...
+
+
+class Post:
+    """One kind of process of a node: whether it runs, and when it may be started again."""
+
+    def __init__(self, name: str, start: Callable[[], Running], clock: Callable[[], float] = time.monotonic) -> None:
+        self.name = name
+        self._start = start
+        self._clock = clock
+        self._child: Running | None = None
+        self._pause_s = 0.0
+        self._start_at_s = 0.0
+        self._started_s = 0.0
+
+    @property
+    def is_running(self) -> bool:
+        return self._child is not None and self._child.is_running
+
+    def begin(self) -> None:
+        """Start it for the first time. Raises what keeps it from starting."""
+        self._started_s = self._clock()
+        self._child = self._start()
+
+    def tend(self, should_run: bool) -> None:
+        """Start it if it should run and does not, after a pause that grows each time; end it if it should not."""
+        now_s = self._clock()
+        if self._child is not None and not self._child.is_running:
+            self._ended(now_s)
+        if not should_run:
+            self.stop()
+            return
+        if self._child is None and now_s >= self._start_at_s:
+            self._started_s = now_s
+            try:
+                self._child = self._start()
+                logger.info("started: kind=%s", self.name)
+            except (PerdureError, OSError) as error:
+                logger.error("cannot start: kind=%s error=%s", self.name, error)
+                self._wait_longer(now_s)
+
+    def stop(self) -> None:
+        """End it. Nothing happens if it does not run."""
+        if self._child is not None:
+            child, self._child = self._child, None
+            logger.info("ended: kind=%s code=%d", self.name, child.stop())
+
+    def _ended(self, now_s: float) -> None:
+        child, self._child = self._child, None
+        if now_s - self._started_s >= STEADY_S:
+            self._pause_s = 0.0
+        self._wait_longer(now_s)
+        code = child.stop() if child is not None else 0
+        logger.error("died: kind=%s code=%d again_in_s=%.1f", self.name, code, self._pause_s)
+
+    def _wait_longer(self, now_s: float) -> None:
+        self._pause_s = min(max(RESTART_S_MIN, self._pause_s * 2), RESTART_S_MAX)
+        self._start_at_s = now_s + self._pause_s
+
+
+class NodePlan(msgspec.Struct, frozen=True):
+    """What one node is to run. Times in seconds."""
+
+    directory: Path
+    host: str
+    port: int
+    replicas: Mapping[str, tuple[str, int]]
+    """Every other node, by name; the node itself may stand among them."""
+    secret: bytes
+    chores: ChoreTask
+    log_level: str = "WARNING"
+
+
+class Supervisor:
+    """The processes of one node."""
+
+    def __init__(self, plan: NodePlan) -> None:
+        self._plan = plan
+        self._node = read_identity(plan.directory).node
+        self._port = plan.port
+        self._receiver = Post("receiver", self._start_receiver)
+        self._folder = Post("folder", lambda: start_child(self._task("folder")))
+        self._shipper = Post("shipper", self._start_shipper)
+        self._chores = Post("chores", lambda: start_chores(plan.chores))
+        self._is_primary = False
+        self._role_s = 0.0
+
+    def run(self, should_stop: Callable[[], bool], on_ready: Callable[[int], object]) -> None:
+        """Keep the node running until `should_stop` says so; `on_ready` gets the port once it listens.
+
+        Raises PerdureError if the receiver cannot be started at first.
+        """
+        try:
+            self._receiver.begin()
+            on_ready(self._port)
+            while not should_stop():
+                self._look()
+                self._receiver.tend(True)
+                self._folder.tend(not read_fault(self._plan.directory))
+                self._shipper.tend(self._is_primary and bool(self._others()))
+                self._chores.tend(True)
+                time.sleep(TICK_S)
+        finally:
+            for post in (self._chores, self._shipper, self._folder, self._receiver):
+                post.stop()
+
+    def _look(self) -> None:
+        """See from the node's own files whether it is primary."""
+        now_s = time.monotonic()
+        if now_s - self._role_s < ROLE_EVERY_S:
+            return
+        self._role_s = now_s
+        try:
+            known = shipping_status(self._plan.directory)
+        except PerdureError as error:
+            logger.error("cannot read the node's status: error=%s", error)
+            return
+        is_primary = known.promise.candidate == self._node and known.promise.epoch == known.epoch
+        if is_primary != self._is_primary:
+            logger.warning("role: node=%s is_primary=%s epoch=%d", self._node, is_primary, known.epoch)
+            self._is_primary = is_primary
+
+    def _others(self) -> dict[str, tuple[str, int]]:
+        return {node: address for node, address in self._plan.replicas.items() if node != self._node}
+
+    def _start_receiver(self) -> Child:
+        child = start_child(self._task("receiver"))
+        try:
+            self._port = child.wait_ready().port
+        except BaseException:
+            child.stop()
+            raise
+        return child
+
+    def _start_shipper(self) -> Child:
+        return start_child(self._task("shipper"))
+
+    def _task(self, kind: str) -> Task:
+        plan = self._plan
+        return Task(
+            kind,
+            str(plan.directory),
+            plan.host,
+            self._port,
+            plan.secret,
+            replicas=self._others() if kind == "shipper" else {},
+            log_level=plan.log_level,
+        )
+
+
+class ChoresChild:
+    """The process that sweeps, takes snapshots and drops old log."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def stop(self) -> int:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.terminate()
+        try:
+            return self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+def start_chores(task: ChoreTask) -> ChoresChild:
+    """Start the chores' process; it ends when the pipe to it does."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "perdure.cli.chores"], stdin=subprocess.PIPE, env=dict(os.environ), process_group=0
+    )
+    child = ChoresChild(process)
+    try:
+        if process.stdin is not None:
+            process.stdin.write(msgspec.json.encode(task) + b"\n")
+            process.stdin.flush()
+    except OSError:
+        child.stop()
+        raise
+    return child

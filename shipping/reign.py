@@ -1,0 +1,52 @@
+"""A reign as a shipper holds it: what all its peers share, and how it ends.
+
+Owns no behaviour of its own; the shipper writes these values, peers read them and report
+acknowledgements.
+"""
+
+from __future__ import annotations
+
+import selectors
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from ..store.ids import Position
+from .nodelog import NodeLog
+from .progress import Electorate
+from .window import Window
+
+SILENCE_MS: Final = 5_000
+"""A replica that answers nothing for so long is disconnected."""
+SLOT_BUDGET_BYTES: Final = 4 << 30
+"""A replica that lacks more log than this gets a snapshot."""
+
+
+class Fenced(Exception):
+    """A replica has promised a higher epoch: this primary's time is over. Caught by the shipper."""
+
+    def __init__(self, epoch: int, candidate: str) -> None:
+        super().__init__(epoch, candidate)
+        self.epoch = epoch
+        self.candidate = candidate
+
+
+@dataclass
+class Reign:
+    """What all peers of one shipper share."""
+
+    node: NodeLog
+    secret: bytes
+    window: Window
+    electorate: Electorate
+    selector: selectors.BaseSelector
+    compress: bool = True
+    slot_budget_bytes: int = SLOT_BUDGET_BYTES
+    silence_ms: int = SILENCE_MS
+    find_snapshot: Callable[[], Path | None] = lambda: None
+    """The newest snapshot that the log reaches; None while there is none (one may be under way)."""
+    committed_lsn: int = 0
+    acked: dict[str, Position] = field(default_factory=dict)
+    has_news: bool = False
+    """An acknowledgement came: the commit LSN may move."""
