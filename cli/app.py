@@ -51,11 +51,13 @@ app.command()(demo)
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Say the version and end.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Say the version and end.", is_eager=True)
+    ] = False,
 ) -> None:
     if version:
         print(f"perdure {__version__}")
-        raise typer.Exit()
+        raise typer.Exit
 
 
 def main() -> None:

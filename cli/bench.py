@@ -21,7 +21,9 @@ def bench(
         Path | None, typer.Option("--dir", metavar="DIR", help="Measure on this directory's file system.")
     ] = None,
     backend: Annotated[BackendName, typer.Option("--backend", help="Where the state is kept.")] = "lmdb",
-    seconds: Annotated[float, typer.Option("--seconds", min=0.05, max=60, help="How long for each figure.")] = 1.0,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.05, max=60, help="How long for each figure.")
+    ] = 1.0,
     as_json: AsJson = False,
 ) -> None:
     """Measure a temporary store beside the bare calls that bound it.
@@ -36,12 +38,17 @@ def bench(
 
     with render.progress("measuring", total=7) as advance:
         started = iter(range(1, 100))
-        figures = list(measure(directory, backend=backend, seconds=seconds, told=lambda _: advance(next(started))))
+        figures = list(
+            measure(directory, backend=backend, seconds=seconds, told=lambda _: advance(next(started)))
+        )
     rows = [{**msgspec.structs.asdict(figure), "of_limit": figure.of_limit} for figure in figures]
     if as_json:
         machine = {"python": platform.python_version(), "cpus": os.cpu_count(), "backend": backend}
         render.write_json({"machine": machine, "figures": rows})
     else:
         render.rows(
-            rows, as_json=False, key="figures", columns=("name", "per_s", "p50_us", "p99_us", "limit", "of_limit")
+            rows,
+            as_json=False,
+            key="figures",
+            columns=("name", "per_s", "p50_us", "p99_us", "limit", "of_limit"),
         )

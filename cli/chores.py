@@ -1,7 +1,8 @@
 """A node's chores: sweep what has expired, take snapshots, drop log that nobody needs. A process of its own.
 
-Owns when each is due. The work is the rooms'; a chore that fails is said and tried again when it is next due.
-Run as `python -m perdure.cli.chores`, with its task as one JSON line on standard input; it ends when that ends.
+Owns when each is due. The work is the rooms'; a chore that fails is said and tried again when it is next
+due. Run as `python -m perdure.cli.chores`, with its task as one JSON line on standard input; it ends when
+that ends.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def reporting(command: Callable[P, R]) -> Callable[P, R]:
             raise _failed(error, bool(kwargs.get("as_json"))) from None
         except (typer.Exit, typer.Abort):
             raise
-        except Exception as error:  # noqa: BLE001 - the last line of defence: a user never reads a traceback
+        except Exception as error:  # the last line of defence: a user never reads a traceback
             if _is_of_click(error):
                 raise
             raise _failed(error, bool(kwargs.get("as_json"))) from None
@@ -145,7 +145,9 @@ def failure_of(error: BaseException, code: Exit) -> dict[str, Any]:
         known["message"] = "interrupted"
     else:
         known["message"] = f"{type(error).__name__}: {error}"
-        known["hint"] = f"This is a fault in perdure. Set {TRACEBACK_VARIABLE}=1 and run it again to see where."
+        known["hint"] = (
+            f"This is a fault in perdure. Set {TRACEBACK_VARIABLE}=1 and run it again to see where."
+        )
     return {name: value for name, value in known.items() if value not in (None, "")}
 
 

@@ -18,7 +18,8 @@ def init(
     directory: Directory,
     node: Annotated[str, typer.Option("--node", help="This node's name, for example n1.")],
     cluster_id: Annotated[
-        str | None, typer.Option("--cluster-id", metavar="HEX", help="The cluster to join, as its first node says.")
+        str | None,
+        typer.Option("--cluster-id", metavar="HEX", help="The cluster to join, as its first node says."),
     ] = None,
     is_primary: Annotated[
         bool, typer.Option("--primary", help="Make this the first primary of a new cluster.")

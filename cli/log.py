@@ -14,7 +14,17 @@ from . import render
 from .exits import Exit, leave, reporting
 from .options import AsJson, Directory
 
-SEGMENT_COLUMNS = ("name", "epoch", "primary", "first_lsn", "last_lsn", "frames", "events", "size_bytes", "is_sealed")
+SEGMENT_COLUMNS = (
+    "name",
+    "epoch",
+    "primary",
+    "first_lsn",
+    "last_lsn",
+    "frames",
+    "events",
+    "size_bytes",
+    "is_sealed",
+)
 
 group = typer.Typer(help="Read a log: dump, stat.", no_args_is_help=True)
 
@@ -22,15 +32,20 @@ group = typer.Typer(help="Read a log: dump, stat.", no_args_is_help=True)
 @group.command("dump")
 @reporting
 def dump(
-    place: Annotated[Path, typer.Argument(metavar="DIR_OR_SEGMENT", help="A store's directory, or one segment file.")],
+    place: Annotated[
+        Path, typer.Argument(metavar="DIR_OR_SEGMENT", help="A store's directory, or one segment file.")
+    ],
     from_lsn: Annotated[int, typer.Option("--from-lsn", min=1, help="The first LSN.")] = 1,
     to_lsn: Annotated[int | None, typer.Option("--to-lsn", min=1, help="The last LSN.")] = None,
-    session: Annotated[str | None, typer.Option("--session", metavar="ID", help="Only events of this session.")] = None,
+    session: Annotated[
+        str | None, typer.Option("--session", metavar="ID", help="Only events of this session.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the events of a log, one a line; with --json one object a line.
 
-    It only reads, and goes on behind damage, which is shown in its place; exit code 4 says that there was some.
+    It only reads, and goes on behind damage, which is shown in its place; exit code 4 says that there was
+    some.
 
     \b
     Example:
@@ -73,7 +88,9 @@ def stat(directory: Directory, as_json: AsJson = False) -> None:
         "size_bytes": found.size_bytes,
         "mark_lsn": found.mark_lsn,
     }
-    segments = [{**msgspec.to_builtins(segment), "events_per_s": segment.events_per_s} for segment in found.segments]
+    segments = [
+        {**msgspec.to_builtins(segment), "events_per_s": segment.events_per_s} for segment in found.segments
+    ]
     if as_json:
         render.write_json({**values, "epochs": msgspec.to_builtins(found.epochs), "segments": segments})
     else:
@@ -89,7 +106,8 @@ def _line(event: Mapping[str, Any]) -> str:
     if "damage" in event:
         return f"DAMAGED {event['path']} offset {event['offset']} LSN {event['lsn']}: {event['damage']}"
     time = datetime.fromtimestamp(event["time_ms"] / 1000, UTC).isoformat(timespec="milliseconds")
-    line = f"{event['lsn']:>10} {event['epoch']:>3} {time} {event['kind']:<11} {event['reason']:<10} {event['key']}"
+    line = f"{event['lsn']:>10} {event['epoch']:>3} {time} {event['kind']:<11} {event['reason']:<10}"
+    line += f" {event['key']}"
     if "new_key" in event:
         line += f" -> {event['new_key']}"
     for name in ("epoch_start", "config"):

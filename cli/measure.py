@@ -26,7 +26,8 @@ SESSIONS_READ = 10_000
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """One measured rate. `p50_us` and `p99_us` are of single calls, `of_limit` is the rate over its limit's."""
+    """One measured rate. `p50_us` and `p99_us` are of single calls, `of_limit` is the rate over its
+    limit's."""
 
     name: str
     per_s: float
@@ -56,16 +57,21 @@ def measure(
 
     `told` gets the name of each figure before it is measured. Raises StorageError or OSError.
     """
-    with tempfile.TemporaryDirectory(prefix="perdure-bench-", dir=directory) as place, _raw(Path(place)) as raw:
+    with (
+        tempfile.TemporaryDirectory(prefix="perdure-bench-", dir=directory) as place,
+        _raw(Path(place)) as raw,
+    ):
         told("raw write")
         written = run(lambda: os.write(raw, bytes(FRAME_BYTES)), seconds)
         told("raw write + fdatasync")
-        synced = run(lambda: (os.write(raw, bytes(FRAME_BYTES)), os.fdatasync(raw)), seconds)
+        synced = run(lambda: _write_and_sync(raw), seconds)
         yield _figure(f"raw write of {FRAME_BYTES} bytes", written)
         yield _figure("raw write + fdatasync", synced)
         with SessionStore.open(Path(place) / "store", backend=backend) as store:
             told("create")
-            yield _figure("create, durability os", run(lambda: store.create(METADATA), seconds), "raw write", written)
+            yield _figure(
+                "create, durability os", run(lambda: store.create(METADATA), seconds), "raw write", written
+            )
             told("batch")
             batched = run(lambda: _batch(store), seconds)
             sessions = Rate(batched.per_s * BATCH_SESSIONS, batched.p50_us, batched.p99_us)
@@ -116,6 +122,11 @@ def _raw(place: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _write_and_sync(descriptor: int) -> None:
+    os.write(descriptor, bytes(FRAME_BYTES))
+    os.fdatasync(descriptor)
 
 
 def _figure(name: str, rate: Rate, limit: str = "", bound: Rate | None = None) -> Figure:

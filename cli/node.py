@@ -20,15 +20,20 @@ def node(
     ],
     replica: Annotated[
         list[str] | None,
-        typer.Option("--replica", metavar="NODE=HOST:PORT", help="Every other node; shipped to while this is primary."),
+        typer.Option(
+            "--replica", metavar="NODE=HOST:PORT", help="Every other node; shipped to while this is primary."
+        ),
     ] = None,
-    sweep_s: Annotated[float, typer.Option("--sweep-every", min=0, help="Seconds between sweeps; 0 is never.")] = 60.0,
+    sweep_s: Annotated[
+        float, typer.Option("--sweep-every", min=0, help="Seconds between sweeps; 0 is never.")
+    ] = 60.0,
     snapshot_s: Annotated[
         float, typer.Option("--snapshot-every", min=0, help="Seconds between snapshots; 0 is never.")
     ] = 60.0,
     snapshots_kept: Annotated[int, typer.Option("--keep-snapshots", min=1, help="How many stay.")] = 3,
     retention_s: Annotated[
-        float, typer.Option("--retention-every", min=0, help="Seconds between droppings of old log; 0 is never.")
+        float,
+        typer.Option("--retention-every", min=0, help="Seconds between droppings of old log; 0 is never."),
     ] = 60.0,
     secret_file: SecretFile = None,
     is_verbose: Verbose = False,
@@ -36,8 +41,8 @@ def node(
 ) -> None:
     """Run a node until SIGTERM: receiver, folder, and, while it is the primary, the shipper and the sweeper.
 
-    It looks at the node's role by itself, so a promotion needs nothing more; what dies is started again, after
-    pauses that grow. Snapshots are taken and log that nobody needs is dropped on every node.
+    It looks at the node's role by itself, so a promotion needs nothing more; what dies is started again,
+    after pauses that grow. Snapshots are taken and log that nobody needs is dropped on every node.
 
     \b
     Example:
@@ -56,6 +61,8 @@ def node(
         Supervisor(plan).run(
             should_stop,
             lambda taken: service.ready(
-                {"node": name, "listening": f"{host}:{taken}"}, f"{name} listens on {host}:{taken}", as_json=as_json
+                {"node": name, "listening": f"{host}:{taken}"},
+                f"{name} listens on {host}:{taken}",
+                as_json=as_json,
             ),
         )

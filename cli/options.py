@@ -23,8 +23,12 @@ NewDirectory: TypeAlias = Annotated[
     Path, typer.Option("--into", metavar="NEW_DIR", help="A directory that is empty or does not exist yet.")
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Write JSON with stable keys to stdout.")]
-Yes: TypeAlias = Annotated[bool, typer.Option("--yes", help="Do it; without this it is only said what would happen.")]
-Verbose: TypeAlias = Annotated[bool, typer.Option("--verbose", help="Say on stderr what is done, not only what fails.")]
+Yes: TypeAlias = Annotated[
+    bool, typer.Option("--yes", help="Do it; without this it is only said what would happen.")
+]
+Verbose: TypeAlias = Annotated[
+    bool, typer.Option("--verbose", help="Say on stderr what is done, not only what fails.")
+]
 SecretFile: TypeAlias = Annotated[
     Path | None,
     typer.Option(
@@ -76,7 +80,9 @@ def parse_nodes(texts: list[str] | None) -> dict[str, tuple[str, int]]:
     for text in texts or ():
         node, equals, address = text.partition("=")
         if not equals or not node:
-            raise UsageError(f"{text!r} names no node", hint="Give NODE=HOST:PORT, for example n2=127.0.0.1:7001.")
+            raise UsageError(
+                f"{text!r} names no node", hint="Give NODE=HOST:PORT, for example n2=127.0.0.1:7001."
+            )
         if node in nodes:
             raise UsageError(f"node {node} is given twice")
         nodes[node] = parse_address(address)

@@ -18,19 +18,22 @@ def promote(
     peer: Peers = None,
     accept_data_loss: Annotated[
         bool,
-        typer.Option("--accept-data-loss", help="Allow what may lose acknowledged writes; with k = 0 always needed."),
+        typer.Option(
+            "--accept-data-loss", help="Allow what may lose acknowledged writes; with k = 0 always needed."
+        ),
     ] = False,
     is_alone: Annotated[
-        bool, typer.Option("--alone", help="Make it the only voter: of two nodes, the other one is gone for good.")
+        bool,
+        typer.Option("--alone", help="Make it the only voter: of two nodes, the other one is gone for good."),
     ] = False,
     secret_file: SecretFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Make this node the primary.
 
-    Name every other voter with --peer; those that answer promise it the next epoch, and fence the old primary.
-    Exit code 3 says that it may not be promoted, and why: promote the node that is further instead, or bring back
-    enough voters. Afterwards ship from it: `perdure ship`.
+    Name every other voter with --peer; those that answer promise it the next epoch, and fence the old
+    primary. Exit code 3 says that it may not be promoted, and why: promote the node that is further
+    instead, or bring back enough voters. Afterwards ship from it: `perdure ship`.
 
     \b
     Example:
@@ -54,4 +57,8 @@ def promote(
 
 
 def _title(node: str, epoch: int, was_primary: bool) -> str:
-    return f"{node} was primary of epoch {epoch} already" if was_primary else f"{node} is primary of epoch {epoch}"
+    return (
+        f"{node} was primary of epoch {epoch} already"
+        if was_primary
+        else f"{node} is primary of epoch {epoch}"
+    )

@@ -24,8 +24,8 @@ def receive(
 ) -> None:
     """Run a node's receiver and its folder, each in a process of its own, until SIGTERM.
 
-    Every node runs one, the primary too: there it answers how far the node is, and gives promises. An address that
-    other machines can reach needs the cluster's secret.
+    Every node runs one, the primary too: there it answers how far the node is, and gives promises. An
+    address that other machines can reach needs the cluster's secret.
 
     \b
     Example:
@@ -44,7 +44,9 @@ def receive(
             secret=secret,
             should_stop=should_stop,
             on_ready=lambda taken: service.ready(
-                {"node": node, "listening": f"{host}:{taken}"}, f"{node} listens on {host}:{taken}", as_json=as_json
+                {"node": node, "listening": f"{host}:{taken}"},
+                f"{node} listens on {host}:{taken}",
+                as_json=as_json,
             ),
             log_level="INFO" if is_verbose else "WARNING",
         )

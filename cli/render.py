@@ -13,7 +13,14 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -40,9 +47,15 @@ def result(values: Mapping[str, Any], *, as_json: bool, title: str = "") -> None
 
 
 def rows(
-    found: Iterable[Mapping[str, Any]], *, as_json: bool, columns: Sequence[str], key: str, empty: str = "none"
+    found: Iterable[Mapping[str, Any]],
+    *,
+    as_json: bool,
+    columns: Sequence[str],
+    key: str,
+    empty: str = "none",
 ) -> None:
-    """Show a bounded list of results: a table with these columns, or one JSON object that holds all under `key`."""
+    """Show a bounded list of results: a table with these columns, or one JSON object that holds all under
+    `key`."""
     listed = list(found)
     if as_json:
         write_json({key: listed})
@@ -60,7 +73,9 @@ def rows(
     console.print(table)
 
 
-def stream(found: Iterable[Mapping[str, Any]], *, as_json: bool, line: Callable[[Mapping[str, Any]], str]) -> int:
+def stream(
+    found: Iterable[Mapping[str, Any]], *, as_json: bool, line: Callable[[Mapping[str, Any]], str]
+) -> int:
     """Show an unbounded list as it comes, one JSON object or one line each; answers how many there were."""
     count = 0
     for row in found:
@@ -120,7 +135,7 @@ def steps() -> Iterator[Callable[[str], None]]:
         yield lambda step: None
         return
     with _stderr().status("") as status:
-        yield lambda step: status.update(step)
+        yield status.update
 
 
 def cell(value: Any) -> str:

@@ -25,7 +25,9 @@ def replay(
     ] = None,
     to_time: Annotated[
         str | None,
-        typer.Option("--to-time", metavar="TIME", help="Up to this time: ISO 8601 with an offset, or ms since 1970."),
+        typer.Option(
+            "--to-time", metavar="TIME", help="Up to this time: ISO 8601 with an offset, or ms since 1970."
+        ),
     ] = None,
     backend: Backend = None,
     as_json: AsJson = False,
@@ -43,7 +45,9 @@ def replay(
 
     upto_ms = None if to_time is None else parse_time_ms(to_time)
     with render.progress("replay", unit="events") as advance:
-        report = replay_to(directory, into, upto_lsn=to_lsn, upto_ms=upto_ms, backend=backend, progress=advance)
+        report = replay_to(
+            directory, into, upto_lsn=to_lsn, upto_ms=upto_ms, backend=backend, progress=advance
+        )
     position = report.position
     findings = [str(finding) for finding in report.findings]
     render.result(
@@ -72,7 +76,8 @@ def replay(
 
 
 def parse_time_ms(text: str) -> int:
-    """Milliseconds since 1970 of an ISO 8601 time with an offset, or of a number that says so. Raises UsageError."""
+    """Milliseconds since 1970 of an ISO 8601 time with an offset, or of a number that says so. Raises
+    UsageError."""
     if text.isascii() and text.isdigit() and int(text) >= _MS_A_DAY_2001:
         return int(text)
     try:
@@ -81,6 +86,7 @@ def parse_time_ms(text: str) -> int:
         moment = None
     if moment is None or moment.tzinfo is None:
         raise UsageError(
-            f"{text!r} is no time", hint="Give ISO 8601 with an offset (2026-03-01T12:00:00Z), or ms since 1970."
+            f"{text!r} is no time",
+            hint="Give ISO 8601 with an offset (2026-03-01T12:00:00Z), or ms since 1970.",
         )
     return int(moment.timestamp() * 1000)

@@ -1,6 +1,8 @@
-"""What commands share that run until they are told to stop: signals, log lines, and the word that they are ready.
+"""What commands share that run until they are told to stop: signals, log lines, and the word that they are
+ready.
 
-Owns the process-wide settings of such a command. SIGTERM and SIGINT ask it to end in order; a second one kills.
+Owns the process-wide settings of such a command. SIGTERM and SIGINT ask it to end in order; a second one
+kills.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from .options import AsJson, Directory, SecretFile, Verbose, parse_nodes, read_s
 def ship(
     directory: Directory,
     replica: Annotated[
-        list[str], typer.Option("--replica", metavar="NODE=HOST:PORT", help="Where a replica listens; repeat it.")
+        list[str],
+        typer.Option("--replica", metavar="NODE=HOST:PORT", help="Where a replica listens; repeat it."),
     ],
     secret_file: SecretFile = None,
     is_verbose: Verbose = False,
@@ -24,8 +25,8 @@ def ship(
 ) -> None:
     """Ship the log of a primary to its replicas until SIGTERM.
 
-    A replica that is away is tried again; one that lacks more log than is kept gets a snapshot. Exit code 3 says
-    that this node is not the primary, or was fenced by a promotion.
+    A replica that is away is tried again; one that lacks more log than is kept gets a snapshot. Exit code 3
+    says that this node is not the primary, or was fenced by a promotion.
 
     \b
     Example:

@@ -19,7 +19,8 @@ def create(
     directory: Directory,
     compress: Annotated[bool, typer.Option("--compress", help="Compress its chunks with zstd.")] = False,
     keep: Annotated[
-        int | None, typer.Option("--keep", min=1, help="Remove older ones afterwards; keep the newest so many.")
+        int | None,
+        typer.Option("--keep", min=1, help="Remove older ones afterwards; keep the newest so many."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -48,8 +49,8 @@ def list_(
 ) -> None:
     """List the snapshots of a node, oldest first.
 
-    Without --check only their heads are read, and their level is "unknown". Exit code 4 says that one of them is
-    damaged or of another history.
+    Without --check only their heads are read, and their level is "unknown". Exit code 4 says that one of
+    them is damaged or of another history.
 
     \b
     Example:
@@ -96,7 +97,9 @@ def prune(
         there = [state.file.name for state in inspect_snapshots(directory)]
         found = {"removed": [], "would_remove": there[:-keep], "kept": there[-keep:]}
         render.result(found, as_json=as_json)
-        render.note("Nothing was removed; give --yes. A good one stays where the newest are not.", as_json=as_json)
+        render.note(
+            "Nothing was removed; give --yes. A good one stays where the newest are not.", as_json=as_json
+        )
         leave(Exit.FINDINGS if there[:-keep] else Exit.FINE)
         return
     removed = prune_snapshots(directory, keep=keep)

@@ -19,15 +19,28 @@ if TYPE_CHECKING:
 OPEN_TIMEOUT_MS = 1000
 WRONG_STATES = ("diverged", "refused")
 REPLICA_COLUMNS = ("node", "state", "acked_lsn", "applied_lsn", "lag_events", "lag_ms", "lag_bytes", "error")
-PEER_COLUMNS = ("node", "address", "role", "epoch", "lsn", "committed_lsn", "applied_lsn", "promise", "problem")
+PEER_COLUMNS = (
+    "node",
+    "address",
+    "role",
+    "epoch",
+    "lsn",
+    "committed_lsn",
+    "applied_lsn",
+    "promise",
+    "problem",
+)
 
 
 @reporting
-def status(directory: Directory, peer: Peers = None, secret_file: SecretFile = None, as_json: AsJson = False) -> None:
+def status(
+    directory: Directory, peer: Peers = None, secret_file: SecretFile = None, as_json: AsJson = False
+) -> None:
     """Say how a node is: role, epoch, sessions, how far its log is, and the lag of each replica.
 
-    With --peer other nodes are asked over the network, too. Exit code 1 says that something is not as it should be:
-    a replica that diverged or is refused, a peer that does not answer, a primary whose writes nobody confirms.
+    With --peer other nodes are asked over the network, too. Exit code 1 says that something is not as it
+    should be: a replica that diverged or is refused, a peer that does not answer, a primary whose writes
+    nobody confirms.
 
     \b
     Example:
@@ -59,7 +72,9 @@ def status(directory: Directory, peer: Peers = None, secret_file: SecretFile = N
     replicas = [msgspec.to_builtins(replica) for replica in known.replicas] if is_primary else []
     peers = _ask(parse_nodes(peer), identity.cluster_id, read_secret(secret_file))
     _show(values, replicas, peers, as_json)
-    wrong = _is_wrong(known, is_primary, opened.get("sync_replicas") or 0) or any(row["problem"] for row in peers)
+    wrong = _is_wrong(known, is_primary, opened.get("sync_replicas") or 0) or any(
+        row["problem"] for row in peers
+    )
     leave(code if code is not Exit.FINE else Exit.FINDINGS if wrong else Exit.FINE)
 
 
@@ -70,7 +85,9 @@ def _opened(directory: Path) -> tuple[dict[str, Any], Exit]:
             stats = store.stats()
     except PerdureError as error:
         return {"problem": str(error)}, code_of(error)
-    return {name: stats[name] for name in ("sessions", "digest", "voters", "sync_replicas")} | {"problem": ""}, Exit.FINE
+    return {name: stats[name] for name in ("sessions", "digest", "voters", "sync_replicas")} | {
+        "problem": ""
+    }, Exit.FINE
 
 
 def _is_wrong(known: ShippingStatus, is_primary: bool, sync_replicas: int) -> bool:

@@ -47,7 +47,9 @@ class Running(Protocol):
 class Post:
     """One kind of process of a node: whether it runs, and when it may be started again."""
 
-    def __init__(self, name: str, start: Callable[[], Running], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, name: str, start: Callable[[], Running], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.name = name
         self._start = start
         self._clock = clock
@@ -66,7 +68,8 @@ class Post:
         self._child = self._start()
 
     def tend(self, should_run: bool) -> None:
-        """Start it if it should run and does not, after a pause that grows each time; end it if it should not."""
+        """Start it if it should run and does not, after a pause that grows each time; end it if it should
+        not."""
         now_s = self._clock()
         if self._child is not None and not self._child.is_running:
             self._ended(now_s)
@@ -215,7 +218,10 @@ class ChoresChild:
 def start_chores(task: ChoreTask) -> ChoresChild:
     """Start the chores' process; it ends when the pipe to it does."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "perdure.cli.chores"], stdin=subprocess.PIPE, env=dict(os.environ), process_group=0
+        [sys.executable, "-m", "perdure.cli.chores"],
+        stdin=subprocess.PIPE,
+        env=dict(os.environ),
+        process_group=0,
     )
     child = ChoresChild(process)
     try:

@@ -19,19 +19,23 @@ Depth = Literal["structure", "checks", "chain", "replay"]
 def verify(
     directory: Directory,
     level: Annotated[
-        Depth, typer.Option("--level", help="How deep: structure, checks of every frame, the chain, a whole replay.")
+        Depth,
+        typer.Option(
+            "--level", help="How deep: structure, checks of every frame, the chain, a whole replay."
+        ),
     ] = "replay",
     scratch: Annotated[
-        Path | None, typer.Option("--scratch", metavar="DIR", help="Where a replay may build its copy of the state.")
+        Path | None,
+        typer.Option("--scratch", metavar="DIR", help="Where a replay may build its copy of the state."),
     ] = None,
     is_long: Annotated[bool, typer.Option("--long", help="Show also what is right.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check a node's directory, finding by finding; nothing is changed.
 
-    A check that could not be made is "unknown", never "ok". Exit code 0 says that all is well, 1 that something is
-    not as it should be or could not be checked, 4 that something is damaged. With --json one finding a line, and
-    a summary in the last one.
+    A check that could not be made is "unknown", never "ok". Exit code 0 says that all is well, 1 that
+    something is not as it should be or could not be checked, 4 that something is damaged. With --json one
+    finding a line, and a summary in the last one.
 
     \b
     Example:

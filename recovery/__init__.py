@@ -5,11 +5,14 @@ from .promises import Answer, Decision, Voters, VoterState, Why, count_promises,
 from .promote import PromotionRefusedError, PromotionReport, promote
 from .replay import ReplayReport, is_unfinished, replay_to
 from .take import SnapshotState, inspect_snapshots, prune_snapshots, take_snapshot
+from .verify import verify
+from .verify_log import Depth
 from .voters import WireVoters
 
 __all__ = [
     "Answer",
     "Decision",
+    "Depth",
     "Finding",
     "Level",
     "PromotionRefusedError",
@@ -30,4 +33,5 @@ __all__ = [
     "replay_to",
     "summarise",
     "take_snapshot",
+    "verify",
 ]

@@ -67,14 +67,18 @@ class ImageReader:
 
     def __init__(self, backend: str, copy: Path) -> None:
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(path for path in sys.path if path))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "perdure.recovery.image_child", backend, os.fspath(copy)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "perdure.recovery.image_child", backend, os.fspath(copy)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+            )
+        except OSError as error:
+            raise ImageError(f"no process could be started to read it: {error}", is_damage=False) from error
         self._buffer = b""
+        self._at = 0
         try:
             self.position = self._line()
         except BaseException:
@@ -123,16 +127,17 @@ class ImageReader:
         return StatePosition(*said.position)
 
     def _take(self, size: int) -> bytes:
-        while len(self._buffer) < size:
+        while len(self._buffer) - self._at < size:
             pipe = self._pipe()
             if not select.select([pipe], [], [], SILENCE_S)[0]:
                 raise ImageError(f"reading the state hangs for {SILENCE_S:.0f} s", is_damage=True)
             more = os.read(pipe.fileno(), COPY_BYTES)
             if not more:
                 raise self._death()
-            self._buffer += more
-        taken, self._buffer = self._buffer[:size], self._buffer[size:]
-        return taken
+            self._buffer, self._at = self._buffer[self._at :] + more, 0
+        start = self._at
+        self._at += size
+        return self._buffer[start : self._at]
 
     def _pipe(self) -> IO[bytes]:
         if self._process.stdout is None:

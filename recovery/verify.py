@@ -20,6 +20,7 @@ from ..store import names
 from ..store.errors import FormatError, FormatVersionError, PerdureError, StoreMissingError, UsageError
 from ..store.flush import POISON_MAGIC, POISON_VERSION, Poison
 from ..store.ids import Position
+from ..store.mark import Mark, SlotVerdict
 from ..store.page import Word, read_boot_id
 from ..store.promise import NO_PROMISE, Promise, read_promise
 from ..store.smallfile import read_small_file
@@ -115,17 +116,18 @@ class _Verification:
         self.promise: Promise | None = None
         self.heads: list[tuple[SnapshotFile, SnapshotHead]] = []
         self.slots: list[Slot] = []
+        self.mark: tuple[Mark | None, list[SlotVerdict]] = (None, [])
 
     def run(self) -> Iterator[Finding]:
         yield from self._check_names()
         yield from self._check_small()
         yield from self._check_snapshots()
-        mark, _ = self.source.mark()
+        mark, _ = self.mark = self.source.mark()
         self.facts.wanted |= {head.at.lsn for _, head in self.heads} | {slot.lsn for slot in self.slots}
         if mark:
             self.facts.wanted.add(mark.position.lsn)
         try:
-            yield from check_log(self.source, self.depth, self.facts)
+            yield from check_log(self.source, self.depth, self.facts, self.mark)
         except PerdureError as error:
             self.facts.is_whole = False
             yield finding_of(error, Level.CORRUPT, "log-unreadable")
@@ -255,7 +257,7 @@ class _Verification:
         facts = self.facts
         for file, head in self.heads:
             yield from check_standing(facts, "the snapshot", str(file.path), head.at, "snapshot-diverged")
-        mark, _ = self.source.mark()
+        mark, _ = self.mark
         if mark is not None:
             path = str(self.source.log / names.MARK)
             yield from check_standing(facts, "the mark", path, mark.position, "mark-diverged")

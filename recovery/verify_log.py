@@ -80,11 +80,13 @@ class _Before(msgspec.Struct, frozen=True):
     time_ms: int
 
 
-def check_log(source: Source, depth: Depth, facts: LogFacts) -> Iterator[Finding]:
-    """All findings about segments, mark and tail."""
+def check_log(
+    source: Source, depth: Depth, facts: LogFacts, marks: tuple[Mark | None, list[SlotVerdict]]
+) -> Iterator[Finding]:
+    """All findings about segments, mark and tail; `marks` as read_marks gave them."""
     yield from _check_names(source)
     files = source.segments()
-    page, (mark, slots) = source.page(), source.mark()
+    mark, slots = marks
     if not files:
         yield from _check_empty(source, mark)
         return
@@ -100,7 +102,7 @@ def check_log(source: Source, depth: Depth, facts: LogFacts) -> Iterator[Finding
         before = check.after
     if depth >= Depth.CHECKS:
         yield from _check_mark(source, mark, slots)
-        yield from _check_end(source, facts, page, mark)
+        yield from _check_end(source, facts, mark)
 
 
 class _SegmentCheck:
@@ -375,25 +377,24 @@ def _check_mark(source: Source, mark: Mark | None, slots: list[SlotVerdict]) -> 
         yield Finding(Level.OK, "mark", says, path, lsn=mark.position.lsn)
 
 
-def _check_end(
-    source: Source, facts: LogFacts, page: PageWords | None, mark: Mark | None
-) -> Iterator[Finding]:
+def _check_end(source: Source, facts: LogFacts, mark: Mark | None) -> Iterator[Finding]:
     """The tail verdict, and whether anything can be missing behind it."""
     cursor = source.cursor()
     try:
-        files = source.segments()
+        page = source.page()
+        upto = page[Word.APPENDED] if page and facts.is_in_use else 1 << 62
+        files = [file for file in source.segments() if file.first_lsn <= max(upto, facts.oldest_lsn)]
         try:
             cursor.open_segment(files[-1])
         except PerdureError:
             return  # said already, where the segment was looked at
-        upto = page[Word.APPENDED] if page and facts.is_in_use else 1 << 62
         while cursor.read(upto) is not None:
             continue
         end = cursor.at
         path, offset, lsn = str(cursor.path), cursor.offset, end.lsn + 1
         if facts.is_in_use and page and end.lsn == upto:
             facts.end, facts.end_is_proven = end, True
-            says = f"the log goes on behind LSN {end.lsn}, where it stood when this began"
+            says = f"the log ends at LSN {end.lsn}, and is in use"
             yield Finding(Level.OK, "tail", says, path, offset, end.lsn)
             return
         judgement = judge_end(cursor, source.known())

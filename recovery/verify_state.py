@@ -147,9 +147,6 @@ class _Comparison:
 
     def _fold(self, position: StatePosition, folder: Path) -> Backend:
         """A back end with the fold of the log up to `position`. Raises _CannotTellError."""
-        if position.lsn > self.facts.end.lsn and self.facts.oldest_lsn:
-            says = f"it stands at LSN {position.lsn}, the log ends at {self.facts.end.lsn}"
-            raise _CannotTellError(self._corrupt("state-ahead", says, position.lsn))
         expected = open_backend(self.source.identity.backend, folder)
         cursor = self.source.cursor()
         try:
@@ -197,6 +194,11 @@ class _Comparison:
     ) -> _CannotTellError:
         if damage is not None:
             return _CannotTellError(self._unknown(f"the log is damaged before it: {damage}", position.lsn))
+        if end.lsn < position.lsn and self.facts.is_whole:
+            says = (
+                f"it stands at LSN {position.lsn}, where the log has no frame end; up to it comes {end.lsn}"
+            )
+            return _CannotTellError(self._corrupt("state-ahead", says, position.lsn))
         says = f"it stands at {_text(position)}, the log comes to {_text(end)}"
         return _CannotTellError(self._corrupt("state-diverged", says, position.lsn))
 

@@ -51,6 +51,7 @@ def renew_page(store: Path, *, committed_lsn: int, keep_folded: bool) -> None:
         page.reset()
         page.words[Word.COMMITTED] = committed_lsn
         page.words[Word.FOLDED] = folded
+        page.adopt()
         page.bump()
     finally:
         page.close()

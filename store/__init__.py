@@ -46,7 +46,6 @@ from .session import Priority, Session
 from .sessions import SessionStore
 
 __all__ = [
-    "NOWHERE",
     "BacklogError",
     "Batch",
     "BusyError",
@@ -65,6 +64,7 @@ __all__ = [
     "InvalidIdError",
     "LockTimeoutError",
     "MetadataError",
+    "NOWHERE",
     "NoQuorumError",
     "NotPrimaryError",
     "OpenOptions",

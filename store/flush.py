@@ -122,9 +122,13 @@ class Flusher:
     def _sync(self) -> None:
         target = self._target()
         cursor = self._cursor
+        # In this order: another thread that moves on to a new segment first puts the old descriptor into
+        # `retired`, so that whatever holds bytes up to the target is in one of the two.
+        current = cursor.descriptor
         retired = cursor.retired[:]
-        for descriptor in [entry[1] for entry in retired] + [cursor.descriptor]:
-            self._guarded(partial(os.fdatasync, descriptor))
+        for descriptor in {entry[1] for entry in retired} | {current}:
+            if descriptor >= 0:
+                self._guarded(partial(os.fdatasync, descriptor))
         self.check_poison()
         self.publish(target)
         for entry in retired:
@@ -135,7 +139,10 @@ class Flusher:
     def publish(self, target: Position) -> None:
         """Say that everything up to `target` is on disk: mark, then page."""
         words = self.words
-        self.mark.write(target, words[_COMMITTED])
+        try:
+            self.mark.write(target, words[_COMMITTED])
+        except OSError as error:
+            raise translate(error, "cannot write the mark", self.mark.path) from error
         self.sync_mark()
         if words[_FLUSHED] < target.lsn:
             words[_FLUSHED] = target.lsn

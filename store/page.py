@@ -102,10 +102,16 @@ class ControlPage:
         return self.words[Word.MAGIC] == MAGIC and self.words[Word.BOOT] == self.boot
 
     def reset(self) -> None:
-        """Make it this boot's page, all other words 0. The caller holds the write lock."""
-        generation = self.words[Word.GENERATION] if self.words[Word.MAGIC] == MAGIC else 0
+        """Make all words 0, but for a new generation. The caller holds the write lock.
+
+        The page is nobody's until adopt(): whoever dies in between leaves it as after another boot.
+        """
+        generation = self.words[Word.GENERATION]
         self._map[:] = bytes(PAGE_BYTES)
         self.words[Word.GENERATION] = (generation + 1) & 0xFFFFFFFFFFFF
+
+    def adopt(self) -> None:
+        """Make it this boot's page: its words are right from now on. The caller holds the write lock."""
         self.words[Word.BOOT] = self.boot
         self.words[Word.MAGIC] = MAGIC
 

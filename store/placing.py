@@ -14,7 +14,7 @@ from .errors import CorruptError, DivergedError
 from .files import translated
 from .ids import NOWHERE, Position, StatePosition
 from .log import EventLog
-from .mark import read_marks
+from .mark import SlotVerdict, read_marks
 from .page import Word
 from .segment import HEADER_BYTES
 from .settle import Known
@@ -33,7 +33,13 @@ def open_log(log: EventLog, state: StatePosition | None) -> None:
     """
     current = log.page.is_current()
     files = list_segments(log.cursor.log)
-    mark, _ = read_marks(log.cursor.log / names.MARK, log.key)
+    mark, slots = read_marks(log.cursor.log / names.MARK, log.key)
+    if mark is None and SlotVerdict.BAD in slots:
+        raise CorruptError(
+            "the mark is damaged, so that nobody can tell how much of the log must be there",
+            path=log.cursor.log / names.MARK,
+            hint="Nothing was changed. `perdure verify` shows what the log holds; a replica knows the rest.",
+        )
     if not current:
         log.page.reset()
         log.lost_frames = bool(files)
@@ -47,6 +53,7 @@ def open_log(log: EventLog, state: StatePosition | None) -> None:
             )
         log.cursor.at = state or NOWHERE
         log.publish_place()
+        _adopt(log, current)
         log.look_again()
         return
     if state is not None:
@@ -55,11 +62,17 @@ def open_log(log: EventLog, state: StatePosition | None) -> None:
         _enter_by_mark(log, files, mark.position if mark else None)
     if mark and state is None:
         _check_mark(log, mark.position)
-    known = Known(log.identity.node, mark.position.lsn if mark else 0, state.lsn if state else 0, current)
-    log.settle(known)
+    durable_lsn = max(mark.position.lsn if mark else 0, log.words[Word.FLUSHED] if current else 0)
+    log.settle(Known(log.identity.node, durable_lsn, state.lsn if state else 0, current))
     if not current:
         _make_durable(log, mark.committed_lsn if mark else 0)
+    _adopt(log, current)
     log.look_again()
+
+
+def _adopt(log: EventLog, current: bool) -> None:
+    if not current:
+        log.page.adopt()
 
 
 def place(log: EventLog, state: StatePosition) -> None:

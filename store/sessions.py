@@ -387,9 +387,14 @@ class SessionStore:
         value = record[HASH_BYTES:]
         if xxh3_64(value, xxh3_64(key)).to_bytes(8, "little") != record[:HASH_BYTES]:
             raise self._damaged(id, key)
-        if expiry_of(value) < self._now_ms():
+        session = Session(id, value)
+        _, _, _, _, _, _, _, _, accessed, timeout, cap = session._fields
+        now_ms = self._now_ms()
+        if timeout and now_ms > accessed + timeout + (
+            timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX
+        ):
             return None
-        return Session(id, value)
+        return None if 0 < cap < now_ms else session
 
     def count(self) -> int:
         """How many sessions are stored; one that has expired counts until it is swept."""

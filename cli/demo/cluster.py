@@ -18,7 +18,6 @@ from ..init import make_node
 from ..options import parse_address
 from .gauge import Gauge
 from .processes import Child, Processes
-from .traffic import Plan
 from .writer import Task
 
 PRIMARY = "n1"
@@ -74,26 +73,18 @@ class Cluster:
         self.shipper.first_line(READY_S)
         return self.shipper
 
-    def start_writers(self, node: str, plan: Plan, access_log: Path | None, group: int) -> None:
-        """Start one app process a writer, all on the directory of one node."""
+    def start_writers(self, tasks: Sequence[Task], group: int) -> None:
+        """Start one app process for each task, in the process group of a machine."""
         self.writers = []
-        for writer in range(plan.writers):
-            task = Task(
-                store=str(self.directories[node]),
-                ledger=str(self.ledger(writer)),
-                gauge=str(self.gauge(writer)),
-                writer=writer,
-                plan=plan,
-                access_log=str(access_log.resolve()) if access_log else None,
-                sweeps=writer == 0 and access_log is not None,
-            )
-            file = self.root / f"writer-{writer}.json"
+        for task in tasks:
+            file = self.root / f"writer-{task.writer}.json"
             file.write_bytes(msgspec.json.encode(task))
             arguments = ["perdure.cli.demo.writer", str(file)]
-            self.writers.append(self.processes.start(f"writer-{writer}", arguments, group=group))
+            self.writers.append(self.processes.start(f"writer-{task.writer}", arguments, group=group))
 
     def kill_machine(self, group: int, node: str) -> list[Child]:
-        """kill -9 to everything of a node at once, then take its directory away as if the machine were gone."""
+        """kill -9 to everything of a node at once, then take its directory away as if the machine were
+        gone."""
         died = self.processes.kill_group(group)
         gone = self.root / f"{node}-gone"
         os.rename(self.directories[node], gone)

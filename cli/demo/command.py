@@ -21,6 +21,7 @@ from ..options import AsJson, BackendName
 SESSIONS = 10_000
 WRITERS = 4
 WRITERS_MAX = 64
+SECONDS = 5.0
 SEED_BITS = 32
 
 
@@ -29,12 +30,16 @@ def demo(
     access_log: Annotated[
         Path | None,
         typer.Option(
-            "--access-log", metavar="FILE", help="Drive this access log (Apache common or combined, plain or gzip)."
+            "--access-log",
+            metavar="FILE",
+            help="Drive this access log (Apache common or combined, plain or gzip).",
         ),
     ] = None,
     sessions: Annotated[
         int | None,
-        typer.Option("--sessions", min=1, help=f"How many sessions are alive [default: {SESSIONS}]; not with a log."),
+        typer.Option(
+            "--sessions", min=1, help=f"How many sessions are alive [default: {SESSIONS}]; not with a log."
+        ),
     ] = None,
     writers: Annotated[
         int, typer.Option("--writers", min=1, max=WRITERS_MAX, help="How many app processes write.")
@@ -43,18 +48,27 @@ def demo(
     sync_replicas: Annotated[
         int, typer.Option("--sync-replicas", min=0, max=2, help="How many replicas confirm each write.")
     ] = 1,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the traffic and of the moment of the kill.")] = None,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            "--seconds", min=0.2, max=3600, help="About how long made-up traffic runs before the kill."
+        ),
+    ] = SECONDS,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Of the traffic and of the moment of the kill.")
+    ] = None,
     keep: Annotated[
-        Path | None, typer.Option("--keep", metavar="NEW_DIR", help="Work here, and leave everything for a look.")
+        Path | None,
+        typer.Option("--keep", metavar="NEW_DIR", help="Work here, and leave everything for a look."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Kill a primary in the middle of real traffic, promote a replica, and prove that nothing is lost.
 
-    One app process for each writer embeds the store; a shipper sends its log to two replicas. All of the primary's
-    processes die by kill -9, its directory is moved away, the furthest replica takes over, the app goes on there,
-    and what the app knows was acknowledged is compared with what is there. Exit code 1 says that something was
-    lost or does not agree; with --sync-replicas 0 that is to be expected.
+    One app process for each writer embeds the store; a shipper sends its log to two replicas. All of the
+    primary's processes die by kill -9, its directory is moved away, the furthest replica takes over, the
+    app goes on there, and what the app knows was acknowledged is compared with what is there. Exit code 1
+    says that something was lost or does not agree; with --sync-replicas 0 that is to be expected.
 
     \b
     Example:
@@ -62,7 +76,8 @@ def demo(
       perdure demo --access-log access.log.gz --json
     """
     from .live import Screen
-    from .report import DemoOptions, as_json as report_as_json, is_proven, summary
+    from .report import DemoOptions, is_proven, summary
+    from .report import as_json as report_as_json
     from .run import Demo
     from .traffic import Plan, operations
 
@@ -71,7 +86,7 @@ def demo(
     chosen = secrets.randbits(SEED_BITS) if seed is None else seed
     plan = Plan(seed=chosen, sessions=max(sessions or SESSIONS, writers), writers=writers)
     operations(plan, 0)  # refuses a plan out of its bounds
-    options = DemoOptions(plan=plan, access_log=access_log, backend=backend, sync_replicas=sync_replicas)
+    options = DemoOptions(plan, access_log, backend, sync_replicas, seconds)
     with _directory(keep) as root, _terminable(), Screen() as screen:
         outcome = Demo(options, root, screen).run()
     if as_json:

@@ -118,8 +118,8 @@ def expected_of(access_log: Path, counts: LineCounts) -> Expected:
 def compare_with_log(store: Path, implied: Expected, access_log: Path, ledgers: Sequence[Path]) -> Comparison:
     """Hold what the app did, as ledgers and store have it, to what the access log alone implies.
 
-    A session that goes on after its deletion is created twice and counts once. The expirations are the store's
-    own, as its log holds them.
+    A session that goes on after its deletion is created twice and counts once. The expirations are the
+    store's own, as its log holds them.
     """
     done = [_carried_out(path) for path in ledgers]
     replayed = _replayed(done)
@@ -132,7 +132,9 @@ def compare_with_log(store: Path, implied: Expected, access_log: Path, ledgers: 
     expirations = _expirations(store)
     found = differences(implied, replayed, live.items())
     if expirations != implied.expired:
-        found += (f"the store's log holds {expirations:,} expirations, the access log implies {implied.expired:,}",)
+        found += (
+            f"the store's log holds {expirations:,} expirations, the access log implies {implied.expired:,}",
+        )
     return Comparison(
         expected_sessions=implied.sessions,
         measured_sessions=replayed.created - _reopened(access_log, done),
@@ -181,7 +183,9 @@ def _expirations(store: Path) -> int:
     """How many sessions the store expired, as its log holds it."""
     identity = read_identity(store)
     log = names.log_path(store)
-    cursor = LogCursor(log, identity.cluster_id, cluster_key(identity.cluster_id), identity.shard, is_writable=False)
+    cursor = LogCursor(
+        log, identity.cluster_id, cluster_key(identity.cluster_id), identity.shard, is_writable=False
+    )
     try:
         cursor.open_segment(list_segments(log)[0])
         expired = 0

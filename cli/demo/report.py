@@ -29,6 +29,8 @@ class DemoOptions(msgspec.Struct, frozen=True):
     access_log: Path | None = None
     backend: str = "lmdb"
     sync_replicas: int = 1
+    seconds: float = 5.0
+    """About how long made-up traffic runs before the kill."""
 
 
 class Traffic(msgspec.Struct, frozen=True):
@@ -43,7 +45,8 @@ class Traffic(msgspec.Struct, frozen=True):
 
 
 class Failover(msgspec.Struct, frozen=True):
-    """What came of the promotion. `failover_ms` is from the kill to the first write that was confirmed again."""
+    """What came of the promotion. `failover_ms` is from the kill to the first write that was confirmed
+    again."""
 
     promoted: Promoted
     killed: int
@@ -153,11 +156,12 @@ def summary(outcome: Outcome) -> Iterator[str]:
     )
     yield (
         f"the primary died by kill -9 ({failover.killed} processes) after {failover.killed_at_s:.1f} s; "
-        f"{promoted.node} took over in {failover.failover_ms:,.0f} ms, the promotion itself {promoted.promotion_ms:,} ms"
+        f"{promoted.node} took over in {failover.failover_ms:,.0f} ms, "
+        f"of which the promotion took {promoted.promotion_ms:,} ms"
     )
     yield (
-        f"of {audit.attempted:,} writes {audit.acknowledged:,} were acknowledged, {audit.unknown:,} had no answer: "
-        f"{audit.lost:,} lost, {audit.phantom:,} phantom"
+        f"of {audit.attempted:,} writes {audit.acknowledged:,} were acknowledged, "
+        f"{audit.unknown:,} had no answer: {audit.lost:,} lost, {audit.phantom:,} phantom"
     )
     if outcome.final is not None:
         yield (
@@ -181,7 +185,11 @@ def summary(outcome: Outcome) -> Iterator[str]:
             f"with sync_replicas = 0 a write is acknowledged before any replica has it: {audit.lost:,} such "
             "writes died with the primary, as the promotion had to accept"
         )
-    yield "proven: nothing that was acknowledged is lost" if is_proven(outcome) else "NOT as it should be, see above"
+    yield (
+        "proven: nothing that was acknowledged is lost"
+        if is_proven(outcome)
+        else "NOT as it should be, see above"
+    )
 
 
 def _log_as_json(outcome: Outcome, comparison: Comparison) -> dict[str, Any]:
@@ -203,8 +211,8 @@ def _log_as_json(outcome: Outcome, comparison: Comparison) -> dict[str, Any]:
 
 def _log_summary(outcome: Outcome, comparison: Comparison) -> Iterator[str]:
     yield (
-        f"the access log ({outcome.lines.hits:,} requests, {outcome.lines.malformed:,} malformed lines) implies "
-        f"{comparison.expected_sessions:,} sessions, {comparison.expected_hits:,} hits and "
+        f"the access log ({outcome.lines.hits:,} requests, {outcome.lines.malformed:,} malformed lines) "
+        f"implies {comparison.expected_sessions:,} sessions, {comparison.expected_hits:,} hits and "
         f"{comparison.expected_expirations:,} expirations; measured {comparison.measured_sessions:,}, "
         f"{comparison.measured_hits:,} and {comparison.measured_expirations:,}"
     )

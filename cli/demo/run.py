@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -25,17 +26,21 @@ from .live import Screen
 from .processes import Child
 from .report import DemoOptions, Failover, Outcome, Traffic
 from .watch import Watch
+from .writer import Task
 
-KILL_AFTER_S = (4.0, 7.0)
-"""With made-up traffic the primary dies so long after every session was created, at a random moment."""
+KILL_AT_PART = (0.75, 1.25)
+"""With made-up traffic the primary dies after such a part of the seconds that were asked for."""
 FILL_S_MAX = 10.0
 """A machine too slow to create all sessions in this time goes on creating them in the traffic's time."""
 KILL_AT_SHARE = (0.35, 0.65)
 """With an access log the primary dies after such a part of its operations."""
+LOG_S_MIN = 6.0
+"""A short access log is driven slowly enough that there is a middle to kill it in."""
+HOLD_AT_SHARE = 0.9
+"""This far every writer may come with it before the kill."""
 SNAPSHOT_AT = 0.5
 """The snapshots are taken after this part of the way to the kill."""
 KILL_WITHIN_S = 0.05
-AFTERWARDS_S = 3.0
 CATCH_UP_S = 20.0
 START_S = 30.0
 PATIENCE_S = 20.0
@@ -56,7 +61,7 @@ class Demo:
         self._started_s = time.monotonic()
         self._lines = LineCounts()
         self._implied: Expected | None = None
-        self._operations = 0
+        self._operations: Counter[int] = Counter()
         self._allowed: set[Child] = set()
 
     def run(self) -> Outcome:
@@ -82,22 +87,44 @@ class Demo:
             self._screen.step(f"reading {options.access_log}")
             self._implied = proof.expected_of(options.access_log, self._lines)
             hits = in_time_order(read_hits(options.access_log, LineCounts()))
-            self._operations = sum(1 for _ in mapping.operations(hits))
+            self._operations = Counter(
+                int(operation.key[:32], 16) % options.plan.writers for operation in mapping.operations(hits)
+            )
         self._screen.step(f"one primary and two replicas, each a real process, in {cluster.root}")
         cluster.make()
         cluster.start_receivers(REPLICAS)
         group = cluster.start_shipper(PRIMARY, REPLICAS).group
         self._watch.follow(cluster.directories, PRIMARY)
-        self._start_writers(PRIMARY, group)
-        self._screen.step(f"{options.plan.writers} app processes write; sync_replicas = {options.sync_replicas}")
+        self._start_writers(PRIMARY, group, is_first=True)
+        self._screen.step(
+            f"{options.plan.writers} app processes write; sync_replicas = {options.sync_replicas}"
+        )
         return group
 
-    def _start_writers(self, node: str, group: int) -> None:
-        for gauge in self._gauges:
-            gauge[Count.STAGE] = Stage.STARTING
-        self._cluster.start_writers(node, self._options.plan, self._options.access_log, group)
+    def _start_writers(self, node: str, group: int, *, is_first: bool) -> None:
+        """Start the app on a node. In its first life a short access log is stretched and held near its end."""
+        options, cluster = self._options, self._cluster
+        tasks = []
+        for writer in range(options.plan.writers):
+            self._gauges[writer][Count.STAGE] = Stage.STARTING
+            operations = self._operations[writer]
+            task = Task(
+                store=str(cluster.directories[node]),
+                ledger=str(cluster.ledger(writer)),
+                gauge=str(cluster.gauge(writer)),
+                writer=writer,
+                plan=options.plan,
+                access_log=str(options.access_log.resolve()) if options.access_log else None,
+                pace_s=LOG_S_MIN / operations if is_first and operations else 0.0,
+                hold_at=_hold_at(operations) if is_first and operations else None,
+                sweeps=writer == 0 and options.access_log is not None,
+            )
+            tasks.append(task)
+        cluster.start_writers(tasks, group)
         self._wait(
-            lambda: all(stage > Stage.STARTING for stage in self._watch.stages()), START_S, "the writers to start"
+            lambda: all(stage > Stage.STARTING for stage in self._watch.stages()),
+            START_S,
+            "the writers to start",
         )
 
     # -- traffic ---------------------------------------------------------------------------------
@@ -108,9 +135,13 @@ class Demo:
         if self._implied is None:
             places = self._options.plan.sessions
             self._wait(
-                lambda: watch.total(Count.SEQUENCE) >= places or time.monotonic() - filled_s > FILL_S_MAX, None, ""
+                lambda: watch.total(Count.SEQUENCE) >= places or time.monotonic() - filled_s > FILL_S_MAX,
+                None,
+                "",
             )
-            self._screen.step(f"{watch.total(Count.WRITES):,} sessions were created in batches; now traffic like a web's")
+            self._screen.step(
+                f"{watch.total(Count.WRITES):,} sessions were created in batches; now traffic like a web's"
+            )
         running_s = time.monotonic()
         writes, reads = watch.total(Count.WRITES), watch.total(Count.READS)
         watch.meter(True)
@@ -130,10 +161,11 @@ class Demo:
         """Wait for the moment of the kill: after a random time, or a random part of an access log."""
         watch = self._watch
         if self._operations:
-            wanted = self._random.uniform(*KILL_AT_SHARE) * self._operations
+            reachable = sum(_hold_at(operations) for operations in self._operations.values())
+            wanted = self._random.uniform(*KILL_AT_SHARE) * reachable
             share: Callable[[], float] = lambda: watch.total(Count.SEQUENCE) / wanted  # noqa: E731
         else:
-            after_s = self._random.uniform(*KILL_AFTER_S)
+            after_s = self._random.uniform(*KILL_AT_PART) * self._options.seconds
             share = lambda: (time.monotonic() - running_s) / after_s  # noqa: E731
         self._wait(lambda: share() >= SNAPSHOT_AT, None, "")
         self._screen.step("both replicas take a snapshot while they follow")
@@ -154,7 +186,9 @@ class Demo:
         died = cluster.kill_machine(group, PRIMARY)
         self._allowed.update(died)
         in_full_run = [child for child in died if child.process.returncode == -signal.SIGKILL]
-        screen.step(f"kill -9 of {len(in_full_run)} processes of {PRIMARY} in the middle of their work; it is gone")
+        screen.step(
+            f"kill -9 of {len(in_full_run)} processes of {PRIMARY} in the middle of their work; it is gone"
+        )
         promoted = promote_furthest(
             {node: cluster.directories[node] for node in REPLICAS},
             cluster.addresses,
@@ -163,7 +197,10 @@ class Demo:
             accept_data_loss=self._options.sync_replicas == 0,
         )
         promisers = ", ".join(promoted.promisers)
-        screen.step(f"{promoted.node} is furthest (LSN {promoted.before_lsn:,}); {promisers} promised it epoch {promoted.epoch}")
+        screen.step(
+            f"{promoted.node} is furthest (LSN {promoted.before_lsn:,}); "
+            f"{promisers} promised it epoch {promoted.epoch}"
+        )
         self._serve(promoted)
         confirmed_s = self._probe(cluster.directories[promoted.node])
         failover_ms = (confirmed_s - killed_s) * 1000
@@ -181,14 +218,17 @@ class Demo:
         )
 
     def _serve(self, promoted: Promoted) -> None:
-        """The other replica follows the new primary; where two must confirm, a new machine takes the old one's place."""
+        """The other replica follows the new primary; where two must confirm, a new machine takes the old
+        one's place."""
         cluster = self._cluster
         replicas = [node for node in REPLICAS if node != promoted.node]
         if self._options.sync_replicas > len(replicas):
             cluster.replace_machine(PRIMARY)
             replicas.append(PRIMARY)
         cluster.start_shipper(promoted.node, replicas)
-        self._watch.follow({node: cluster.directories[node] for node in (promoted.node, *replicas)}, promoted.node)
+        self._watch.follow(
+            {node: cluster.directories[node] for node in (promoted.node, *replicas)}, promoted.node
+        )
 
     def _probe(self, store: Path) -> float:
         """Write and delete one session as an application does; answers when the write was confirmed."""
@@ -211,7 +251,7 @@ class Demo:
     def _go_on(self, node: str) -> None:
         """The app follows: its writers take up their streams on the new primary, from their ledgers."""
         shipper = self._cluster.shipper
-        self._start_writers(node, shipper.group if shipper else 0)
+        self._start_writers(node, shipper.group if shipper else 0, is_first=False)
         if self._options.access_log is not None:
             self._screen.step(f"the app drives the rest of the log on {node}")
             self._wait(lambda: all(stage >= Stage.STOPPED for stage in self._watch.stages()), None, "")
@@ -219,7 +259,7 @@ class Demo:
                 opened.cleanup_expired()
         else:
             self._screen.step(f"the app goes on writing on {node}")
-            end = time.monotonic() + AFTERWARDS_S
+            end = time.monotonic() + self._options.seconds / 2
             self._wait(lambda: time.monotonic() > end, None, "")
         self._cluster.processes.stop(self._cluster.writers, timeout_s=PATIENCE_S)
         self._check()
@@ -231,14 +271,20 @@ class Demo:
         primary = proof.standing_of(cluster.directories[node])
         follower = next(replica for replica in REPLICAS if replica != node)
         replica = proof.wait_for(cluster.directories[follower], primary, CATCH_UP_S)
-        self._screen.step(f"{node} has {primary.sessions:,} sessions, digest {primary.digest}; {follower} {replica.digest}")
+        self._screen.step(
+            f"{node} has {primary.sessions:,} sessions, digest {primary.digest}; {follower} {replica.digest}"
+        )
         replayed = proof.replay(cluster.processes, cluster.directories[node], cluster.root / "replayed")
-        self._screen.step(f"replay from {replayed.base or 'the first frame'} and log: digest {replayed.digest}")
+        self._screen.step(
+            f"replay from {replayed.base or 'the first frame'} and log: digest {replayed.digest}"
+        )
         final = self._audit(node) if failover.audit.is_clean else None
         comparison = None
         if self._implied is not None:
             log = self._options.access_log or Path()
-            comparison = proof.compare_with_log(cluster.directories[node], self._implied, log, self._ledgers())
+            comparison = proof.compare_with_log(
+                cluster.directories[node], self._implied, log, self._ledgers()
+            )
         return Outcome(
             options=self._options,
             traffic=traffic,
@@ -263,7 +309,8 @@ class Demo:
         return [self._cluster.ledger(writer) for writer in range(self._options.plan.writers)]
 
     def _wait(self, until: Callable[[], bool], timeout_s: float | None, what: str) -> None:
-        """Show what happens until something is so. Raises StorageError past a time limit, or if a process fails."""
+        """Show what happens until something is so. Raises StorageError past a time limit, or if a process
+        fails."""
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while not until():
             self._check()
@@ -274,6 +321,10 @@ class Demo:
 
     def _check(self) -> None:
         self._cluster.processes.check(lambda child: child in self._allowed)
+
+
+def _hold_at(operations: int) -> int:
+    return max(1, int(operations * HOLD_AT_SHARE))
 
 
 def _said(audit: Audit) -> str:

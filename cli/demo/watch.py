@@ -1,7 +1,8 @@
 """What can be seen of a running cluster from beside it: positions, rates, and how far each replica is behind.
 
-Owns the sampling. It reads the words that the processes share anyway and the writers' gauges, and asks nobody.
-Invariant: watching takes no lock and changes nothing; each lag sample is at most one sampling interval short.
+Owns the sampling. It reads the words that the processes share anyway and the writers' gauges, and asks
+nobody. Invariant: watching takes no lock and changes nothing; each lag sample is at most one sampling
+interval short.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class LagMeter:
         self.now_ms = 0.0
 
     def sample(self, now_s: float, appended_lsn: int, held_lsn: int) -> None:
-        """Take one look: at `now_s` the primary has this, and the replica that. `appended_lsn` was read first."""
+        """Take one look: at `now_s` the primary has this, and the replica that. `appended_lsn` was read
+        first."""
         appended = self._appended
         if not appended or appended_lsn > appended[-1][1]:
             appended.append((now_s, appended_lsn))

@@ -50,6 +50,7 @@ ASK_EVERY_S = 0.02
 SWEEP_EVERY_S = 0.25
 MISMATCHES_SHOWN = 5
 FILL_SESSIONS = 100
+HOLD_S = 0.02
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -62,6 +63,10 @@ class Task(msgspec.Struct, frozen=True):
     plan: traffic.Plan
     access_log: str | None = None
     write_timeout_ms: int = 5000
+    pace_s: float = 0.0
+    """An operation takes at least so long, so that a short stream is not over before anything happens."""
+    hold_at: int | None = None
+    """Before this operation of its stream the writer waits for whatever ends it."""
     sweeps: bool = False
     """This writer's process also expires what is due."""
 
@@ -288,10 +293,15 @@ def drive(task: Task, gauge: Gauge, is_stopping: Callable[[], bool]) -> Stage:
         first = _fill(driver, task, first, stream, gauge, is_stopping)
         swept_s = time.monotonic()
         for sequence, operation in enumerate(stream, first):
+            while sequence == task.hold_at and not is_stopping():
+                time.sleep(HOLD_S)
             if is_stopping():
                 return Stage.STOPPED
+            due_s = time.monotonic() + task.pace_s
             driver.carry_out(operation, sequence)
             gauge[Count.SEQUENCE] = sequence + 1
+            if task.pace_s:
+                time.sleep(max(0.0, due_s - time.monotonic()))
             if task.sweeps and time.monotonic() - swept_s > SWEEP_EVERY_S:
                 _sweep(store, gauge)
                 swept_s = time.monotonic()
@@ -306,7 +316,8 @@ def _fill(
     gauge: Gauge,
     is_stopping: Callable[[], bool],
 ) -> int:
-    """Create what the plan wants to be there before its mix begins, in batches; answers where the stream then is."""
+    """Create what the plan wants to be there before its mix begins, in batches; answers where the stream
+    then is."""
     places = traffic.places_of(task.plan, task.writer) if task.access_log is None else 0
     while first < places and not is_stopping():
         creates = list(islice(stream, min(FILL_SESSIONS, places - first)))
@@ -319,8 +330,8 @@ def _fill(
 def _first_sequence(driver: Driver, before: Progress) -> int:
     """Where to take up the stream: behind the last call, or at it again if it was not carried out.
 
-    A call is one attempt, or those of one batch. An older one without an answer was taken up by the life after
-    it, so that only the attempts that stand unanswered at the very end count.
+    A call is one attempt, or those of one batch. An older one without an answer was taken up by the life
+    after it, so that only the attempts that stand unanswered at the very end count.
     """
     first = before.next_sequence
     for attempt in reversed(before.unanswered):
@@ -328,7 +339,8 @@ def _first_sequence(driver: Driver, before: Progress) -> int:
             break
         first = attempt.sequence
     last_call = [attempt for attempt in before.unanswered if attempt.sequence >= first]
-    return before.next_sequence if all([driver.settle(attempt) for attempt in last_call]) else first
+    settled = [driver.settle(attempt) for attempt in last_call]
+    return before.next_sequence if all(settled) else first
 
 
 def _sweep(store: SessionStore, gauge: Gauge) -> None:

@@ -23,6 +23,7 @@ from perdure.shipping import (
     Task,
     open_gate,
     open_node_log,
+    run_folder,
     run_shipper,
     serve_receiver,
     shipping_status,
@@ -102,50 +103,60 @@ class Cluster:
         """Receivers in threads of the test, for what needs no process of its own."""
         for name in names:
             listening = threading.Event()
-            stopping = threading.Event()
 
             def ready(port: int, name: str = name, listening: threading.Event = listening) -> None:
                 self.ports[name] = port
                 listening.set()
 
-            self._here.append(
-                (
-                    stopping,
-                    self._threads.submit(
-                        serve_receiver,
-                        self.path(name),
-                        HOST,
-                        0,
-                        secret=SECRET,
-                        should_stop=stopping.is_set,
-                        on_ready=ready,
-                    ),
-                )
+            port = self.ports.get(name, 0)
+            self._run_here(
+                listening, serve_receiver, self.path(name), HOST, port, secret=SECRET, on_ready=ready
             )
-            until(listening.is_set, f"the receiver of {name} listens")
+
+    def fold_here(self, *names: str) -> None:
+        """Folders in threads of the test."""
+        for name in names:
+            ready = threading.Event()
+            self._run_here(ready, run_folder, self.path(name), on_ready=ready.set)
 
     def ship_here(
-        self, name: str, *, options: ShipperOptions | None = None, make_snapshot: MakeSnapshot | None = None
+        self,
+        name: str,
+        *,
+        options: ShipperOptions | None = None,
+        make_snapshot: MakeSnapshot | None = None,
+        secret: bytes = SECRET,
     ) -> None:
         """A shipper in a thread of the test."""
-        ready, stopping = threading.Event(), threading.Event()
+        ready = threading.Event()
         replicas = {other: (HOST, port) for other, port in self.ports.items() if other != name}
-        self._here.append(
-            (
-                stopping,
-                self._threads.submit(
-                    run_shipper,
-                    self.path(name),
-                    replicas,
-                    secret=SECRET,
-                    options=options,
-                    make_snapshot=make_snapshot,
-                    should_stop=stopping.is_set,
-                    on_ready=ready.set,
-                ),
-            )
+        self._run_here(
+            ready,
+            run_shipper,
+            self.path(name),
+            replicas,
+            secret=secret,
+            options=options,
+            make_snapshot=make_snapshot,
+            on_ready=ready.set,
         )
-        until(ready.is_set, f"the shipper of {name} is ready")
+
+    def start_here(self) -> None:
+        """As start_all, in threads."""
+        others = self.names[1:]
+        self.serve_here(*others)
+        self.fold_here(*others)
+        self.ship_here(self.names[0])
+
+    def _run_here(
+        self, ready: threading.Event, run: Callable[..., None], *arguments: object, **options: object
+    ) -> None:
+        stopping = threading.Event()
+        future = self._threads.submit(run, *arguments, should_stop=stopping.is_set, **options)
+        self._here.append((stopping, future))
+        until(lambda: ready.is_set() or future.done(), f"{run.__name__} is ready")
+        if future.done():
+            future.result()
 
     def stop_here(self) -> None:
         """End what runs in threads. Raises what it raised."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import time
 from pathlib import Path
 
 import pytest
 
-from perdure.shipping import NodeClient, Task, open_node_log, serve_receiver, start_child
+from perdure.shipping import open_node_log, serve_receiver
 from perdure.store import (
     Config,
     FencedError,
@@ -17,6 +18,7 @@ from perdure.store import (
     Indeterminate,
     PromiseRefusedError,
     SessionStore,
+    StoreInUseError,
     UsageError,
     WireError,
     init_store,
@@ -35,7 +37,7 @@ def test_a_shipper_with_another_secret_is_refused_and_ships_nothing(tmp_path: Pa
     with cluster_of(tmp_path, 2) as cluster:
         cluster.serve_here("n2")
         cluster.open("n1").create({"n": 1})
-        cluster.start(cluster.shipper("n1", secret=OTHER_SECRET))
+        cluster.ship_here("n1", secret=OTHER_SECRET)
         until(lambda: cluster.slot_state("n1", "n2")[0] == "refused", "the slot says refused")
         assert cluster.end("n2").lsn == 0
 
@@ -52,7 +54,7 @@ def test_the_secret_is_never_on_the_wire(tmp_path: Path) -> None:
         listener.bind((HOST, 0))
         listener.listen()
         cluster.ports["n2"] = listener.getsockname()[1]
-        cluster.start(cluster.shipper("n1"))
+        cluster.ship_here("n1")
         connection, _ = listener.accept()
         with connection:
             connection.settimeout(5)
@@ -100,23 +102,21 @@ def test_a_replica_of_another_cluster_is_named_as_such(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 2) as cluster:
         other = tmp_path / "other"
         init_store(other, node="n2", cluster_id=bytes(16), now_ms=NOW_MS)
-        child = start_child(Task("receiver", str(other), HOST, 0, SECRET))
-        try:
-            cluster.ports["n2"] = child.wait_ready().port
-            cluster.start(cluster.shipper("n1"))
-            until(lambda: "another cluster" in cluster.slot_state("n1", "n2")[1], "the slot says why")
-            assert cluster.slot_state("n1", "n2")[0] == "refused"
-            with pytest.raises(ForeignError):
-                NodeClient(HOST, cluster.ports["n2"], cluster_id=CLUSTER, secret=SECRET)
-        finally:
-            child.kill()
+        shutil.rmtree(cluster.path("n2"))
+        other.rename(cluster.path("n2"))
+        cluster.serve_here("n2")
+        cluster.ship_here("n1")
+        until(lambda: "another cluster" in cluster.slot_state("n1", "n2")[1], "the slot says why")
+        assert cluster.slot_state("n1", "n2")[0] == "refused"
+        with pytest.raises(ForeignError):
+            cluster.client("n2")
 
 
 def test_another_node_at_a_replicas_address_is_named(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 3) as cluster:
         cluster.serve_here("n2")
-        cluster.ports["n3"] = cluster.ports["n2"]
-        cluster.start(cluster.shipper("n1", ("n3",)))
+        cluster.ports["n3"] = cluster.ports.pop("n2")
+        cluster.ship_here("n1")
         until(lambda: "is node n2, not n3" in cluster.slot_state("n1", "n3")[1], "the slot says why")
 
 
@@ -130,9 +130,9 @@ def test_without_a_secret_only_loopback_is_allowed(tmp_path: Path) -> None:
 
 def test_a_second_receiver_on_one_store_is_refused(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 2) as cluster:
-        cluster.start(cluster.receiver("n2"))
-        with pytest.raises(WireError, match="another process holds"):
-            cluster.start(("receiver:again", Task("receiver", str(cluster.path("n2")), HOST, 0, SECRET)))
+        cluster.serve_here("n2")
+        with pytest.raises(StoreInUseError, match="another process holds"):
+            serve_receiver(cluster.path("n2"), HOST, 0, secret=SECRET)
 
 
 # -- promises --------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_a_promise_on_the_primarys_own_receiver_fences_its_writers(tmp_path: Pat
 
 def test_an_uncommitted_tail_of_a_replica_is_exported_and_cut(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 3, sync_replicas=1) as cluster:
-        cluster.start_all()
+        cluster.start_here()
         store = cluster.open("n1")
         kept = store.create({"n": 0})
         until(lambda: cluster.end("n3") == cluster.end("n1") == cluster.end("n2"), "all have it")
@@ -211,8 +211,9 @@ def test_an_uncommitted_tail_of_a_replica_is_exported_and_cut(tmp_path: Path) ->
         lost = write_uncommitted(cluster, "n1", ("n2",))
         assert cluster.end("n2").lsn > committed
         become_primary(cluster, "n3", Promise(2, "n3"), Config(cluster.names, 1))
-        cluster.start(cluster.receiver("n1"), cluster.receiver("n2"), cluster.folder_of("n2"))
-        cluster.start(cluster.shipper("n3"))
+        cluster.serve_here("n1", "n2")
+        cluster.fold_here("n2")
+        cluster.ship_here("n3")
         until(lambda: cluster.end("n2") == cluster.end("n3"), "n2 follows n3")
         until(lambda: cluster.end("n1") == cluster.end("n3"), "n1 follows n3")
         for name in ("n1", "n2"):
@@ -230,17 +231,16 @@ def test_an_uncommitted_tail_of_a_replica_is_exported_and_cut(tmp_path: Path) ->
 
 def test_a_diverged_replica_of_an_asynchronous_cluster_is_refused_and_keeps_its_log(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 2) as cluster:
-        cluster.start_all()
+        cluster.start_here()
         store = cluster.open("n1")
         store.create({"n": 0})
         until(lambda: cluster.end("n2") == cluster.end("n1"), "n2 has it")
-        for key in ("shipper:n1", "receiver:n2", "folder:n2"):
-            cluster.kill(key)
+        cluster.stop_here()
         store.create({"n": 1})
         old_end = cluster.end("n1")
         become_primary(cluster, "n2", Promise(2, "n2"), Config(cluster.names, 0))
-        cluster.start(cluster.receiver("n1"))
-        cluster.start(cluster.shipper("n2"))
+        cluster.serve_here("n1")
+        cluster.ship_here("n2")
         until(lambda: cluster.slot_state("n2", "n1")[0] == "diverged", "the slot says diverged")
         assert "last position in common" in cluster.slot_state("n2", "n1")[1]
         assert cluster.end("n1") == old_end
@@ -258,8 +258,7 @@ def test_a_shipper_of_an_older_epoch_is_refused(tmp_path: Path) -> None:
 
 def write_uncommitted(cluster: Cluster, primary: str, reached: tuple[str, ...]) -> str:
     """Let a write reach some replicas' logs without being committed; answers its id. All are down then."""
-    for child in list(cluster.children):
-        cluster.kill(child)
+    cluster.stop_here()
     node = open_node_log(cluster.path(primary), [])
     try:
         value = stored_session()

@@ -49,12 +49,17 @@ def key_of(number: int) -> bytes:
 def content_at(lsn: int) -> dict[bytes, Record]:
     content: dict[bytes, Record] = {}
     for step in range(1, lsn + 1):
-        for key, record in changes_of(step):
-            if record is None:
-                content.pop(key, None)
-            else:
-                content[key] = record
+        advance(content, step)
     return content
+
+
+def advance(content: dict[bytes, Record], lsn: int) -> None:
+    """Take the content at `lsn` - 1 to that at `lsn`."""
+    for key, record in changes_of(lsn):
+        if record is None:
+            content.pop(key, None)
+        else:
+            content[key] = record
 
 
 @contextmanager

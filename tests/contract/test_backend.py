@@ -13,7 +13,7 @@ import pytest
 from perdure.store.errors import ForkedError, StoreClosedError, UsageError
 from perdure.store.ids import NOWHERE
 from perdure.store.ports import Backend, Change
-from tests.contract.children import at, changes_of, child, content_at, open_way
+from tests.contract.children import advance, at, changes_of, child, content_at, open_way
 from tests.contract.conftest import Opener
 
 LONG = [b"L" * 512, b"L" * 511 + b"a", b"L" * 1024, b"L" * 1023 + b"\0", b"L" * 479 + b"\0" + b"L" * 100]
@@ -183,6 +183,15 @@ def test_due_answers_the_earliest_exactly_and_again_until_they_are_disarmed(back
     assert backend.due(999, 10) == []
 
 
+def test_due_answers_the_earliest_of_very_many(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perdure.store.backend_lmdb.DUE_SPARE", 10)
+    armed = [(1000 + (number * 7919) % 20_000, b"s%04d" % number) for number in range(3000)]
+    for start in range(0, 3000, 300):
+        backend.fold([], armed[start : start + 300], [], at(start + 1))
+    for limit in (1, 7, 100, 2500):
+        assert backend.due(18_000, limit) == [entry for entry in sorted(armed) if entry[0] <= 18_000][:limit]
+
+
 def test_deadlines_are_kept_apart_when_folds_leave_the_position_where_it_is(backend: Backend) -> None:
     for number in range(20):
         backend.fold([], [(5000, b"s%d" % number)], [], at(9))
@@ -307,6 +316,25 @@ def test_what_one_process_folds_another_reads(way: str, place: Path, backend: Ba
             assert dict(content(backend)) == expected
             for key, record in changes_of(lsn):
                 assert backend.get(key) == record
+
+
+def test_whatever_is_seen_while_another_process_folds_is_the_content_of_its_position(
+    way: str, place: Path, backend: Backend
+) -> None:
+    expected: dict[bytes, bytes] = {}
+    reached = 0
+    with child("ever", way, place) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        for _ in range(60):
+            scan = backend.scan()
+            position = scan.position
+            for lsn in range(reached + 1, position.lsn + 1):
+                advance(expected, lsn)
+            reached = position.lsn
+            assert dict(scan) == expected
+            assert position == at(reached)
+            scan.close()
 
 
 def test_a_folder_killed_anywhere_leaves_a_position_with_its_content(way: str, place: Path) -> None:

@@ -54,8 +54,8 @@ class Model:
         self.lsn += 1
         disarmed = sorted(self.armed)[:disarm:2]
         self.backend.fold(sorted(changes.items()), armed, disarmed, at(self.lsn))
-        self.sessions.update(changes)
-        self.sessions = {key: record for key, record in self.sessions.items() if record is not None}
+        merged: dict[bytes, Any] = self.sessions | changes
+        self.sessions = {key: record for key, record in merged.items() if record is not None}
         self.armed = (self.armed - set(disarmed)) | set(armed)
         for key in changes:
             assert self.backend.get(key) == self.seen.get(key)

@@ -152,8 +152,13 @@ def _digest(session: Session | None) -> str:
 
 def _events(directory: Path, known: dict[bytes, str]) -> list[Event]:
     identity = read_identity(directory)
-    key = cluster_key(identity.cluster_id)
-    cursor = LogCursor(log_path(directory), identity.cluster_id, key, identity.shard, is_writable=False)
+    cursor = LogCursor(
+        log_path(directory),
+        identity.cluster_id,
+        cluster_key(identity.cluster_id),
+        identity.shard,
+        is_writable=False,
+    )
     found: list[Event] = []
     cursor.seek(0)
     for run in cursor.runs():

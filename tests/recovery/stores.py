@@ -10,6 +10,8 @@ from typing import Any
 
 from perdure.store import OpenOptions, SessionStore, open_store
 
+BLOCK_BYTES = 4096
+
 
 def contents(store: SessionStore) -> dict[str, Any]:
     """Every session's metadata by id, as readers see it."""
@@ -61,9 +63,9 @@ def _content(path: Path, size: int) -> str:
             except OSError:
                 break
             end = os.lseek(file.fileno(), at, os.SEEK_HOLE)
-            content.update(at.to_bytes(8, "little"))
-            while at < end and (data := os.pread(file.fileno(), min(1 << 20, end - at), at)):
-                content.update(data)
+            while at < end and (data := os.pread(file.fileno(), min(BLOCK_BYTES, end - at), at)):
+                if any(data):  # a block of zeros may be a hole at one time and none at another
+                    content.update(at.to_bytes(8, "little") + data)
                 at += len(data)
     return content.hexdigest()
 

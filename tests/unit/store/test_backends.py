@@ -141,6 +141,9 @@ def test_a_stretched_file_is_cut_where_it_has_blocks_but_only_by_who_is_alone(tm
     first.allocate(101)
     assert path.stat().st_size == first.allocated == STEP_BYTES
     assert path.stat().st_blocks * 512 >= STEP_BYTES
+    os.truncate(path, 5000)
+    first.allocate(6000)
+    assert path.stat().st_size == STEP_BYTES
     first.close()
 
 

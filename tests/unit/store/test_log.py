@@ -28,7 +28,7 @@ from perdure.store.frame import cluster_key
 from perdure.store.identity import Identity, read_identity, write_identity
 from perdure.store.ids import NOWHERE, Position
 from perdure.store.keeper import seal_all
-from perdure.store.log import EventLog
+from perdure.store.log import SEGMENT_BYTES, EventLog
 from perdure.store.page import Word
 from perdure.store.placing import open_log
 from perdure.store.promise import Promise
@@ -53,10 +53,15 @@ def store(tmp_path: Path) -> Path:
 def open_one(store: Path) -> Iterator[OpenLog]:
     opened: list[EventLog] = []
 
-    def open_it(boot: str = "boot-1", **options: object) -> EventLog:
+    def open_it(boot: str = "boot-1", segment_bytes: int = SEGMENT_BYTES) -> EventLog:
         log = EventLog(
-            store, read_identity(store), boot_id=boot, now_ms=lambda: 1000, lock_timeout_ms=300, **options
-        )  # type: ignore[arg-type]
+            store,
+            read_identity(store),
+            boot_id=boot,
+            now_ms=lambda: 1000,
+            lock_timeout_ms=300,
+            segment_bytes=segment_bytes,
+        )
         opened.append(log)
         log.write_lock.acquire(1000)
         try:
@@ -78,7 +83,8 @@ def append(log: EventLog, numbers: range, size: int = 20) -> Position:
         log.lock()
         log.roll_if_due(1000)
         at = log.cursor.at
-        position = log.append(payload(number, size), 1, (at.digest + 1) % 2**64, at.session_count + 1, 1000)
+        digest = (at.digest + 1) % 2**64
+        position = log.append(payload(number, size), 1, digest, at.session_count + 1, 1000).position
         log.unlock()
     return position
 

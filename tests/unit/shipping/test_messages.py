@@ -1,0 +1,150 @@
+"""The codec: what goes in comes out, in whatever pieces; hostile bytes give WireError and little memory."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import strategies as st
+
+from perdure.shipping import messages
+from perdure.shipping.messages import (
+    ENVELOPE,
+    GREETING_BYTES_MAX,
+    KINDS,
+    MESSAGE_BYTES_MAX,
+    WITH_PAYLOAD,
+    Ack,
+    Decoder,
+    Frames,
+    Greet,
+    Message,
+    encode_message,
+    pack_payload,
+    unpack_payload,
+)
+from perdure.store import WireError
+from perdure.store.frame import FRAME_BYTES_MAX
+from tests.support.fuzz import fuzz
+
+POSITION = (3, 2**40, 2**64 - 1)
+STATE = (3, 2**40, 2**64 - 1, 2**63, 17)
+EXAMPLES: list[Message] = [
+    messages.Greet("shipper", bytes(32)),
+    messages.Challenge(bytes(32)),
+    messages.Proof(bytes(32), bytes(32)),
+    messages.Refusal("fenced", "no", 4, "n2"),
+    messages.ShipHello("n1", 0, 3, False, POSITION, 7, [(1, 1), (3, 90)], ("n1", "n2"), 1),
+    messages.ShipWelcome("n2", POSITION, 6, 5, [(1, 1)], 1),
+    messages.Start(POSITION),
+    messages.Cut(POSITION),
+    messages.Frames(100, False, 9),
+    messages.Heartbeat(9, 10, 1_700_000_000_000, 5),
+    messages.Ack(POSITION, 8, 5),
+    messages.Pause("full"),
+    messages.Peers([("n2", 5, "streaming")]),
+    messages.SnapshotOffer("x.snap", STATE, 1000, 1, 3, "n1", STATE, 50),
+    messages.SnapshotWant(0, 5),
+    messages.Piece(1, 0, 10, True),
+    messages.PieceAck(0, 5),
+    messages.StatusAsk(),
+    messages.StatusReply("n2", 0, "replica", POSITION, 1, 1, 3, "n1", ("n1",), 1, 1, "n1", -1, ""),
+    messages.PromiseAsk(4, "n2"),
+    messages.PromiseReply(4, "n2", POSITION, 9, ""),
+    messages.FetchAsk(POSITION, 1000),
+    messages.FetchReply(0, POSITION),
+]
+
+
+def test_there_is_an_example_of_every_kind() -> None:
+    assert {type(example) for example in EXAMPLES} == set(KINDS.values())
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_a_message_comes_back_as_it_was(message: Message) -> None:
+    number = next(number for number, kind in KINDS.items() if kind is type(message))
+    payload = b"frames" if number in WITH_PAYLOAD else b""
+    decoder = Decoder(MESSAGE_BYTES_MAX)
+    decoder.feed(encode_message(message, payload))
+    assert list(decoder.messages()) == [(message, payload)]
+    assert decoder.held_bytes == 0
+
+
+@fuzz(100, chosen=st.lists(st.sampled_from(EXAMPLES), min_size=1, max_size=8), step=st.integers(1, 50))
+def test_messages_come_back_in_order_in_whatever_pieces_they_arrive(chosen: list[Message], step: int) -> None:
+    data = b"".join(encode_message(message) for message in chosen)
+    decoder = Decoder(MESSAGE_BYTES_MAX)
+    got: list[Message] = []
+    for start in range(0, len(data), step):
+        decoder.feed(data[start : start + step])
+        got += [message for message, _ in decoder.messages()]
+    assert got == chosen
+
+
+@fuzz(500, data=st.binary(max_size=2000), limit=st.sampled_from([GREETING_BYTES_MAX, MESSAGE_BYTES_MAX]))
+def test_hostile_bytes_give_wire_error_and_nothing_else(data: bytes, limit: int) -> None:
+    decoder = Decoder(limit)
+    decoder.feed(data)
+    with contextlib.suppress(WireError):
+        list(decoder.messages())
+
+
+@fuzz(
+    500,
+    message=st.sampled_from(EXAMPLES),
+    at=st.integers(0, 10_000),
+    bit=st.integers(0, 7),
+    tail=st.binary(max_size=20),
+)
+def test_damaged_messages_give_wire_error_and_nothing_else(
+    message: Message, at: int, bit: int, tail: bytes
+) -> None:
+    data = bytearray(encode_message(message) + tail)
+    data[at % len(data)] ^= 1 << bit
+    decoder = Decoder(MESSAGE_BYTES_MAX)
+    decoder.feed(bytes(data))
+    with contextlib.suppress(WireError):
+        list(decoder.messages())
+
+
+def test_a_stranger_may_not_announce_a_large_message() -> None:
+    decoder = Decoder(GREETING_BYTES_MAX)
+    decoder.feed(ENVELOPE.pack(1 << 24, messages.PROTOCOL, 20, 10))
+    with pytest.raises(WireError, match="at most 1024"):
+        list(decoder.messages())
+
+
+def test_another_protocol_version_is_named() -> None:
+    data = bytearray(encode_message(Greet("client", bytes(32))))
+    data[4] = 9
+    decoder = Decoder()
+    decoder.feed(bytes(data))
+    with pytest.raises(WireError, match="protocol 9"):
+        list(decoder.messages())
+
+
+def test_a_payload_where_none_belongs_is_refused() -> None:
+    decoder = Decoder(MESSAGE_BYTES_MAX)
+    decoder.feed(encode_message(Ack(POSITION, 1), b"payload"))
+    with pytest.raises(WireError, match="with a payload"):
+        list(decoder.messages())
+
+
+def test_a_message_beyond_the_limit_is_not_made() -> None:
+    with pytest.raises(WireError, match="too large"):
+        encode_message(Frames(1, False, 0), bytes(FRAME_BYTES_MAX + 1))
+
+
+@fuzz(50, raw=st.binary(max_size=5000), compress=st.booleans())
+def test_a_payload_comes_back_compressed_or_not(raw: bytes, compress: bool) -> None:
+    payload, compressed = pack_payload(raw, compress)
+    assert len(payload) <= len(raw)
+    assert unpack_payload(payload, len(raw), compressed) == raw
+
+
+def test_a_compressed_payload_that_is_larger_than_announced_is_refused() -> None:
+    payload, compressed = pack_payload(bytes(1 << 20), True)
+    assert compressed
+    for announced in (0, 100, (1 << 20) - 1, (1 << 20) + 1, FRAME_BYTES_MAX + 1):
+        with pytest.raises(WireError):
+            unpack_payload(payload, announced, compressed)

@@ -1,0 +1,236 @@
+"""A replica's log: only frames that follow get in, segment by segment, durable before they are answered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import strategies as st
+
+from perdure.shipping.frames_in import split_frames
+from perdure.shipping.replica_log import ReplicaLog
+from perdure.store import FencedError, PromiseRefusedError, StorageFullError, WireError
+from perdure.store.cursor import list_segments
+from perdure.store.frame import cluster_key
+from perdure.store.ids import NOWHERE
+from perdure.store.log import EventLog
+from perdure.store.page import Word
+from perdure.store.promise import Promise, read_promise
+from tests.support.fuzz import fuzz
+from tests.unit.shipping.logs import (
+    CLUSTER,
+    begin_epoch,
+    end_of,
+    make_node,
+    make_primary,
+    opened,
+    runs_of,
+    write,
+)
+
+KEY = cluster_key(CLUSTER)
+REIGN = Promise(1, "n1")
+
+
+@pytest.fixture
+def primary(tmp_path: Path) -> Path:
+    path = make_primary(tmp_path / "n1", k=1)
+    write(path, 5)
+    write(path, 5, roll=True)
+    return path
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Path:
+    return make_node(tmp_path / "n2", "n2")
+
+
+def test_what_is_appended_is_the_primarys_log_segment_by_segment(primary: Path, replica: Path) -> None:
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        assert log.accept_reign(REIGN) == NOWHERE.position
+        end = log.append(REIGN, [run.raw for run in runs_of(primary)])
+        assert end == end_of(primary)
+        assert node.log.words[Word.FLUSHED] == end.lsn
+        assert node.log.config.sync_replicas == 1
+    ours = [(file.first_lsn, file.epoch) for file in list_segments(replica / "log")]
+    assert ours == [(file.first_lsn, file.epoch) for file in list_segments(primary / "log")]
+
+
+def test_a_run_that_spans_segments_is_cut_where_they_begin(primary: Path, replica: Path) -> None:
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        log.append(REIGN, [b"".join(run.raw for run in runs_of(primary))])
+    assert len(list_segments(replica / "log")) == 2
+
+
+@pytest.mark.parametrize("lost", ["first", "middle", "chain", "cut", "doubled"])
+def test_frames_that_do_not_follow_are_refused_and_nothing_is_written(
+    primary: Path, replica: Path, lost: str
+) -> None:
+    run = runs_of(primary)[0]
+    frames = [run.data[offset : offset + frame.size_bytes] for offset, frame in run.frames]
+    bad = {
+        "first": frames[1:],
+        "middle": frames[:2] + frames[3:],
+        "chain": [frames[0], frames[1][:-1] + b"\xff"],
+        "cut": [frames[0], frames[1][:-1]],
+        "doubled": [frames[0], frames[0]],
+    }[lost]
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        with pytest.raises(WireError):
+            log.append(REIGN, [b"".join(bad)])
+        assert node.log.cursor.at.lsn == 0
+
+
+def test_frames_of_a_higher_epoch_than_the_reign_are_refused(primary: Path, replica: Path) -> None:
+    begin_epoch(primary, "n1", 5)
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        with pytest.raises(WireError, match="epoch 5"):
+            log.append(REIGN, [run.raw for run in runs_of(primary)])
+
+
+@fuzz(200, data=st.binary(max_size=400))
+def test_hostile_frames_give_wire_error_and_nothing_else(data: bytes) -> None:
+    try:
+        split_frames(data, NOWHERE, key=KEY, shard=0, epoch_max=1)
+    except WireError:
+        return
+    assert data == b""
+
+
+def test_every_flipped_bit_of_a_run_is_refused(primary: Path) -> None:
+    raw = runs_of(primary)[0].raw[:400]
+    whole = split_frames_or_none(raw)
+    for at in range(len(raw)):
+        damaged = raw[:at] + bytes([raw[at] ^ 0x10]) + raw[at + 1 :]
+        assert split_frames_or_none(damaged) is None
+    assert whole is None or whole
+
+
+def split_frames_or_none(raw: bytes) -> object:
+    try:
+        return split_frames(raw, NOWHERE, key=KEY, shard=0, epoch_max=1)
+    except WireError:
+        return None
+
+
+# -- promises --------------------------------------------------------------------------------------
+
+
+def test_a_higher_reign_is_promised_before_its_first_frame(primary: Path, replica: Path) -> None:
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        assert read_promise(replica) == REIGN
+        log.accept_reign(Promise(3, "n3"))
+        assert read_promise(replica) == Promise(3, "n3")
+        with pytest.raises(FencedError, match="epoch 3 is promised to n3"):
+            log.accept_reign(REIGN)
+        with pytest.raises(FencedError):
+            log.accept_reign(Promise(3, "n1"))
+
+
+def test_frames_of_a_reign_that_is_over_are_refused_though_it_began_here(
+    primary: Path, replica: Path
+) -> None:
+    runs = [run.raw for run in runs_of(primary)]
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        end = log.append(REIGN, runs[:1])
+        assert log.give_promise(Promise(2, "n3")) == end
+        with pytest.raises(FencedError):
+            log.append(REIGN, runs[1:])
+        assert node.log.cursor.at.position == end
+
+
+def test_a_promise_by_another_process_of_the_node_counts_here_too(primary: Path, replica: Path) -> None:
+    with opened(replica) as node, opened(replica) as other:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        ReplicaLog(other).give_promise(Promise(2, "n2"))
+        with pytest.raises(FencedError):
+            log.append(REIGN, [run.raw for run in runs_of(primary)])
+        with pytest.raises(PromiseRefusedError):
+            log.give_promise(Promise(2, "n3"))
+
+
+def test_the_commit_lsn_is_published_only_as_far_as_the_log_is_on_disk(primary: Path, replica: Path) -> None:
+    runs = [run.raw for run in runs_of(primary)]
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        assert log.commit(9) == 0
+        first = log.append(REIGN, runs[:1])
+        assert log.commit(9) == min(9, first.lsn)
+        assert log.commit(3) == min(9, first.lsn)
+        log.append(REIGN, runs[1:])
+        assert log.commit(0) == 9
+
+
+# -- crashes and full disks ------------------------------------------------------------------------
+
+
+def test_a_segment_that_was_made_before_a_crash_is_taken_up(primary: Path, replica: Path) -> None:
+    runs = runs_of(primary)
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        log.append(REIGN, [runs[0].raw])
+        node.log.lock_any()
+        node.log.begin_segment(1, "n1", 0)  # and here the process dies
+        node.log.unlock()
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        assert log.append(REIGN, [runs[1].raw]) == end_of(primary)
+    assert len(list_segments(replica / "log")) == 2
+
+
+def test_an_empty_segment_of_an_epoch_that_never_came_is_removed(primary: Path, replica: Path) -> None:
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        log.append(REIGN, [run.raw for run in runs_of(primary)])
+        node.log.lock_any()
+        node.log.begin_segment(1, "n1", 0)
+        node.log.unlock()
+    begin_epoch(primary, "n1", 2)
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(Promise(2, "n1"))
+        log.append(Promise(2, "n1"), [run.raw for run in runs_of(primary, end_of(replica).lsn)])
+    ours = [(file.first_lsn, file.epoch) for file in list_segments(replica / "log")]
+    assert ours == [(file.first_lsn, file.epoch) for file in list_segments(primary / "log")]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_full_disk_keeps_what_got_in_and_goes_on_later(
+    primary: Path, replica: Path, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    whole = EventLog.append_run
+
+    def append_run(self: EventLog, run: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise StorageFullError("no space left")
+        whole(self, run)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(EventLog, "append_run", append_run)
+    batch = [b"".join(run.raw for run in runs_of(primary))]
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        with pytest.raises(StorageFullError):
+            log.append(REIGN, batch)
+        assert node.log.words[Word.FLUSHED] == node.log.cursor.at.lsn
+        assert log.append(REIGN, batch) == end_of(primary)
+        assert batch == []
