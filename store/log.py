@@ -302,8 +302,9 @@ class EventLog:
     def append(
         self, payload: bytes, event_count: int, digest: int, session_count: int, now_ms: int
     ) -> StatePosition:
-        """Append one frame; answers where the log then stands. The caller holds the lock, and has checked the sizes.
+        """Append one frame; answers where the log then stands.
 
+        The caller holds the lock, and has checked the sizes.
         Raises StorageFullError or StorageError if the bytes could not be written; the log is then as
         it was before, or is settled by whoever locks it next.
         """

@@ -14,7 +14,7 @@ acknowledgement, and is itself synced within a second. Little-endian, a slot:
     40      8     sequence number
     48      8     cluster key
     56      8     xxh3_64 of the slot up to here
-"""
+"""  # noqa: E501 - the table is easier to read in one piece
 
 from __future__ import annotations
 

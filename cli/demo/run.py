@@ -102,7 +102,7 @@ class Demo:
         return group
 
     def _start_writers(self, node: str, group: int, *, is_first: bool) -> None:
-        """Start the app on a node. In its first life a short access log is stretched and held near its end."""
+        """Start the app on a node. In its first life a short access log is stretched, held near its end."""
         options, cluster = self._options, self._cluster
         tasks = []
         for writer in range(options.plan.writers):

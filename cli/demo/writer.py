@@ -114,6 +114,7 @@ class Driver:
         self._insist(call)
         for number in numbers:
             self._ledger.acknowledge(number)
+        self._ledger.flush()
         self._gauge.add(Count.WRITES, len(creates))
         self._gauge.add(Count.OPERATIONS, len(creates))
 
@@ -138,6 +139,7 @@ class Driver:
         existed = self._insist(call)
         taken_us = (time.perf_counter_ns() - start) // 1000
         self._ledger.acknowledge(number, existed=existed)
+        self._ledger.flush()  # on file before the next kill can make an unknown of it
         self._gauge.add(Count.WRITES)
         if taken_us > self._gauge[Count.SLOWEST_US]:
             self._gauge[Count.SLOWEST_US] = taken_us

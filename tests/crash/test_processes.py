@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from perdure.store import SessionStore
+from perdure.store import NOWHERE, SessionStore
+from perdure.store.backends import open_backend
+from perdure.store.cursor import LogCursor
 from perdure.store.rebuild import replay
 
 PROCESSES = 4
@@ -23,8 +25,16 @@ CALLS_MIN = 400
 
 def start(store: Path, ledger: Path, seed: int, durability: str, seconds: float) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.crash.writer_process"]
-        + [str(store), str(ledger), str(seed), str(seconds), durability],
+        [
+            sys.executable,
+            "-m",
+            "tests.crash.writer_process",
+            store,
+            ledger,
+            str(seed),
+            str(seconds),
+            durability,
+        ],
         stderr=subprocess.PIPE,
         cwd=Path(__file__).parents[2],
     )
@@ -94,7 +104,9 @@ def check(store: Path, ledgers: list[Path]) -> int:
             known |= attempts.keys()
             for key, values in attempts.items():
                 allowed = values[acked[key] :] if key in acked else [0, *values]
-                assert found.get(key, 0) in allowed, f"{key}: {found.get(key)} of {values}, acked {acked.get(key)}"
+                assert found.get(key, 0) in allowed, (
+                    f"{key}: {found.get(key)} of {values}, acked {acked.get(key)}"
+                )
             total += ledger.read_text().count("ack ")
         assert found.keys() <= known, "sessions that nobody ever wrote"
         before = (opened.position(), opened.stats()["digest"], opened.count())
@@ -106,10 +118,6 @@ def check(store: Path, ledgers: list[Path]) -> int:
 
 def replayed(store: Path, opened: SessionStore, target: Path) -> tuple[object, str, int]:
     """Position, digest and count of a replay of the whole log into an empty back end."""
-    from perdure.store import NOWHERE
-    from perdure.store.backends import open_backend
-    from perdure.store.cursor import LogCursor
-
     log = opened._log
     backend = open_backend("lmdb", target)
     cursor = LogCursor(log.cursor.log, log.identity.cluster_id, log.key)
