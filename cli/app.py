@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import log, session, snapshot
+from . import log, retention, session, snapshot
 from .bench import bench
 from .demo.command import demo
 from .init import init
@@ -26,7 +26,6 @@ from .verify import verify
 
 app = typer.Typer(
     name="perdure",
-    help="Durable, replicated session storage: an append-only log, its state, and replicas.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -44,20 +43,26 @@ app.command()(verify)
 app.command()(promote)
 app.command()(status)
 app.add_typer(log.group, name="log")
+app.add_typer(retention.group, name="retention")
 app.add_typer(session.group, name="session")
 app.command()(bench)
 app.command()(demo)
 
 
+def _say_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"perdure {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", help="Say the version and end.", is_eager=True)
+        bool,
+        typer.Option("--version", help="Say the version and end.", is_eager=True, callback=_say_version),
     ] = False,
 ) -> None:
-    if version:
-        print(f"perdure {__version__}")
-        raise typer.Exit
+    """Durable, replicated session storage: an append-only log, its state, and replicas."""
 
 
 def main() -> None:

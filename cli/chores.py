@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from .. import open as open_replicated
-from ..recovery import apply_retention, take_snapshot
+from ..recovery import Policy, apply_retention, take_snapshot
 from ..shipping import shipping_status
 from ..store import PerdureError, PoisonedError
 
@@ -98,9 +98,9 @@ class Chores:
         self._snapshot_lsn = file.lsn
         return file.name
 
-    def drop(self) -> object:
-        """Drop the segments that neither a replica nor the newest good snapshot needs."""
-        return apply_retention(self._directory)
+    def drop(self) -> int:
+        """Drop what neither a replica nor the newest good snapshot needs; answers how many files."""
+        return len(apply_retention(self._directory, Policy(snapshots=self._task.snapshots_kept)).drop)
 
 
 def main() -> None:

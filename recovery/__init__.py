@@ -1,9 +1,12 @@
 """Snapshots, replay, verify, rejoin, retention and failover; imports the store and shipping rooms."""
 
+from .drop import apply_retention, explain_retention
 from .findings import Finding, Level, Summary, summarise
+from .logtool import EpochStat, LogStat, SegmentStat, dump, stat
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises, promises_needed
 from .promote import PromotionRefusedError, PromotionReport, promote
 from .replay import ReplayReport, is_unfinished, replay_to
+from .retention import Line, Plan, Policy, plan_retention
 from .take import SnapshotState, inspect_snapshots, prune_snapshots, take_snapshot
 from .verify import verify
 from .verify_log import Depth
@@ -13,24 +16,35 @@ __all__ = [
     "Answer",
     "Decision",
     "Depth",
+    "EpochStat",
     "Finding",
     "Level",
+    "Line",
+    "LogStat",
+    "Plan",
+    "Policy",
     "PromotionRefusedError",
     "PromotionReport",
     "ReplayReport",
+    "SegmentStat",
     "SnapshotState",
     "Summary",
     "VoterState",
     "Voters",
     "Why",
     "WireVoters",
+    "apply_retention",
     "count_promises",
+    "dump",
+    "explain_retention",
     "inspect_snapshots",
     "is_unfinished",
+    "plan_retention",
     "promises_needed",
     "promote",
     "prune_snapshots",
     "replay_to",
+    "stat",
     "summarise",
     "take_snapshot",
     "verify",

@@ -201,11 +201,15 @@ def _meaning(event: Event, id: str) -> dict[str, Any]:
     if kind == Kind.RENAME:
         return {"new_key": value.decode("utf-8", "backslashreplace")}
     if kind == Kind.EPOCH_START:
-        start = epoch_start_of([event])
-        return {"epoch_start": msgspec.to_builtins(start)}
+        return {"epoch_start": _plain(epoch_start_of([event]))}
     if kind == Kind.CONFIG:
-        return {"config": msgspec.to_builtins(config_of([event]))}
+        return {"config": _plain(config_of([event]))}
     return {}
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it: bytes as Base64, times as text."""
+    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 def _session(session: Session, value: bytes) -> dict[str, Any]:
@@ -219,7 +223,7 @@ def _session(session: Session, value: bytes) -> dict[str, Any]:
         "priority": session.priority.name.lower(),
         "group": session.group,
         "tags": list(session.tags),
-        "metadata": dict(session.metadata),
+        "metadata": _plain(session.metadata),
     }
 
 

@@ -42,7 +42,16 @@ from ..store.errors import (
 )
 from ..store.ids import EPOCH_MAX, Position
 from ..store.promise import Promise, read_promise
-from .promises import Answer, Decision, Voters, VoterState, Why, count_promises, is_further
+from .promises import (
+    Answer,
+    Decision,
+    Voters,
+    VoterState,
+    Why,
+    count_promises,
+    is_further,
+    promises_needed,
+)
 from .voters import WireVoters
 
 VOTERS_MAX = 32
@@ -301,17 +310,24 @@ class _Promotion:
         text = f"{self.name} cannot become primary: {decision.message}"
         if decision.why is Why.TOO_FEW:
             heard = "; ".join(f"{name}: {why}" for name, why in sorted(self.unheard.items()))
-            how = "--alone" if len(self.config.voters) == 2 else "--accept-data-loss or --alone"
             return NoQuorumError(
                 f"{text} ({heard})" if heard else text,
                 node=self.name,
-                hint=f"Bring back enough voters. If they are gone for good, see {how}.",
+                hint=f"Bring back enough voters. If they are gone for good: {self._way_out(decision)}.",
             )
         if decision.why is Why.DIVERGED:
             return DivergedError(text, node=self.name, hint=hints[Why.DIVERGED])
         return PromotionRefusedError(
             text, decision=decision, path=self.node.store, node=self.name, hint=hints[decision.why]
         )
+
+    def _way_out(self, decision: Decision) -> str:
+        """Which options would let the promotion go on, with what it has."""
+        nodes, k = len(self.config.voters), self.config.sync_replicas
+        relaxed = promises_needed(nodes, k, accept_data_loss=True)
+        if len(decision.promisers) >= relaxed:
+            return "--accept-data-loss"
+        return "--alone" if nodes == 2 and k >= 1 else "--alone --accept-data-loss"
 
     def _risk(self) -> str:
         lsn = self.log.cursor.at.lsn

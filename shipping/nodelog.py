@@ -40,6 +40,7 @@ class NodeLog:
         self.identity = identity
         self.log = log
         self._locks = locks
+        log.on_reset = self._begin_again
 
     @property
     def node(self) -> str:
@@ -91,6 +92,12 @@ class NodeLog:
             for lock in locks:
                 lock.close()
             raise
+
+    def _begin_again(self) -> None:
+        """The log was cut or replaced by another process: go to the start of its newest segment."""
+        files = list_segments(self.log.cursor.log)
+        if files:
+            self.log.cursor.open_segment(files[-1])
 
     def close(self) -> None:
         self.log.close()

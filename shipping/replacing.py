@@ -51,6 +51,7 @@ def renew_page(store: Path, *, committed_lsn: int, keep_folded: bool) -> None:
         page.reset()
         page.words[Word.COMMITTED] = committed_lsn
         page.words[Word.FOLDED] = folded
+        page.words[Word.DIRTY] = 1  # whoever takes the write lock next finds the log's end by its files
         page.adopt()
         page.bump()
     finally:

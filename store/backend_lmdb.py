@@ -15,7 +15,7 @@ from functools import partial
 from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Final, NoReturn, Protocol
+from typing import Final, NoReturn, Protocol, TypeVar
 
 from .blocks import Work
 from .deadlines import RUN_SPAN_MS, pack_run, runs_of, unpack_run
@@ -52,6 +52,7 @@ _POSITION_KEY: Final = b"position"
 _RUN_KEY = struct.Struct(">QQI")
 _FIRST = struct.Struct(">Q")
 _KEY = itemgetter(0)
+T = TypeVar("T")
 
 
 class ReadRecord(Protocol):
@@ -136,9 +137,7 @@ class LmdbBackend:
 
     def scan(self, after: bytes = b"") -> LmdbScan:
         """An image of the newest state, from the first key above `after`."""
-        if self._refuse:
-            self._refuse()
-        return LmdbScan(self._shared, after)
+        return self._read(lambda: LmdbScan(self._shared, after))
 
     def fold(
         self,
@@ -195,11 +194,25 @@ class LmdbBackend:
 
     def due(self, until_ms: int, limit: int) -> list[Deadline]:
         """Up to `limit` of the earliest deadlines that are at or before `until_ms`, in order."""
+        return self._read(lambda: self._due(until_ms, limit))
+
+    def _due(self, until_ms: int, limit: int) -> list[Deadline]:
+        with self._shared.env.begin(self._shared.deadlines, buffers=True) as txn:
+            return _earliest(txn.cursor(), until_ms, limit)
+
+    def _read(self, read: Callable[[], T]) -> T:
+        """`read` in a transaction of its own; once more if another process had made the map larger."""
         if self._refuse:
             self._refuse()
         try:
-            with self._shared.env.begin(self._shared.deadlines, buffers=True) as txn:
-                return _earliest(txn.cursor(), until_ms, limit)
+            return read()
+        except OUTGROWN:
+            viewing = self._txn is not None
+            self.release()
+            self._shared.grow()
+            if viewing:
+                self.refresh()
+            return self._read(read)
         except EngineError as error:
             raise self.translate(error) from error
 
@@ -273,9 +286,9 @@ class LmdbScan:
         try:
             self._txn: Txn | None = shared.env.begin(shared.sessions)
             self._position, self._long_count = _read_position(self._txn, shared)
-        except EngineError as error:
+        except EngineError:
             shared.readers.discard(self)
-            raise translate_lmdb(error, shared.data_path) from error
+            raise
         watch_forks(self)
 
     @property

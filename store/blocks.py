@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -106,11 +107,15 @@ class AheadFile:
             os.posix_fallocate(self._descriptor, self.allocated, end - self.allocated)
             self.allocated = end
 
-    def cut_if_alone(self, end: int) -> None:
-        """Let the file end behind `end`, unless another process has it open: that one's folds will."""
+    def cut_if_alone(self, end_of_data: Callable[[], int]) -> None:
+        """Let the file end behind its data, unless another process has it open: that one's folds will.
+
+        `end_of_data` is asked once nobody else can write any more.
+        """
         with translated("cannot cut a file", self.path):
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                end = end_of_data()
                 if os.fstat(self._descriptor).st_size > end + CUT_BYTES_MIN:
                     self._cut(end)
             except BlockingIOError:

@@ -172,20 +172,18 @@ class LogCursor:
             frames, verdict = self._take(data, upto_lsn)
             if frames:
                 return Run(data, frames)
-            if verdict is Verdict.SHORT:
-                need = self._size_claimed(data)
-                if need > limit_bytes:
-                    limit_bytes = need
-                    continue
-                if self._next_segment():
-                    raise self._damaged("a frame is cut short, and another segment follows")
+            if verdict is Verdict.OK:
                 return None
-            if verdict is Verdict.END or data[:8] == FOOTER_MAGIC:
-                if not self._next_segment():
-                    return None
+            need = self._size_claimed(data) if verdict is Verdict.SHORT else 0
+            if need > limit_bytes:
+                limit_bytes = need
+                continue
+            # What stands behind the last frame of a segment, a footer or half of one, hides no frame if
+            # the next segment follows by LSN and chain; enter_next() checks that.
+            if self._next_segment():
                 self.enter_next()
                 continue
-            if verdict is Verdict.OK:
+            if verdict is not Verdict.BAD or data[:8] == FOOTER_MAGIC:
                 return None
             raise self._damaged("a frame is damaged or does not follow the one before it")
         return None

@@ -179,15 +179,15 @@ class Environment:
                 with self._write_lock, self.env.begin(write=True) as txn:
                     self._reserve(txn, work)
                     apply(txn)
-                break
+                self._folds += 1
+                if self._folds % FOLDS_PER_READER_CHECK == 0:
+                    self.env.reader_check()
+                return
             except OUTGROWN:
                 release()
                 self.grow()
             except lmdb.Error as error:
                 raise translate_lmdb(error, self.data_path) from error
-        self._folds += 1
-        if self._folds % FOLDS_PER_READER_CHECK == 0:
-            self.env.reader_check()
 
     def _reserve(self, txn: Txn, work: Work) -> None:
         """Have blocks for whatever `txn`, which has just begun and keeps other writers out, may reach."""
@@ -206,7 +206,7 @@ class Environment:
 
     def _cut(self) -> None:
         if self.mapped:
-            self._ahead.cut_if_alone((self.env.info()["last_pgno"] + 1) * PAGE_BYTES)
+            self._ahead.cut_if_alone(lambda: (self.env.info()["last_pgno"] + 1) * PAGE_BYTES)
 
     def grow(self) -> None:
         """Take on the map size that another process gave the file, or else double it.
@@ -226,8 +226,8 @@ class Environment:
     def close(self) -> None:
         try:
             self._cut()
-        except PerdureError:
-            pass  # the next to open it cuts it
+        except (lmdb.Error, PerdureError):
+            pass  # who opens it next cuts it
         self.env.close()
         self._ahead.close()
 

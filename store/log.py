@@ -527,10 +527,15 @@ class EventLog:
     def _still_there(self) -> bool:
         """Is the last frame that this process followed still where it was?"""
         cursor = self.cursor
-        if cursor.descriptor < 0 or not cursor.last_frame:
-            return cursor.descriptor >= 0 or not list_segments(cursor.log)
-        if not os.path.exists(cursor.path):
+        if cursor.descriptor < 0:
+            return not list_segments(cursor.log)
+        try:
+            if not os.path.samestat(os.fstat(cursor.descriptor), os.stat(cursor.path)):
+                return False  # a cut rewrites the segment that it ends in
+        except FileNotFoundError:
             return False
+        if not cursor.last_frame:
+            return True
         frame, _ = self.frame_at(cursor.last_frame)
         return frame is not None and frame.chain == cursor.at.chain
 

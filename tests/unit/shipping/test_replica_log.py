@@ -104,20 +104,23 @@ def test_hostile_frames_give_wire_error_and_nothing_else(data: bytes) -> None:
     assert data == b""
 
 
-def test_every_flipped_bit_of_a_run_is_refused(primary: Path) -> None:
-    raw = runs_of(primary)[0].raw[:400]
-    whole = split_frames_or_none(raw)
+def test_every_flipped_byte_and_every_truncation_of_a_run_is_refused(primary: Path) -> None:
+    run = runs_of(primary)[0]
+    raw = run.data[: run.frames[2][0]]
+    assert is_taken(raw)
     for at in range(len(raw)):
-        damaged = raw[:at] + bytes([raw[at] ^ 0x10]) + raw[at + 1 :]
-        assert split_frames_or_none(damaged) is None
-    assert whole is None or whole
+        assert not is_taken(raw[:at] + bytes([raw[at] ^ 0x10]) + raw[at + 1 :])
+    ends = {0, *(offset for offset, _ in run.frames)}
+    for size in range(len(raw)):
+        assert is_taken(raw[:size]) is (size in ends)
 
 
-def split_frames_or_none(raw: bytes) -> object:
+def is_taken(raw: bytes) -> bool:
     try:
-        return split_frames(raw, NOWHERE, key=KEY, shard=0, epoch_max=1)
+        split_frames(raw, NOWHERE, key=KEY, shard=0, epoch_max=1)
     except WireError:
-        return None
+        return False
+    return True
 
 
 # -- promises --------------------------------------------------------------------------------------

@@ -75,6 +75,9 @@ from perdure.store.backend_lmdb import LmdbBackend
 backend = LmdbBackend(Path(sys.argv[1]), map_bytes=1 << 20, mapped=sys.argv[2] == "1")
 print(backend.refresh().lsn, flush=True)
 sys.stdin.readline()
+scan = backend.scan(b"00029998")
+assert len(list(scan)) == 1
+scan.close()
 print(backend.refresh().lsn, flush=True)
 assert backend.get(b"00029999") == b"r" * 250
 backend.close()

@@ -304,6 +304,23 @@ def test_sealing_survives_a_crash_in_the_middle_of_the_footer(store: Path, open_
     cursor.close()
 
 
+def test_half_a_footer_of_any_length_does_not_stop_a_reader(store: Path, open_one: OpenLog) -> None:
+    log = open_one(segment_bytes=1000)
+    end = append(log, range(20))
+    before = frames_of(store)
+    seal_all(log.cursor, lambda: log.flush(end.lsn))
+    first = list_segments(names.log_path(store))[0].path
+    cursor = reader(store)
+    cursor.open_segment(list_segments(names.log_path(store))[0])
+    footer = cursor.footer()
+    cursor.close()
+    assert footer is not None
+    sealed = first.read_bytes()
+    for size in range(footer.frames_end, len(sealed)):
+        first.write_bytes(sealed[:size])
+        assert frames_of(store) == before
+
+
 def test_a_promise_fences_local_writers_at_once(open_one: OpenLog) -> None:
     one, two = open_one(), open_one()
     append(one, range(2))

@@ -1,0 +1,204 @@
+"""Retention: which files of log and snapshots may go, and why each other one stays. A pure decision.
+
+Owns the rule. Snapshots stay while they are among the newest ones, young, or the newest good one; log
+goes from its oldest end only, a segment at a time, and only when nothing needs it:
+
+    a segment stays                         because
+    --------------------------------------  -------------------------------------------------------
+    it is the tail, or not sealed           it is being written
+    above the newest good snapshot          the state could not be made again without it
+    above the state's position              the state here is not that far yet
+    above a slot's position                 that replica would need a snapshot instead
+    younger than the policy's age           point-in-time recovery and outcome() reach back so far
+    an older segment stays                  a log has no holes
+
+A slot holds log until what it holds is over the policy's budget; then its replica catches up by a
+snapshot. It never holds what the log no longer has, and never keeps the disk filling without end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+
+class SegmentFacts(msgspec.Struct, frozen=True):
+    """What retention has to know of a segment."""
+
+    name: str
+    first_lsn: int
+    last_lsn: int
+    size_bytes: int
+    closed_ms: int
+    """When its last frame was written, at the latest; ms since 1970."""
+    is_sealed: bool
+
+
+class SnapshotFacts(msgspec.Struct, frozen=True):
+    """What retention has to know of a snapshot."""
+
+    name: str
+    lsn: int
+    size_bytes: int
+    created_ms: int
+    is_good: bool
+    """All of it was read and is right, and it belongs to this log."""
+
+
+class SlotFacts(msgspec.Struct, frozen=True):
+    """What retention has to know of a replica."""
+
+    node: str
+    lsn: int
+    """On its disk."""
+    keeps_log: bool
+    """False if it is to get a snapshot anyway."""
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """What is to be kept beyond what is needed. Times in ms, sizes in bytes."""
+
+    log_age_ms: int = 24 * 3_600_000
+    """Segments whose last frame is younger stay."""
+    snapshots: int = 3
+    """So many of the newest snapshots stay."""
+    snapshot_age_ms: int = 0
+    """Snapshots that are younger stay, too."""
+    slot_bytes: int = 4 << 30
+    """A slot holds at most so much log; its replica gets a snapshot then."""
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One file, and what becomes of it."""
+
+    kind: str
+    """`segment` or `snapshot`."""
+    name: str
+    size_bytes: int
+    is_dropped: bool
+    why: str
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What may go, oldest first, and what stays."""
+
+    drop: tuple[Line, ...]
+    keep: tuple[Line, ...]
+    notes: tuple[str, ...] = ()
+    """Slots that hold nothing any more, and why."""
+
+    @property
+    def freed_bytes(self) -> int:
+        return sum(line.size_bytes for line in self.drop)
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        return self.drop + self.keep
+
+
+def plan_retention(
+    segments: Sequence[SegmentFacts],
+    snapshots: Sequence[SnapshotFacts],
+    slots: Sequence[SlotFacts],
+    policy: Policy,
+    *,
+    now_ms: int,
+    state_lsn: int,
+) -> Plan:
+    """Decide what of log and snapshots may go.
+
+    `segments` and `snapshots` are in the order of their LSNs, all that there are; `state_lsn` is what
+    the state holds. Dropping any beginning of `Plan.drop` is safe, and so is stopping in the middle.
+    """
+    good = max((snapshot.lsn for snapshot in snapshots if snapshot.is_good), default=None)
+    kept_snapshots = _judge_snapshots(snapshots, policy, good, now_ms)
+    holding, notes = _holding_slots(segments, slots, policy, good)
+    lines: list[Line] = []
+    staying = ""
+    for number, segment in enumerate(segments):
+        why = staying and f"{staying} stays, and a log has no holes"
+        why = why or _why_kept(segment, number == len(segments) - 1, good, holding, policy, now_ms, state_lsn)
+        staying = staying or (segment.name if why else "")
+        dropped = f"nothing needs it: LSN {segment.last_lsn} is in snapshot, state and replicas"
+        lines.append(Line("segment", segment.name, segment.size_bytes, not why, why or dropped))
+    lines = kept_snapshots + lines
+    return Plan(
+        tuple(line for line in lines if line.is_dropped),
+        tuple(line for line in lines if not line.is_dropped),
+        tuple(notes),
+    )
+
+
+def _judge_snapshots(
+    snapshots: Sequence[SnapshotFacts], policy: Policy, good: int | None, now_ms: int
+) -> list[Line]:
+    newest = {snapshot.name for snapshot in snapshots[max(0, len(snapshots) - max(policy.snapshots, 1)) :]}
+    lines = []
+    for snapshot in snapshots:
+        why = ""
+        if good is None:
+            why = "no snapshot is known to be good, so all stay"
+        elif snapshot.lsn == good and snapshot.is_good:
+            why = "it is the newest good snapshot"
+        elif snapshot.lsn > good:
+            why = "it is damaged, and newer than the newest good one: look at it"
+        elif snapshot.name in newest:
+            why = f"it is one of the newest {policy.snapshots}"
+        elif now_ms - snapshot.created_ms < policy.snapshot_age_ms:
+            why = f"it is younger than {policy.snapshot_age_ms} ms"
+        dropped = f"newer ones stand, good at LSN {good}"
+        lines.append(Line("snapshot", snapshot.name, snapshot.size_bytes, not why, why or dropped))
+    return lines
+
+
+def _holding_slots(
+    segments: Sequence[SegmentFacts], slots: Sequence[SlotFacts], policy: Policy, good: int | None
+) -> tuple[list[SlotFacts], list[str]]:
+    """(slots for which log is kept, what is to be said of the others)."""
+    holding, notes = [], []
+    oldest = segments[0].first_lsn if segments else 1
+    for slot in slots:
+        needed = sum(segment.size_bytes for segment in segments if segment.last_lsn > slot.lsn)
+        if not slot.keeps_log:
+            notes.append(f"slot {slot.node} holds nothing: it catches up by a snapshot")
+        elif slot.lsn + 1 < oldest:
+            notes.append(f"slot {slot.node} holds nothing: the log it needs, LSN {slot.lsn + 1}, is gone")
+        elif needed > policy.slot_bytes and good is not None:
+            notes.append(
+                f"slot {slot.node} holds nothing: it needs {needed} bytes of log, "
+                f"over its budget of {policy.slot_bytes}"
+            )
+        else:
+            holding.append(slot)
+    return holding, notes
+
+
+def _why_kept(
+    segment: SegmentFacts,
+    is_tail: bool,
+    good: int | None,
+    holding: Sequence[SlotFacts],
+    policy: Policy,
+    now_ms: int,
+    state_lsn: int,
+) -> str:
+    """Why a segment stays, empty if it may go."""
+    if is_tail:
+        return "it is the tail"
+    if not segment.is_sealed:
+        return "it is not sealed"
+    if good is None:
+        return "there is no snapshot that is known to be good"
+    if segment.last_lsn > good:
+        return f"the newest good snapshot ends at LSN {good}, and needs it"
+    if segment.last_lsn > state_lsn:
+        return f"the state here is at LSN {state_lsn}, and needs it"
+    behind = [slot for slot in holding if slot.lsn < segment.last_lsn]
+    if behind:
+        slot = min(behind, key=lambda one: one.lsn)
+        return f"replica {slot.node} has LSN {slot.lsn} on disk, and needs it"
+    age_ms = now_ms - segment.closed_ms
+    if age_ms < policy.log_age_ms:
+        return f"it is {max(0, age_ms)} ms old, younger than {policy.log_age_ms} ms"
+    return ""

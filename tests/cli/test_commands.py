@@ -1,0 +1,320 @@
+"""Every command as a user meets it: help with an example, results, JSON, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import perdure
+from perdure.cli.app import app
+from perdure.store import SessionStore, names
+from tests.cli.runner import COMMAND, environment, run, run_json
+
+
+def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of every command, those of groups included."""
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield path
+        return
+    for name, found in inner.items():
+        yield from _commands(found, (*path, name))
+
+
+ALL = sorted(_commands(typer.main.get_command(app)))
+EXPECTED = (
+    "init node ship receive replay verify promote status bench demo "
+    "snapshot_create snapshot_list snapshot_prune "
+    "log_dump log_stat retention_explain session_get session_list session_count"
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A standalone store with a few sessions."""
+    place = tmp_path / "store"
+    with SessionStore.open(place) as opened:
+        for number in range(5):
+            opened.put(f"user-{number}", {"n": number})
+        opened.put("other", {"n": 99})
+        opened.delete("user-4")
+    return place
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Path:
+    """A node that is no primary."""
+    place = tmp_path / "n2"
+    assert run("init", place, "--node", "n2", "--cluster-id", "ab" * 16).exit_code == 0
+    return place
+
+
+def test_the_commands_are_those_that_are_documented() -> None:
+    assert {"_".join(path) for path in ALL} == set(EXPECTED.split())
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_each_command_has_help_with_an_example_and_json(path: tuple[str, ...]) -> None:
+    result = run(*path, "--help")
+    assert result.exit_code == 0
+    assert "Example:" in result.stdout
+    assert f"perdure {' '.join(path)} " in result.stdout.split("Example:")[1]
+    assert "--json" in result.stdout
+
+
+def test_the_version_is_said() -> None:
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"perdure {perdure.__version__}\n")
+
+
+def test_completion_is_installed_for_the_shell(tmp_path: Path) -> None:
+    import subprocess
+
+    environ = {**environment(), "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = subprocess.run(
+        [*COMMAND, "--install-completion", "bash"], env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+    assert "perdure" in written
+
+
+# -- what they answer -----------------------------------------------------------------------------
+
+
+def test_init_makes_a_primary_that_takes_writes(tmp_path: Path) -> None:
+    said = run_json("init", tmp_path / "n1", "--node", "n1", "--primary", "--backend", "sqlite")
+    assert said["is_primary"]
+    assert (said["node"], said["backend"], len(said["cluster_id"])) == ("n1", "sqlite", 32)
+    with perdure.open(tmp_path / "n1", create=False) as opened:
+        assert opened.get(opened.create({"a": 1})) is not None
+
+
+def test_sessions_are_shown_listed_and_counted(store: Path) -> None:
+    said = run_json("session", "get", store, "user-3")
+    assert said["found"]
+    assert said["metadata"] == {"n": 3}
+    listed = run_json("session", "list", store, "--prefix", "user-", "--limit", "3")
+    assert [row["id"] for row in listed["sessions"]] == ["user-0", "user-1", "user-2"]
+    assert listed["next_after"] == "user-2"
+    rest = run_json("session", "list", store, "--prefix", "user-", "--after", "user-2", "--long")
+    assert [(row["id"], row["metadata"]) for row in rest["sessions"]] == [("user-3", {"n": 3})]
+    assert rest["next_after"] is None
+    assert run_json("session", "count", store)["sessions"] == 5
+    assert run("session", "count", store).stdout == "5\n"
+    assert run("session", "list", store).stdout.splitlines()[0] == "other"
+
+
+def test_a_session_that_is_not_there_is_a_finding(store: Path) -> None:
+    assert run_json("session", "get", store, "nobody", code=1) == {"id": "nobody", "found": False}
+
+
+def test_showing_a_session_does_not_extend_its_life(store: Path) -> None:
+    before = run_json("session", "get", store, "user-1")
+    assert run_json("session", "get", store, "user-1")["last_accessed"] == before["last_accessed"]
+
+
+def test_snapshots_are_taken_listed_checked_and_pruned(store: Path) -> None:
+    first = run_json("snapshot", "create", store)
+    with SessionStore.open(store) as opened:
+        opened.put("late", {})
+    second = run_json("snapshot", "create", store, "--compress")
+    assert second["lsn"] > first["lsn"]
+    listed = run_json("snapshot", "list", store, "--check")["snapshots"]
+    assert [(row["lsn"], row["level"]) for row in listed] == [(first["lsn"], "ok"), (second["lsn"], "ok")]
+    asked = run_json("snapshot", "prune", store, "--keep", "1", code=1)
+    assert (asked["removed"], len(asked["would_remove"])) == ([], 1)
+    assert Path(first["snapshot"]).exists()
+    pruned = run_json("snapshot", "prune", store, "--keep", "1", "--yes")
+    assert pruned["kept"] == [Path(second["snapshot"]).name]
+    assert not Path(first["snapshot"]).exists()
+
+
+def test_a_damaged_snapshot_is_listed_as_corrupt(store: Path) -> None:
+    path = Path(run_json("snapshot", "create", store)["snapshot"])
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    listed = run_json("snapshot", "list", store, "--check", code=4)["snapshots"]
+    assert listed[0]["level"] == "corrupt"
+
+
+def test_a_replay_ends_with_the_digest_of_the_source(store: Path, tmp_path: Path) -> None:
+    with SessionStore.open(store) as opened:
+        stats = opened.stats()
+    said = run_json("replay", store, "--into", tmp_path / "copy")
+    assert (said["lsn"], said["digest"], said["sessions"]) == (stats["appended_lsn"], stats["digest"], 5)
+    assert run_json("session", "count", tmp_path / "copy")["sessions"] == 5
+
+
+def test_a_replay_to_an_lsn_stops_there(store: Path, tmp_path: Path) -> None:
+    said = run_json("replay", store, "--into", tmp_path / "copy", "--to-lsn", "4", "--backend", "sqlite")
+    assert (said["lsn"], said["backend"]) == (4, "sqlite")
+    assert run_json("session", "count", tmp_path / "copy")["sessions"] == 2
+
+
+def test_a_log_is_dumped_event_by_event(store: Path) -> None:
+    result = run("log", "dump", store, "--session", "user-4", "--json")
+    assert result.exit_code == 0
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(event["kind"], event["key"]) for event in events] == [("put", "user-4"), ("delete", "user-4")]
+    assert "user-4" in run("log", "dump", store).stdout
+
+
+def test_a_log_says_how_it_is_made_up(store: Path) -> None:
+    said = run_json("log", "stat", store)
+    with SessionStore.open(store) as opened:
+        stats = opened.stats()
+    assert (said["end"]["lsn"], said["digest"], said["sessions"]) == (
+        stats["appended_lsn"],
+        stats["digest"],
+        5,
+    )
+    assert len(said["segments"]) == 1
+
+
+def test_verify_streams_findings_and_a_summary(store: Path) -> None:
+    result = run("verify", store, "--json")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert lines[-1]["code"] == result.exit_code == 0, lines
+    assert {"level", "kind", "message"} <= set(lines[0])
+
+
+def test_status_says_role_sessions_and_marks(store: Path) -> None:
+    said = run_json("status", store)
+    assert (said["role"], said["sessions"], said["problem"]) == ("primary", 5, "")
+    assert said["appended_lsn"] >= said["folded_lsn"] > 0
+    assert said["replicas"] == said["peers"] == []
+
+
+def test_retention_is_explained(store: Path) -> None:
+    said = run_json("retention", "explain", store)
+    assert said["segments"]
+
+
+def test_bench_puts_each_figure_beside_its_limit(tmp_path: Path) -> None:
+    said = run_json("bench", "--dir", tmp_path, "--seconds", "0.05")
+    figures = {figure["name"]: figure for figure in said["figures"]}
+    assert all(figure["per_s"] > 0 for figure in figures.values())
+    disk = figures["create, durability disk"]
+    assert disk["limit_per_s"] == figures[disk["limit"]]["per_s"]
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- exit codes -----------------------------------------------------------------------------------
+
+READING = (
+    ("session", "count"),
+    ("snapshot", "create"),
+    ("snapshot", "list"),
+    ("verify",),
+    ("status",),
+    ("log", "stat"),
+    ("log", "dump"),
+    ("retention", "explain"),
+)
+
+
+@pytest.mark.parametrize("command", READING, ids=" ".join)
+def test_a_directory_that_is_missing_is_code_5_and_stays_missing(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    place = tmp_path / "nowhere"
+    error = run_json(*command, place, code=5)["error"]
+    assert error["error"] == "StoreMissingError"
+    assert error["hint"]
+    assert not place.exists()
+
+
+def test_a_directory_of_somebody_else_is_code_4_and_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("private")
+    error = run_json("init", tmp_path, "--node", "n1", code=4)["error"]
+    assert error["error"] == "ForeignError"
+    assert "letter.txt" in error["message"]
+    assert os.listdir(tmp_path) == ["letter.txt"]
+
+
+def test_a_second_init_is_refused(replica: Path) -> None:
+    assert run_json("init", replica, "--node", "n2", code=5)["error"]["error"] == "StorageError"
+
+
+def test_shipping_from_a_node_that_is_no_primary_is_code_3(replica: Path) -> None:
+    error = run_json("ship", replica, "--replica", "n3=127.0.0.1:9", code=3)["error"]
+    assert error["error"] == "NotPrimaryError"
+
+
+def test_a_promotion_that_nobody_promises_is_code_3(tmp_path: Path) -> None:
+    place = tmp_path / "n1"
+    voters = ("--voter", "n1", "--voter", "n2", "--voter", "n3")
+    run_json("init", place, "--node", "n1", "--primary", *voters, "--sync-replicas", "1")
+    with SessionStore.open(place) as opened:
+        stats = opened.stats()
+    assert stats["is_primary"]
+    said = run_json("promote", place)
+    assert said["was_primary"]
+
+
+def test_a_damaged_log_is_code_4_and_named(store: Path) -> None:
+    segment = next((store / names.LOG).glob("*.seg"))
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    segment.write_bytes(data)
+    result = run("verify", store)
+    assert result.exit_code == 4
+    assert "corrupt" in result.stdout
+    said = run_json("log", "stat", store, code=4)
+    assert said["segments"][0]["problem"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("nonsense",),
+        ("init",),
+        ("init", "/nowhere/at/all", "--node", "N 1"),
+        ("init", "/nowhere/at/all", "--node", "n1", "--voter", "n1"),
+        ("init", "/nowhere/at/all", "--node", "n1", "--primary", "--voter", "n2"),
+        ("init", "/nowhere/at/all", "--node", "n1", "--primary", "--sync-replicas", "1"),
+        ("init", "/nowhere/at/all", "--node", "n1", "--cluster-id", "abc"),
+        ("receive", "/nowhere/at/all", "--listen", "7001"),
+        ("replay", "/nowhere/at/all", "--into", "/nowhere/else", "--to-time", "noon"),
+        ("demo", "--sync-replicas", "3"),
+        ("demo", "--access-log", "x.log", "--sessions", "5"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_command_line_is_code_2_and_does_nothing(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+    assert not Path("/nowhere").exists()
+
+
+def test_a_replay_into_a_directory_that_is_not_empty_is_code_2(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    run_json("replay", store, "--into", tmp_path / "full", code=2)
+
+
+def test_a_reader_that_goes_away_is_no_error_to_read_about(store: Path) -> None:
+    import subprocess
+
+    with SessionStore.open(store) as opened, opened.batch() as batch:
+        for number in range(20_000):
+            batch.put(f"many-{number:06}", {})
+    done = subprocess.run(
+        ["sh", "-c", '"$@" | head -n 1', "sh", *COMMAND, "session", "list", str(store), "--limit", "20000"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "many-000000\n"
+    assert done.stderr == ""

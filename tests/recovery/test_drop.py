@@ -1,0 +1,98 @@
+"""Retention carried out: only what nobody needs goes, oldest first, whenever it is interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perdure.recovery import apply_retention, explain_retention, replay_to, summarise, take_snapshot, verify
+from perdure.recovery.retention import Policy
+from perdure.shipping import Slot, write_slot
+from perdure.store import CorruptError, SessionStore
+from perdure.store.cursor import list_segments
+from tests.recovery.kills import killed
+from tests.recovery.stores import contents_of, fingerprint, small_segments
+
+ALL = Policy(log_age_ms=0, snapshots=1)
+
+
+def make(path: Path, sessions: int = 80) -> Path:
+    with small_segments(path, backend="sqlite") as store:
+        for n in range(sessions):
+            store.create({"n": n})
+            if n in (sessions // 3, 2 * sessions // 3):
+                take_snapshot(store._opened)
+        store.fold()
+        store._keeper._seal()
+    return path
+
+
+def test_what_is_not_needed_goes_and_the_store_is_as_sound_as_before(tmp_path: Path) -> None:
+    path = make(tmp_path / "s")
+    before = contents_of(path)
+    explained = explain_retention(path, ALL)
+    assert len(explained.drop) >= 3
+    assert apply_retention(path, ALL).drop == explained.drop
+    assert apply_retention(path, ALL).drop == ()
+    assert summarise(verify(path)).exit_code == 0
+    (path / "state" / "marker").unlink()
+    assert contents_of(path) == before  # made again from what is left
+    replay_to(path, tmp_path / "t")
+    assert contents_of(tmp_path / "t") == before
+
+
+def test_explaining_changes_nothing(tmp_path: Path) -> None:
+    path = make(tmp_path / "s")
+    before = fingerprint(path)
+    plan = explain_retention(path)
+    assert plan.drop == () or all(line.kind == "snapshot" for line in plan.drop)
+    assert fingerprint(path) == before
+
+
+def test_a_slot_holds_the_log_and_a_damaged_slot_holds_everything(tmp_path: Path) -> None:
+    path = make(tmp_path / "s")
+    second = list_segments(path / "log")[1]
+    write_slot(path, Slot("b", 1, second.first_lsn + 1, 0, "disconnected", 0))
+    apply_retention(path, ALL)
+    assert list_segments(path / "log")[0] == second
+    slot = path / "slots" / "b.slot"
+    data = bytearray(slot.read_bytes())
+    data[-1] ^= 1
+    slot.write_bytes(data)
+    with pytest.raises(CorruptError):
+        apply_retention(path, ALL)
+    assert list_segments(path / "log")[0] == second
+
+
+def test_a_store_in_use_goes_on(tmp_path: Path) -> None:
+    with small_segments(tmp_path / "s", backend="lmdb") as store:
+        for n in range(80):
+            store.create({"n": n})
+        take_snapshot(store._opened)
+        store._keeper._seal()
+        assert apply_retention(tmp_path / "s", ALL).drop
+        store.create({"after": True})
+        assert store.count() == 81
+    assert summarise(verify(tmp_path / "s")).exit_code == 0
+
+
+def test_after_another_boot_all_log_stays_until_the_store_was_opened(tmp_path: Path) -> None:
+    path = make(tmp_path / "s")
+    (path / "control").unlink()
+    assert [line for line in apply_retention(path, ALL).drop if line.kind == "segment"] == []
+    with SessionStore.open(path):
+        pass
+    assert [line for line in apply_retention(path, ALL).drop if line.kind == "segment"]
+
+
+def test_killed_at_any_removal_what_is_left_is_sound(tmp_path: Path) -> None:
+    number = 0
+    while True:
+        path = make(tmp_path / str(number), sessions=60)
+        if not killed(lambda path=path: apply_retention(path, ALL), number):  # type: ignore[misc]
+            break
+        assert summarise(verify(path, level="chain")).exit_code == 0
+        assert len(contents_of(path)) == 60
+        number += 1
+    assert number >= 4

@@ -1,0 +1,183 @@
+"""Retention: nothing that anybody needs is ever dropped, and every file's line says why."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perdure.recovery.retention import (
+    Plan,
+    Policy,
+    SegmentFacts,
+    SlotFacts,
+    SnapshotFacts,
+    plan_retention,
+)
+
+NOW_MS = 1_000_000
+OLD = Policy(log_age_ms=0, snapshots=1)
+
+
+def segments(*sizes: int, age_ms: int = 10_000) -> list[SegmentFacts]:
+    """Segments of so many events; the last is the tail."""
+    facts, lsn = [], 1
+    for number, size in enumerate(sizes):
+        is_tail = number == len(sizes) - 1
+        name = f"seg{number}"
+        facts.append(SegmentFacts(name, lsn, lsn + size - 1, size * 100, NOW_MS - age_ms, not is_tail))
+        lsn += size
+    return facts
+
+
+def snapshot(lsn: int, *, is_good: bool = True, age_ms: int = 10_000) -> SnapshotFacts:
+    return SnapshotFacts(f"snap{lsn}", lsn, 1000, NOW_MS - age_ms, is_good)
+
+
+def plan(
+    files: list[SegmentFacts],
+    snapshots: list[SnapshotFacts],
+    slots: list[SlotFacts] | None = None,
+    policy: Policy = OLD,
+    state_lsn: int = 1 << 60,
+) -> Plan:
+    return plan_retention(files, snapshots, slots or [], policy, now_ms=NOW_MS, state_lsn=state_lsn)
+
+
+def dropped(result: Plan) -> list[str]:
+    return [line.name for line in result.drop]
+
+
+def why(result: Plan, name: str) -> str:
+    return next(line.why for line in result.lines if line.name == name)
+
+
+def test_what_a_good_snapshot_state_and_all_replicas_have_goes_oldest_first() -> None:
+    result = plan(segments(10, 10, 10, 10), [snapshot(35)], [SlotFacts("b", 40, True)])
+    assert dropped(result) == ["seg0", "seg1", "seg2"]
+    assert result.freed_bytes == 3000
+
+
+def test_a_replica_that_is_behind_holds_what_it_needs_and_is_named() -> None:
+    result = plan(segments(10, 10, 10, 10), [snapshot(35)], [SlotFacts("b", 15, True)])
+    assert dropped(result) == ["seg0"]
+    assert why(result, "seg1") == "replica b has LSN 15 on disk, and needs it"
+    assert why(result, "seg2") == "seg1 stays, and a log has no holes"
+
+
+def test_a_replica_that_gets_a_snapshot_anyway_or_lost_its_log_already_holds_nothing() -> None:
+    slots = [SlotFacts("b", 3, False)]
+    result = plan(segments(10, 10, 10), [snapshot(25)], slots)
+    assert dropped(result) == ["seg0", "seg1"]
+    later = [SegmentFacts("seg9", 90, 99, 100, 0, True), SegmentFacts("tail", 100, 105, 100, 0, False)]
+    result = plan(later, [snapshot(101)], [SlotFacts("c", 3, True)])
+    assert dropped(result) == ["seg9"]
+    assert "is gone" in result.notes[0]
+
+
+def test_a_replica_over_its_budget_holds_nothing_if_a_snapshot_can_bring_it_back() -> None:
+    policy = Policy(log_age_ms=0, snapshots=1, slot_bytes=1500)
+    slots = [SlotFacts("b", 5, True)]
+    result = plan(segments(10, 10, 10), [snapshot(25)], slots, policy)
+    assert dropped(result) == ["seg0", "seg1"]
+    assert "over its budget" in result.notes[0]
+    assert dropped(plan(segments(10, 10, 10), [], slots, policy)) == []
+
+
+def test_without_a_good_snapshot_nothing_goes() -> None:
+    result = plan(segments(10, 10, 10), [snapshot(25, is_good=False)])
+    assert dropped(result) == []
+    assert why(result, "seg0") == "there is no snapshot that is known to be good"
+    assert why(result, "snap25") == "no snapshot is known to be good, so all stay"
+
+
+def test_a_damaged_newer_snapshot_does_not_count_and_stays() -> None:
+    result = plan(segments(10, 10, 10, 10), [snapshot(5), snapshot(12), snapshot(35, is_good=False)])
+    assert dropped(result) == ["snap5", "seg0"]
+    assert "damaged" in why(result, "snap35")
+    assert why(result, "snap12") == "it is the newest good snapshot"
+    assert why(result, "seg1") == "the newest good snapshot ends at LSN 12, and needs it"
+
+
+def test_young_segments_unsealed_ones_and_what_the_state_lacks_stay() -> None:
+    young = plan(segments(10, 10, 10, age_ms=500), [snapshot(25)], policy=Policy(log_age_ms=1000))
+    assert dropped(young) == []
+    assert "500 ms old" in why(young, "seg0")
+    lagging = plan(segments(10, 10, 10), [snapshot(25)], state_lsn=12)
+    assert dropped(lagging) == ["seg0"]
+    files = segments(10, 10, 10)
+    files[0] = SegmentFacts("seg0", 1, 10, 1000, 0, False)
+    assert why(plan(files, [snapshot(25)]), "seg0") == "it is not sealed"
+
+
+def test_snapshots_stay_by_number_and_by_age() -> None:
+    policy = Policy(snapshots=2, snapshot_age_ms=5_000)
+    snapshots = [snapshot(1), snapshot(2, age_ms=100), snapshot(3), snapshot(4)]
+    assert dropped(plan(segments(10), snapshots, policy=policy)) == ["snap1"]
+
+
+_SIZES = st.lists(st.integers(1, 20), min_size=1, max_size=8)
+
+
+@given(
+    sizes=_SIZES,
+    taken=st.lists(st.tuples(st.integers(1, 120), st.booleans(), st.integers(0, 50)), max_size=6),
+    slots=st.lists(st.tuples(st.integers(0, 120), st.booleans()), max_size=4),
+    ages=st.lists(st.integers(0, 50), min_size=8, max_size=8),
+    unsealed=st.sets(st.integers(0, 7), max_size=2),
+    policy=st.builds(
+        Policy,
+        log_age_ms=st.integers(0, 60),
+        snapshots=st.integers(1, 4),
+        snapshot_age_ms=st.integers(0, 60),
+        slot_bytes=st.sampled_from([500, 3000, 1 << 40]),
+    ),
+    state_lsn=st.integers(0, 150),
+    begins=st.integers(1, 60),
+)
+def test_whatever_the_files_all_that_is_needed_stays(
+    sizes: list[int],
+    taken: list[tuple[int, bool, int]],
+    slots: list[tuple[int, bool]],
+    ages: list[int],
+    unsealed: set[int],
+    policy: Policy,
+    state_lsn: int,
+    begins: int,
+) -> None:
+    files, lsn = [], begins
+    for number, size in enumerate(sizes):
+        is_sealed = number < len(sizes) - 1 and number not in unsealed
+        closed_ms = NOW_MS - ages[number]
+        files.append(SegmentFacts(f"seg{number}", lsn, lsn + size - 1, size * 100, closed_ms, is_sealed))
+        lsn += size
+    snapshots = [
+        SnapshotFacts(f"snap{at}", at, 10, NOW_MS - age, is_good)
+        for at, is_good, age in sorted({one[0]: one for one in taken}.values())
+    ]
+    held = [SlotFacts(f"n{number}", at, keeps) for number, (at, keeps) in enumerate(slots)]
+    result = plan_retention(files, snapshots, held, policy, now_ms=NOW_MS, state_lsn=state_lsn)
+
+    everything = [one.name for one in files] + [one.name for one in snapshots]
+    assert sorted(line.name for line in result.lines) == sorted(everything)
+    assert all(line.why for line in result.lines)
+    gone = set(dropped(result))
+    left = [one for one in files if one.name not in gone]
+    assert left == files[len(files) - len(left) :]  # only from the oldest end
+    assert left and left[-1] is files[-1]
+    assert all(
+        one.is_sealed and NOW_MS - one.closed_ms >= policy.log_age_ms for one in files if one.name in gone
+    )
+    good = [one for one in snapshots if one.is_good]
+    if good:
+        newest = max(good, key=lambda one: one.lsn)
+        assert newest.name not in gone
+        if files[0].first_lsn <= newest.lsn + 1:
+            assert left[0].first_lsn <= newest.lsn + 1  # it can still be brought up to date
+    else:
+        assert not gone
+    if files[0].first_lsn <= state_lsn + 1:
+        assert left[0].first_lsn <= state_lsn + 1
+    for slot in held:
+        need = sum(one.size_bytes for one in files if one.last_lsn > slot.lsn)
+        if slot.keeps_log and files[0].first_lsn <= slot.lsn + 1 and need <= policy.slot_bytes:
+            assert left[0].first_lsn <= slot.lsn + 1

@@ -1,0 +1,328 @@
+"""Cutting a replica's log and installing a snapshot in its place: refused when wrong, whole after any crash."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from perdure.shipping.bootstrap import SnapshotSender
+from perdure.shipping.cut import cut_log, finish_cut
+from perdure.shipping.install import Incoming, finish_install
+from perdure.shipping.messages import unpack_payload
+from perdure.shipping.replica_log import ReplicaLog
+from perdure.store import DivergedError, Position, SessionStore, WireError
+from perdure.store.page import Word
+from perdure.store.promise import Promise
+from perdure.store.snapshot import SnapshotHead, write_snapshot
+from tests.unit.shipping.logs import (
+    CLUSTER,
+    NOW_MS,
+    end_of,
+    make_node,
+    make_primary,
+    opened,
+    runs_of,
+    write,
+)
+
+REIGN = Promise(1, "n1")
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+@contextmanager
+def dying_at(step: int) -> Iterator[Callable[[], int]]:
+    """Raise Crash instead of the `step`-th change of a file; gives the number of changes so far."""
+    names = ("rename", "unlink", "fsync", "fdatasync", "mkdir", "write", "pwrite", "ftruncate", "rmdir")
+    originals = {name: getattr(os, name) for name in names}
+    done = 0
+
+    def dying(name: str) -> Callable[..., object]:
+        def call(*arguments: object, **options: object) -> object:
+            nonlocal done
+            done += 1
+            if done >= step:
+                raise Crash
+            return originals[name](*arguments, **options)
+
+        return call
+
+    for name in names:
+        setattr(os, name, dying(name))
+    try:
+        yield lambda: done
+    finally:
+        for name, original in originals.items():
+            setattr(os, name, original)
+
+
+def make_replica(tmp_path: Path) -> tuple[Path, list[Position]]:
+    """A replica of an n1 with two segments and k = 1; committed up to the first position of three."""
+    primary = make_primary(tmp_path / "n1", k=1)
+    positions = [write(primary, 5), write(primary, 5), write(primary, 5, roll=True)]
+    path = make_node(tmp_path / "n2", "n2")
+    with opened(path) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        log.append(REIGN, [run.raw for run in runs_of(primary)])
+        log.commit(positions[0].lsn)
+    return path, positions
+
+
+def cut(path: Path, to: Position) -> None:
+    with opened(path) as node:
+        cut_log(node, to)
+
+
+# -- cutting ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_cut_log_ends_where_it_was_told_and_what_was_cut_is_kept(tmp_path: Path, kept: int) -> None:
+    path, positions = make_replica(tmp_path)
+    before = {file.name: file.read_bytes() for file in (path / "log").glob("*.seg")}
+    cut(path, positions[kept])
+    assert end_of(path) == positions[kept]
+    held = {file.name: file.read_bytes() for file in (path / "diverged").rglob("*.seg")}
+    assert held == before
+    with opened(path) as node:
+        assert node.log.must_roll
+        assert node.committed_lsn() == positions[0].lsn
+
+
+def test_a_handle_that_was_open_all_the_time_sees_the_cut(tmp_path: Path) -> None:
+    path, positions = make_replica(tmp_path)
+    with opened(path) as other:
+        cut(path, positions[1])
+        other.log.lock_any()
+        assert other.log.cursor.at.position == positions[1]
+        other.log.unlock()
+
+
+@pytest.mark.parametrize(
+    ("to", "why"),
+    [
+        (lambda positions: positions[1]._replace(chain=1), "this log"),
+        (lambda positions: Position(1, positions[0].lsn - 1, 0), "this log"),
+    ],
+)
+def test_a_cut_to_a_position_that_is_not_in_the_log_is_refused(
+    tmp_path: Path, to: Callable[[list[Position]], Position], why: str
+) -> None:
+    path, positions = make_replica(tmp_path)
+    with pytest.raises(DivergedError, match=why):
+        cut(path, to(positions))
+    assert end_of(path) == positions[2]
+    assert not (path / "cut.plan").exists()
+
+
+def test_a_cut_below_what_is_committed_or_folded_is_refused(tmp_path: Path) -> None:
+    path, positions = make_replica(tmp_path)
+    with opened(path) as node:
+        node.log.words[Word.COMMITTED] = positions[1].lsn
+    with pytest.raises(DivergedError, match="is committed"):
+        cut(path, positions[0])
+    with opened(path) as node:
+        node.log.words[Word.COMMITTED] = 0
+        node.log.words[Word.FOLDED] = positions[1].lsn
+    with pytest.raises(DivergedError, match="in the state"):
+        cut(path, positions[0])
+    assert end_of(path) == positions[2]
+
+
+def test_a_cut_is_whole_after_a_crash_at_any_step(tmp_path: Path) -> None:
+    path, positions = make_replica(tmp_path)
+    before = {file.name: file.read_bytes() for file in (path / "log").glob("*.seg")}
+    step, is_over = 0, False
+    while not is_over:
+        step += 1
+        copy = tmp_path / f"copy{step}"
+        shutil.copytree(path, copy)
+        with dying_at(step):
+            try:
+                cut(copy, positions[0])
+                is_over = True
+            except Crash:
+                pass
+        planned = finish_cut(copy)
+        end = end_of(copy)
+        assert end in ((positions[0],) if planned or is_over else (positions[0], positions[2])), step
+        if end == positions[0]:
+            held = {file.name: file.read_bytes() for file in (copy / "diverged").rglob("*.seg")}
+            assert held == before, step
+        with opened(copy) as node:
+            assert node.log.words[Word.COMMITTED] == positions[0].lsn
+        shutil.rmtree(copy)
+    assert step > 15
+
+
+# -- installing ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def primary(tmp_path: Path) -> Path:
+    """An n1 with a snapshot in the middle of its second segment."""
+    path = make_primary(tmp_path / "p1")
+    write(path, 5)
+    write(path, 20, roll=True)
+    with SessionStore.open(path) as store:
+        store.count()
+        store._keeper.fold_now()
+        scan = store._opened.backend.scan()
+        head = SnapshotHead(CLUSTER, 0, "n1", scan.position, NOW_MS, NOW_MS, False)
+        write_snapshot(path / "snapshots", head, scan, compress=False)
+        scan.close()
+    write(path, 5)
+    return path
+
+
+def receive(primary: Path, replica: Path, *, stop_after: int = 1 << 30) -> bool:
+    """Bring a snapshot over, without sockets; True if it was installed."""
+    with opened(primary) as source, opened(replica) as target:
+        snapshot = next((primary / "snapshots").glob("*.snap"))
+        sender = SnapshotSender(source, snapshot, compress=False)
+        incoming = Incoming(target, sender.offer)
+        try:
+            sender.want(incoming.want())
+            while (found := sender.next_message()) is not None:
+                piece, payload = found
+                raw = unpack_payload(payload, piece.raw_bytes, piece.compressed)
+                if stop_after < 1 << 30:
+                    incoming.take(piece, raw[:stop_after])
+                    return False
+                incoming.take(piece, raw)
+            while not incoming.check():
+                assert incoming._verifier is not None
+                incoming._verifier.join()
+            incoming.install()
+        finally:
+            incoming.close()
+            sender.close()
+    return True
+
+
+def at_of_snapshot(primary: Path) -> int:
+    return int(next((primary / "snapshots").glob("*.snap")).name.split("-")[0])
+
+
+def sessions_of(path: Path) -> list[str]:
+    with SessionStore.open(path, create=False) as store:
+        return list(store.ids())
+
+
+def test_an_installed_snapshot_is_a_store_that_frames_can_follow(tmp_path: Path, primary: Path) -> None:
+    replica = make_node(tmp_path / "p2", "n2")
+    assert receive(primary, replica)
+    lsn = at_of_snapshot(primary)
+    assert end_of(replica).lsn == lsn
+    assert len(sessions_of(replica)) == 25
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        assert log.append(REIGN, [run.raw for run in runs_of(primary, lsn)]) == end_of(primary)
+        assert node.log.config.voters == ("n1", "n2")
+
+
+def test_what_arrived_before_a_death_is_not_asked_for_again(tmp_path: Path, primary: Path) -> None:
+    replica = make_node(tmp_path / "p2", "n2")
+    assert not receive(primary, replica, stop_after=100)
+    with opened(primary) as source, opened(replica) as target:
+        sender = SnapshotSender(source, next((primary / "snapshots").glob("*.snap")), compress=False)
+        incoming = Incoming(target, sender.offer)
+        assert incoming.want().snapshot_offset == 100
+        incoming.close()
+        sender.close()
+    assert receive(primary, replica)
+    assert len(sessions_of(replica)) == 25
+
+
+def test_a_part_that_is_damaged_on_the_way_is_thrown_away_and_comes_anew(
+    tmp_path: Path, primary: Path
+) -> None:
+    replica = make_node(tmp_path / "p2", "n2")
+    receive(primary, replica, stop_after=500)
+    part = replica / "incoming" / "snapshot"
+    data = bytearray(part.read_bytes())
+    data[200] ^= 1
+    part.write_bytes(bytes(data))
+    from perdure.store import CorruptError
+
+    with pytest.raises(CorruptError):
+        receive(primary, replica)
+    assert end_of(replica).lsn == 0
+    assert receive(primary, replica)
+
+
+def test_pieces_out_of_order_or_beyond_the_offer_are_refused(tmp_path: Path, primary: Path) -> None:
+    replica = make_node(tmp_path / "p2", "n2")
+    with opened(primary) as source, opened(replica) as target:
+        sender = SnapshotSender(source, next((primary / "snapshots").glob("*.snap")), compress=False)
+        incoming = Incoming(target, sender.offer)
+        sender.want(incoming.want())
+        found = sender.next_message()
+        assert found is not None
+        piece, raw = found
+        incoming.take(piece, raw)
+        for bad in (piece, type(piece)(7, 0, 1, False), type(piece)(0, 5, 1, False)):
+            with pytest.raises(WireError):
+                incoming.take(bad, raw)
+        with pytest.raises(WireError, match="more of a snapshot"):
+            incoming.take(type(piece)(1, 0, 1, False), bytes(1 << 20))
+        incoming.close()
+        sender.close()
+
+
+def test_an_installation_is_whole_after_a_crash_at_any_step(tmp_path: Path, primary: Path) -> None:
+    replica, _ = make_replica(tmp_path)
+    old_end = end_of(replica)
+    lsn = at_of_snapshot(primary)
+    step, is_over = 0, False
+    while not is_over:
+        step += 1
+        copy = tmp_path / f"copy{step}"
+        shutil.copytree(replica, copy)
+        with opened(primary) as source, opened(copy) as target:
+            incoming = fill(source, target, primary)
+            with dying_at(step):
+                try:
+                    incoming.install()
+                    is_over = True
+                except Crash:
+                    pass
+        planned = finish_install(copy)
+        end = end_of(copy)
+        if planned or is_over:
+            assert end.lsn == lsn, step
+            assert len(sessions_of(copy)) == 25
+        else:
+            assert end in (old_end, end_of(primary)._replace(lsn=lsn, chain=end.chain)), step
+        if end != old_end:
+            assert list((copy / "aside").glob("replaced-*/*.seg")), step
+        assert not (copy / "install.plan").exists()
+        shutil.rmtree(copy)
+    assert step > 10
+
+
+def fill(source: object, target: object, primary: Path) -> Incoming:
+    """A snapshot that has arrived and was checked, but is not installed."""
+    from perdure.shipping.nodelog import NodeLog
+
+    assert isinstance(source, NodeLog)
+    assert isinstance(target, NodeLog)
+    sender = SnapshotSender(source, next((primary / "snapshots").glob("*.snap")), compress=False)
+    incoming = Incoming(target, sender.offer)
+    sender.want(incoming.want())
+    while (found := sender.next_message()) is not None:
+        incoming.take(*found)
+    while not incoming.check():
+        assert incoming._verifier is not None
+        incoming._verifier.join()
+    sender.close()
+    return incoming
