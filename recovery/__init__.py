@@ -9,7 +9,7 @@ from .replay import ReplayReport, is_unfinished, replay_to
 from .retention import Line, Plan, Policy, plan_retention
 from .take import SnapshotState, inspect_snapshots, prune_snapshots, take_snapshot
 from .verify import verify
-from .verify_log import Depth
+from .verify_end import Depth
 from .voters import WireVoters
 
 __all__ = [

@@ -25,7 +25,7 @@ from ..store.page import MAGIC, PAGE_BYTES, Word, read_boot_id
 from ..store.settle import Known, inspect
 from ..store.tail import Judgement, TailVerdict
 
-_WORDS = struct.Struct("<22Q")
+_WORDS = struct.Struct(f"<{len(Word)}Q")
 
 
 class PageWords(msgspec.Struct, frozen=True):

@@ -29,7 +29,8 @@ from ..store.snapshot_format import SnapshotHead
 from .findings import Finding, Level, finding_of
 from .replay import UNFINISHED
 from .source import Source, is_in_use, open_source
-from .verify_log import Depth, LogFacts, check_log, check_standing
+from .verify_end import Depth, LogFacts, check_standing
+from .verify_log import check_log
 from .verify_state import check_state
 
 _KNOWN_NAMES = frozenset(

@@ -37,7 +37,7 @@ from .findings import Finding, Level, finding_of
 from .image import ImageError, ImageReader, copy_state
 from .source import Source
 from .take import judge_snapshot
-from .verify_log import LogFacts
+from .verify_end import LogFacts
 
 NAMED_MAX = 100
 """So many sessions of a kind are named; the rest are counted."""

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from ..store import names
 from ..store.cursor import LogCursor, list_segments
-from ..store.errors import DivergedError, PositionGoneError, StorageFullError
+from ..store.errors import DivergedError, LockTimeoutError, PositionGoneError, StorageFullError
 from ..store.ids import StatePosition
 from ..store.keeper import seal_all
 from ..store.lock import FileLock
@@ -74,14 +74,18 @@ class Folder:
         if upto <= self._at.lsn:
             self._seal()
             return False
-        self._lock.acquire(FOLD_TIMEOUT_MS)
+        try:
+            self._lock.acquire(FOLD_TIMEOUT_MS)
+        except LockTimeoutError as error:
+            logger.warning("another process folds: %s", error)
+            return False
         try:
             return self._fold(upto)
         except StorageFullError as error:
             logger.error("folding waits for space: %s", error)
             self._cursor.close()
             threading.Event().wait(FULL_RETRY_MS / 1000)
-            self._cursor = self._node.cursor()
+            self._cursor = self._node.cursor(is_sparse=False)
             return False
         except DivergedError as error:
             self._diverged(error)
@@ -138,7 +142,7 @@ class Folder:
         if not self._lock.try_acquire():
             return
         try:
-            log.follow()
+            self._node.skip_ahead()
             if log.cursor.descriptor >= 0:
                 seal_all(log.cursor, lambda: log.flush(log.cursor.at.lsn))
         finally:
@@ -186,7 +190,7 @@ class Folder:
         self._node = node
         self._at = self._backend.refresh()
         self._backend.release()
-        self._cursor = node.cursor()
+        self._cursor = node.cursor(is_sparse=False)
         self._generation = node.log.generation
         self._inode = os.stat(names.state_path(self._store)).st_ino
         node.log.words[Word.FOLDED] = self._at.lsn

@@ -10,9 +10,9 @@ import msgspec
 
 from ..store.control import Config as VoterConfig
 from ..store.control import EpochStart, config_of, epoch_start_of, starts_segment
-from ..store.cursor import Run
+from ..store.cursor import EVERYTHING, Run
 from ..store.errors import CorruptError, WireError
-from ..store.frame import HEADER_BYTES, Frame, decode_frame
+from ..store.frame import HEADER_BYTES, Frame, decode_frame, scan_frames
 from ..store.ids import StatePosition
 
 
@@ -39,33 +39,35 @@ def split_frames(raw: bytes, at: StatePosition, *, key: int, shard: int, epoch_m
     Raises WireError, naming the LSN, for anything that does not follow.
     """
     pieces: list[Piece] = []
-    frames: list[tuple[int, Frame]] = []
-    offset, lsn, chain, epoch = 0, at.lsn, at.chain, at.epoch
-    size = len(raw)
-    opening = False
+    offset, size = 0, len(raw)
     while offset < size:
-        verdict, frame = decode_frame(raw, offset, key)
-        if frame is None:
-            raise WireError(f"what was received is no frame of this cluster ({verdict.value})", lsn=lsn + 1)
+        verdict, first = decode_frame(raw, offset, key)
+        if first is None:
+            raise WireError(
+                f"what was received is no frame of this cluster ({verdict.value})", lsn=at.lsn + 1
+            )
         opens = starts_segment(raw[offset + HEADER_BYTES : offset + HEADER_BYTES + 1])
-        if frame.first_lsn != lsn + 1 or frame.previous_chain != chain:
-            raise WireError("a frame does not follow the one before it", lsn=lsn + 1)
-        if (
-            frame.shard != shard
-            or not epoch <= frame.epoch <= epoch_max
-            or (frame.epoch != epoch and not opens)
-        ):
-            raise WireError(f"a frame of epoch {frame.epoch}, shard {frame.shard} out of place", lsn=lsn + 1)
-        if opens and frames:
-            pieces.append(_piece(raw, frames, opening))
-            frames = []
-        if not frames:
-            opening = opens
-        frames.append((offset, frame))
-        offset += frame.size_bytes
-        lsn, chain, epoch = frame.last_lsn, frame.chain, frame.epoch
-    if frames:
-        pieces.append(_piece(raw, frames, opening))
+        if first.first_lsn != at.lsn + 1 or first.previous_chain != at.chain:
+            raise WireError("a frame does not follow the one before it", lsn=at.lsn + 1)
+        if not at.epoch <= first.epoch <= epoch_max or (first.epoch != at.epoch and not opens):
+            raise WireError(f"a frame of epoch {first.epoch} out of place", lsn=at.lsn + 1)
+        scan = scan_frames(
+            raw,
+            offset,
+            key=key,
+            shard=shard,
+            epoch=first.epoch,
+            lsn=at.lsn,
+            chain=at.chain,
+            upto_lsn=EVERYTHING,
+            stop_at_control=True,
+        )
+        last = decode_frame(raw, scan.last, key)[1] if scan.last >= 0 else None
+        if last is None:
+            raise WireError(f"a frame of shard {first.shard} out of place", lsn=at.lsn + 1)
+        frames = [(offset, first)] if scan.last == offset else [(offset, first), (scan.last, last)]
+        pieces.append(_piece(raw, frames, opens))
+        at, offset = last.state_position, scan.end
     return pieces
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Final
 
 from ..store import names
 from ..store.cursor import LogCursor, list_segments
-from ..store.errors import StoreInUseError
+from ..store.errors import CorruptError, PositionGoneError, StoreInUseError
 from ..store.flush import is_poisoned
 from ..store.identity import Identity, read_identity
 from ..store.ids import Position
@@ -20,7 +21,10 @@ from ..store.log import EventLog
 from ..store.opening import OpenOptions, open_store
 from ..store.page import Word, read_boot_id
 from ..store.placing import open_log
+from ..store.segment import HEADER_BYTES
 from .messages import EPOCHS_MAX
+
+SKIP_EVENTS: Final = 1000
 
 
 def now_ms() -> int:
@@ -41,14 +45,17 @@ class NodeLog:
         self.log = log
         self._locks = locks
         log.on_reset = self._begin_again
+        log.cursor.is_sparse = True
 
     @property
     def node(self) -> str:
         return self.identity.node
 
-    def cursor(self) -> LogCursor:
-        """A new cursor over the log."""
-        return LogCursor(self.log.cursor.log, self.identity.cluster_id, self.log.key, self.identity.shard)
+    def cursor(self, *, is_sparse: bool = True) -> LogCursor:
+        """A new cursor over the log; sparse unless its frames are to be looked into."""
+        cursor = LogCursor(self.log.cursor.log, self.identity.cluster_id, self.log.key, self.identity.shard)
+        cursor.is_sparse = is_sparse
+        return cursor
 
     def end_on_disk(self) -> Position:
         """Where the log ends, after everything up to there was made durable. Locks; errors as flush."""
@@ -60,6 +67,37 @@ class NodeLog:
             return at.position
         finally:
             self.log.unlock()
+
+    def skip_ahead(self) -> None:
+        """Go near the log's end without reading what is between, if others appended much.
+
+        Every segment on the way is opened, so that a flush covers it. Costs a few system calls; without
+        it the next who takes the write lock would read all of that under the lock.
+        """
+        log = self.log
+        if log.words[Word.APPENDED] - log.cursor.at.lsn < SKIP_EVENTS:
+            return
+        with log.mutex:
+            try:
+                self._skip()
+            except (CorruptError, PositionGoneError):
+                return  # the page's words were changing; later then, or under the lock
+        log.look_again()
+
+    def _skip(self) -> None:
+        log = self.log
+        words, cursor = log.words, log.cursor
+        last_frame, segment = int(words[Word.LAST_FRAME]), int(words[Word.SEGMENT])
+        files = list_segments(cursor.log)
+        at = cursor.header.first_lsn if cursor.header else 0
+        ahead = [file for file in files if at < file.first_lsn <= segment]
+        if last_frame <= HEADER_BYTES or words[Word.SEGMENT] != segment or (ahead and not at):
+            return
+        for file in ahead:
+            cursor.retired.append((file.first_lsn - 1, cursor.descriptor))
+            cursor.descriptor = -1
+            cursor.open_segment(file)
+        cursor.jump(last_frame)
 
     def epochs(self) -> list[tuple[int, int]]:
         """(epoch, first LSN) of the newest epochs in the log, oldest first."""

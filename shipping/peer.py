@@ -88,7 +88,6 @@ class Peer:
 
     def __init__(self, reign: Reign, name: str, host: str, port: int, slot: Slot | None) -> None:
         self.name = name
-        self.slot = slot or new_slot(name)
         self._reign = reign
         self._host, self._port = host, port
         self._link: Link | None = None
@@ -106,6 +105,9 @@ class Peer:
         self._mask = 0
         self._failed_with = ""
         self._random = random.Random()
+        self.slot = slot or new_slot(name)
+        if self.slot.state in (slots.STREAMING, slots.CATCH_UP, slots.PAUSED):
+            self._set_slot(state=slots.DISCONNECTED)
 
     @property
     def is_streaming(self) -> bool:

@@ -75,6 +75,7 @@ class Receiver:
         self._heard_ms = 0
         self._primary = ""
         self._full_since_ms = 0
+        self._broken: PerdureError | None = None
         self._slots = SlotWriter(node.store)
         self._listener = listen(host, port)
         self.port = int(self._listener.getsockname()[1])
@@ -88,6 +89,8 @@ class Receiver:
         while not should_stop():
             for key, mask in self._selector.select(TICK_MS / 1000):
                 key.data(mask)
+            if self._broken is not None:
+                raise self._broken
             at_ms = monotonic_ms()
             if at_ms - ticked_ms >= TICK_MS:
                 ticked_ms = at_ms
@@ -113,10 +116,11 @@ class Receiver:
                 self._end(visitor, WireError(f"{visitor.link.peer} was silent for too long"))
         shipper = self._shipper
         if shipper is not None and shipper.is_paused and at_ms - self._full_since_ms >= FULL_RETRY_MS:
-            self._full_since_ms = at_ms
             self._guarded(shipper, lambda: self._append(shipper))
         if self._incoming is not None:
             self._install_if_whole()
+        if shipper is None:
+            self.node.skip_ahead()
 
     # -- connections -----------------------------------------------------------------------------
 
@@ -231,9 +235,8 @@ class Receiver:
             if not visitor.is_paused:
                 logger.error("paused: %s", error)
                 visitor.is_paused = True
-                self._full_since_ms = monotonic_ms()
-                visitor.link.send(Pause(str(error)[:1000]))
-            visitor.heard_ms = monotonic_ms()
+            self._full_since_ms = visitor.heard_ms = monotonic_ms()
+            visitor.link.send(Pause(str(error)[:1000]))  # again and again: this node lives
             self._watch(visitor)
             return
         if visitor.is_paused:
@@ -347,8 +350,15 @@ class Receiver:
             self._drop(visitor)  # the primary comes again, and finds a log to go on from
 
     def _reopen(self) -> None:
-        """The log was changed under its handle: open it anew, with the same locks."""
-        self.node = self.node.reopened()
+        """The log was changed under its handle: open it anew, with the same locks.
+
+        Without it this process is of no use: what goes wrong here ends it.
+        """
+        try:
+            self.node = self.node.reopened()
+        except PerdureError as error:
+            self._broken = error
+            raise
         self.replica = ReplicaLog(self.node)
 
 

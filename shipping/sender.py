@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..store.cursor import LogCursor
-from ..store.errors import CorruptError, WireError
+from ..store.errors import CorruptError, PositionGoneError, WireError
 from ..store.ids import Position
 from .messages import Frames, pack_payload
 from .window import Window
@@ -159,6 +159,10 @@ class Sender:
         upto = window.start_lsn if self.sent.lsn < window.start_lsn else window.end.lsn
         run = cursor.read(upto, CATCH_UP_BYTES)
         if run is None:
+            if self.sent.lsn < upto:
+                raise PositionGoneError(
+                    f"the log behind {self.sent} was dropped while it was sent", lsn=self.sent.lsn + 1
+                )
             return None
         if cursor.header is not None and cursor.header.first_lsn != self._segment:
             self._segment = cursor.header.first_lsn

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..store import names
-from ..store.cursor import list_segments
-from ..store.errors import FencedError, PerdureError
+from ..store.cursor import Run, list_segments
+from ..store.errors import FencedError, LockTimeoutError, PerdureError
 from ..store.page import Word
 from ..store.promise import Promise
 from ..store.snapshot import list_snapshots
@@ -110,6 +110,7 @@ class Shipper:
         if options.use_pokes:
             self._selector.register(self._poke, selectors.EVENT_READ, lambda _mask: self._poked())
         self._selector.register(self._watcher, selectors.EVENT_READ, lambda _mask: self._noticed())
+        self._unflushed: Run | None = None
         self._woken_by = Wake.POLL
         self.wakes: Counter[Wake] = Counter()
         """By what the shipper heard of frames that came while it waited."""
@@ -177,19 +178,24 @@ class Shipper:
     def _take_appended(self) -> bool:
         """Flush the next run of the log and put it into the window; says whether there is more."""
         words, log = self._words, self._log
-        if words[_APPENDED] <= log.cursor.at.lsn:
-            return False
-        config, segment = log.config, log.cursor.path
-        run = log.read_on(READ_BYTES)
+        run = self._unflushed
         if run is None:
-            return False
-        end_lsn = log.cursor.at.lsn
+            config, segment = log.config, log.cursor.path
+            run = self._unflushed = log.read_on(READ_BYTES)
+            if run is None:
+                return False
+            if log.config is not config or log.cursor.path != segment:
+                self._electorate_changed()
+        end_lsn = run.frames[-1][1].last_lsn
         if words[_FLUSHED] < end_lsn:
-            log.flush(end_lsn)
+            try:
+                log.flush(end_lsn)
+            except LockTimeoutError as error:
+                logger.error("cannot flush, will try again: %s", error)
+                return False
+        self._unflushed = None
         self._reign.window.add(run)
         self._reign.has_news = True
-        if log.config is not config or log.cursor.path != segment:
-            self._electorate_changed()
         return bool(words[_APPENDED] > end_lsn)
 
     def _electorate_changed(self) -> None:

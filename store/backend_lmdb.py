@@ -7,13 +7,11 @@ the unnamed one. Whatever changes, changes with the position in one transaction.
 
 from __future__ import annotations
 
-import heapq
 import struct
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain, islice
-from operator import itemgetter
 from pathlib import Path
 from typing import Final, NoReturn, Protocol, TypeVar
 
@@ -29,29 +27,24 @@ from .engine_lmdb import (
     leave_environment,
     translate_lmdb,
 )
-from .errors import CorruptError, PerdureError, StoreClosedError, UsageError
+from .errors import PerdureError, StoreClosedError, UsageError
 from .forks import raise_forked, watch_forks
 from .ids import NOWHERE, StatePosition
 from .long_ids import (
-    BEHIND_ALL_HASHES,
     ENGINE_KEY_BYTES_MAX,
-    PREFIX_BYTES,
     engine_key,
     pack_long,
-    unpack_long,
 )
 from .ports import Change, Deadline, Record
+from .scan_lmdb import LmdbScan, get_long, put_position, read_position
 
 LOAD_RECORDS: Final = 16_384
-SCAN_RECORDS: Final = 64
-LONG_GROUP_MAX: Final = 4096
 DUE_SPARE: Final = 4096
+NO_WORK: Final = Work(0, 0, 0, 0)
+"""Where no blocks are allocated ahead, nobody asks for how many."""
 
-_POSITION = struct.Struct("<QQQQQQ")
-_POSITION_KEY: Final = b"position"
 _RUN_KEY = struct.Struct(">QQI")
 _FIRST = struct.Struct(">Q")
-_KEY = itemgetter(0)
 T = TypeVar("T")
 
 
@@ -104,7 +97,7 @@ class LmdbBackend:
             self._txn = txn = self._begin(self._sessions)
             txn_id = txn.id()
             if txn_id != self._txn_id:
-                self._position, self._long_count = _read_position(txn, self._shared)
+                self._position, self._long_count = read_position(txn, self._shared)
                 self._txn_id = txn_id
         except OUTGROWN:
             self.release()
@@ -128,7 +121,7 @@ class LmdbBackend:
         txn = self._txn
         if txn is None:
             return self._get_without_view(key)
-        return txn.get(key) if len(key) <= ENGINE_KEY_BYTES_MAX else _get_long(txn, self._shared, key)
+        return txn.get(key) if len(key) <= ENGINE_KEY_BYTES_MAX else get_long(txn, self._shared, key)
 
     def _get_without_view(self, key: bytes) -> Record | None:
         if self._refuse:
@@ -160,7 +153,7 @@ class LmdbBackend:
                 change for change in changes if change[1] is None or len(change[0]) > ENGINE_KEY_BYTES_MAX
             ]
         runs = list(runs_of(armed))
-        work = _work_of(puts, others, runs, len(disarmed))
+        work = _work_of(puts, others, runs, len(disarmed)) if self._shared.mapped else NO_WORK
 
         def apply(txn: Txn) -> None:
             if disarmed:
@@ -170,7 +163,7 @@ class LmdbBackend:
             for key, record in others:
                 self._apply_other(txn, key, record)
             _put_runs(txn, self._shared, runs)
-            _put_position(txn, self._shared, position)
+            put_position(txn, self._shared, position)
 
         self._write(apply, work)
 
@@ -234,7 +227,7 @@ class LmdbBackend:
         while some := list(islice(deadlines, 4 * LOAD_RECORDS)):
             runs = list(runs_of(some))
             self._write(lambda txn, runs=runs: _put_runs(txn, self._shared, runs), _work_of([], (), runs, 0))  # type: ignore[misc]
-        self._write(lambda txn: _put_position(txn, self._shared, position), _work_of([], (), [], 0))
+        self._write(lambda txn: put_position(txn, self._shared, position), _work_of([], (), [], 0))
 
     def _append(self, batch: list[tuple[bytes, Record]], txn: Txn) -> None:
         short = [pair for pair in batch if len(pair[0]) <= ENGINE_KEY_BYTES_MAX]
@@ -273,115 +266,6 @@ class LmdbBackend:
             self._refuse = self._begin = self._raise_forked
             self.get = self._get_without_view
         return inherited
-
-
-class LmdbScan:
-    """One image of the state, in key order (the Scan port). Pins the pages of its time until closed."""
-
-    def __init__(self, shared: Environment, after: bytes) -> None:
-        self._shared = shared
-        self._after = after
-        self._forked = False
-        shared.readers.add(self)
-        try:
-            self._txn: Txn | None = shared.env.begin(shared.sessions)
-            self._position, self._long_count = _read_position(self._txn, shared)
-        except EngineError:
-            shared.readers.discard(self)
-            raise
-        watch_forks(self)
-
-    @property
-    def position(self) -> StatePosition:
-        return self._position
-
-    def __iter__(self) -> Iterator[tuple[bytes, Record]]:
-        short = self._batches(self._short)
-        return heapq.merge(short, self._batches(self._long), key=_KEY) if self._long_count else short
-
-    def _batches(
-        self, pairs_of: Callable[[Txn], Iterator[tuple[bytes, Record]]]
-    ) -> Iterator[tuple[bytes, Record]]:
-        pairs: Iterator[tuple[bytes, Record]] | None = None
-        while True:
-            txn = self._reader()  # raises if it was closed or forked since the last batch
-            try:
-                pairs = pairs or pairs_of(txn)
-                batch = list(islice(pairs, SCAN_RECORDS))
-            except EngineError as error:
-                raise translate_lmdb(error, self._shared.data_path) from error
-            if not batch:
-                return
-            yield from batch
-
-    def _short(self, txn: Txn) -> Iterator[tuple[bytes, Record]]:
-        cursor = txn.cursor()
-        after = self._after[:ENGINE_KEY_BYTES_MAX]
-        found = cursor.set_range(after) if after else cursor.first()
-        if found and cursor.key() <= self._after:
-            found = cursor.next()
-        return cursor.iternext() if found else iter(())
-
-    def _long(self, txn: Txn) -> Iterator[tuple[bytes, Record]]:
-        """Ids with one prefix lie together, in the order of their hashes: put in order here."""
-        cursor = txn.cursor(self._shared.long)
-        start = self._after[:PREFIX_BYTES]
-        found = cursor.set_range(start) if start else cursor.first()
-        while found:
-            prefix, after = cursor.key()[:PREFIX_BYTES], self._after
-            while keys := heapq.nsmallest(LONG_GROUP_MAX, _keys_of_group(cursor, prefix, after)):
-                for key in keys:
-                    yield key, _get_long(txn, self._shared, key) or b""
-                after = keys[-1]
-            found = cursor.set_range(prefix + BEHIND_ALL_HASHES)
-
-    def _reader(self) -> Txn:
-        if self._forked:
-            raise_forked(self._shared.data_path)
-        if self._txn is None:
-            raise StoreClosedError("the scan was closed", path=self._shared.data_path)
-        return self._txn
-
-    def close(self) -> None:
-        if self._txn is not None:
-            self._txn.abort()
-            self._txn = None
-            self._shared.readers.discard(self)
-
-    def sever(self) -> object:
-        inherited, self._txn, self._forked = self._txn, None, True
-        return inherited
-
-
-def _read_position(txn: Txn, shared: Environment) -> tuple[StatePosition, int]:
-    """The position, and how many long ids there are."""
-    record = txn.get(_POSITION_KEY, None, shared.unnamed)
-    if record is None:
-        return NOWHERE, txn.stat(shared.long)["entries"]
-    if len(record) != _POSITION.size:
-        raise CorruptError("the state's position record is damaged", path=shared.data_path)
-    epoch, lsn, chain, digest, session_count, long_count = _POSITION.unpack(record)
-    return StatePosition(epoch, lsn, chain, digest, session_count), long_count
-
-
-def _put_position(txn: Txn, shared: Environment, position: StatePosition) -> None:
-    long_count = txn.stat(shared.long)["entries"]
-    txn.put(_POSITION_KEY, _POSITION.pack(*position, long_count), db=shared.unnamed)
-
-
-def _get_long(txn: Txn, shared: Environment, key: bytes) -> Record | None:
-    stored_under = engine_key(key)
-    value = txn.get(stored_under, None, shared.long)
-    return None if value is None else unpack_long(value, stored_under)[1]
-
-
-def _keys_of_group(cursor: Cursor, prefix: bytes, after: bytes) -> Iterator[bytes]:
-    found = cursor.set_range(prefix)
-    while found and cursor.key().startswith(prefix):
-        key = unpack_long(cursor.value(), cursor.key())[0]
-        if key > after:
-            yield key
-        found = cursor.next()
 
 
 def _work_of(

@@ -50,6 +50,14 @@ def value_of(key: bytes, record: Record) -> bytes:
     return value
 
 
+def unreadable(error: Exception) -> CorruptError:
+    """The error for a state whose engine refuses to read."""
+    return CorruptError(
+        f"the state cannot be read: {error}",
+        hint="It can be rebuilt from snapshot and log: close the store everywhere and move its state away.",
+    )
+
+
 class Fold:
     """Accumulates the effect of events over a base that `lookup` reads.
 

@@ -27,11 +27,12 @@ from __future__ import annotations
 
 import struct
 from enum import Enum
+from typing import NamedTuple
 
 import msgspec
 import xxhash
 
-from .event import EVENTS_LIMIT
+from .event import EVENTS_LIMIT, Kind
 from .ids import LSN_LIMIT, Position, StatePosition
 
 MAGIC = 0x31464450
@@ -44,6 +45,11 @@ assert HEADER.size == HEADER_BYTES and BODY_HEADER.size == HEADER_BYTES - CHAIN_
 
 FRAME_BYTES_MAX = 16 << 20
 EVENTS_MAX = EVENTS_LIMIT
+CONTROL_KIND = int(Kind.EPOCH_START)
+
+_SCAN = struct.Struct("<QQQIIQ8xQ24x")
+"""The header as a scan reads it: magic, flags and shard are one word, epoch and reserved another."""
+assert _SCAN.size == HEADER_BYTES
 
 pack_body_header = BODY_HEADER.pack
 pack_chain = CHAIN.pack
@@ -192,3 +198,69 @@ def decode_frame(data: bytes | memoryview, offset: int, key: int) -> tuple[Verdi
         digest,
         session_count,
     )
+
+
+class Scan(NamedTuple):
+    """How far a scan of consecutive frames got."""
+
+    end: int
+    """Offset (bytes) behind the last good frame."""
+    last: int
+    """Offset (bytes) of the last good frame, -1 if there is none."""
+    lsn: int
+    chain: int
+    verdict: Verdict
+    """What stands at `end`; OK if it is a frame that ends behind `upto_lsn`."""
+
+
+def scan_frames(
+    data: bytes,
+    offset: int,
+    *,
+    key: int,
+    shard: int,
+    epoch: int,
+    lsn: int,
+    chain: int,
+    upto_lsn: int,
+    stop_at_control: bool = False,
+) -> Scan:
+    """Check consecutive frames of one epoch as decode_frame does each, without decoding them.
+
+    The first must follow `lsn` and `chain`. With `stop_at_control` the scan ends, with OK, before a
+    frame behind the first one that begins with a control event. Never raises on any bytes.
+    """
+    view = memoryview(data)
+    size = len(data)
+    unpack = _SCAN.unpack_from
+    head_expected = MAGIC | shard << 48
+    first, last = offset, -1
+    while True:
+        left = size - offset
+        if left < HEADER_BYTES:
+            return Scan(offset, last, lsn, chain, Verdict.SHORT if left > 0 else Verdict.END)
+        own, previous, head, payload_bytes, event_count, frame_epoch, first_lsn = unpack(data, offset)
+        end = offset + HEADER_BYTES + payload_bytes
+        if (
+            previous != chain
+            or first_lsn != lsn + 1
+            or head != head_expected
+            or frame_epoch != epoch
+            or not 0 < event_count <= EVENTS_MAX
+            or end - offset > FRAME_BYTES_MAX
+        ):
+            return Scan(offset, last, lsn, chain, Verdict.BAD)
+        if end > size:
+            return Scan(offset, last, lsn, chain, Verdict.SHORT)
+        if xxh3_64(view[offset + CHAIN_BYTES : end], chain ^ key) != own:
+            return Scan(offset, last, lsn, chain, Verdict.BAD)
+        if lsn + event_count > upto_lsn or (
+            stop_at_control
+            and offset > first
+            and payload_bytes
+            and data[offset + HEADER_BYTES] >= CONTROL_KIND
+        ):
+            return Scan(offset, last, lsn, chain, Verdict.OK)
+        last, offset = offset, end
+        lsn += event_count
+        chain = own

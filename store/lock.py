@@ -39,22 +39,22 @@ class FileLock:
             return False
         return True
 
-    def acquire(self, timeout_ms: int, owner: str = "") -> None:
+    def acquire(self, timeout_ms: int, owner: str = "", *, shared: bool = False) -> None:
         """Take it within `timeout_ms`.
 
         Raises LockTimeoutError; `owner` (who holds it, as far as known) goes into its message.
         """
-        if self.try_acquire():
+        if self.try_acquire(shared=shared):
             return
         for _ in range(_YIELDS):
             os.sched_yield()
-            if self.try_acquire():
+            if self.try_acquire(shared=shared):
                 return
         deadline = time.monotonic() + timeout_ms / 1000
         sleep_s = _SLEEP_S_MIN
         while time.monotonic() < deadline:
             time.sleep(sleep_s)
-            if self.try_acquire():
+            if self.try_acquire(shared=shared):
                 return
             sleep_s = min(sleep_s * 1.5, _SLEEP_S_MAX)
         raise LockTimeoutError(

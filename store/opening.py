@@ -113,13 +113,9 @@ def open_store(store: Path, options: OpenOptions) -> Opened:
     users = FileLock(store / names.USERS_LOCK)
     try:
         _deal_with_poison(store, identity, users, options)
-        if not users.try_acquire(shared=True):
-            raise StorageError(
-                "another process has the store to itself, to make its log anew",
-                path=store,
-                hint="Try again when it has finished.",
-            )
-        return _open_parts(store, identity, users, options)
+        in_use = not users.try_acquire()
+        users.acquire(options.write_timeout_ms, "a process that has the store to itself", shared=True)
+        return _open_parts(store, identity, users, options, in_use=in_use)
     except BaseException:
         users.close()
         raise
@@ -201,7 +197,9 @@ def _new_identity(options: OpenOptions) -> Identity:
     return Identity(new_cluster_id(), STANDALONE_NODE, 0, options.clock.now_ms(), backend)
 
 
-def _open_parts(store: Path, identity: Identity, users: FileLock, options: OpenOptions) -> Opened:
+def _open_parts(
+    store: Path, identity: Identity, users: FileLock, options: OpenOptions, *, in_use: bool
+) -> Opened:
     boot_id = options.boot_id()
     log = EventLog(
         store,
@@ -215,7 +213,9 @@ def _open_parts(store: Path, identity: Identity, users: FileLock, options: OpenO
     try:
         log.write_lock.acquire(options.write_timeout_ms)
         try:
-            backend, verdict = open_state(store, identity.backend, identity.cluster_id, boot_id)
+            backend, verdict = open_state(
+                store, identity.backend, identity.cluster_id, boot_id, in_use=in_use
+            )
             backend, view, rebuilt = _settle_and_load(log, backend, verdict, boot_id, options)
             _begin_reign(log)
             view.needs_commit = log.config.sync_replicas > 0

@@ -129,7 +129,7 @@ def _enter_by_page(log: EventLog, files: list[SegmentFile]) -> bool:
     try:
         log.cursor.open_segment(tail[-1])
         if words[_LAST_FRAME]:
-            log.cursor._jump(words[_LAST_FRAME])
+            log.cursor.jump(words[_LAST_FRAME])
             run = log.cursor.read(words[_APPENDED])
             return run is not None and bool(log.cursor.at.chain == words[_CHAIN])
     except CorruptError:

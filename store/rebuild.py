@@ -13,7 +13,7 @@ import msgspec
 
 from .cursor import EVERYTHING, LogCursor, Run
 from .errors import DivergedError
-from .fold import HASH_BYTES, Fold, plan_deadlines, record_of
+from .fold import HASH_BYTES, Fold, Lookup, plan_deadlines, record_of, unreadable
 from .frame import Frame
 from .ids import NOWHERE, StatePosition
 from .ports import Backend, Deadline, Record
@@ -146,7 +146,19 @@ def _fresh_fold(backend: Backend, at: StatePosition) -> Fold:
     if at == NOWHERE:
         return Fold(_nothing)
     backend.refresh()
-    return Fold(backend.get, at.digest, at.session_count)
+    return Fold(reading(backend), at.digest, at.session_count)
+
+
+def reading(backend: Backend) -> Lookup:
+    """The back end's get, with the engine's own errors turned into CorruptError."""
+
+    def read(key: bytes) -> Record | None:
+        try:
+            return backend.get(key)
+        except backend.engine_errors as error:
+            raise unreadable(error) from error
+
+    return read
 
 
 def _nothing(_key: bytes) -> Record | None:
@@ -160,5 +172,5 @@ def _write(backend: Backend, fold: Fold, at: StatePosition) -> None:
         armed = [(expiry_of(record, HASH_BYTES), key) for key, record in kept]
         backend.load(kept, [entry for entry in armed if entry[0] != NEVER_MS], at)
         return
-    armed = plan_deadlines(changes, backend.get)
+    armed = plan_deadlines(changes, reading(backend))
     backend.fold(changes, armed, [], at)

@@ -20,7 +20,7 @@ import msgspec
 from .cursor import Run
 from .errors import CorruptError
 from .event import Event, Kind, Reason
-from .fold import HASH_BYTES, record_of, touched
+from .fold import HASH_BYTES, record_of, touched, unreadable
 from .ids import NOWHERE, StatePosition
 from .log import EventLog
 from .page import Word
@@ -305,14 +305,6 @@ class View:
         finally:
             scan.close()
         return found
-
-
-def unreadable(error: Exception) -> CorruptError:
-    """The error for a state whose engine refuses to read."""
-    return CorruptError(
-        f"the state cannot be read: {error}",
-        hint="It can be rebuilt from snapshot and log: close the store everywhere and move its state away.",
-    )
 
 
 def prefix_floor(prefix: bytes) -> bytes:

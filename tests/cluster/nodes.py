@@ -153,10 +153,10 @@ class Cluster:
     ) -> None:
         stopping = threading.Event()
         future = self._threads.submit(run, *arguments, should_stop=stopping.is_set, **options)
-        self._here.append((stopping, future))
         until(lambda: ready.is_set() or future.done(), f"{run.__name__} is ready")
         if future.done():
             future.result()
+        self._here.append((stopping, future))
 
     def stop_here(self) -> None:
         """End what runs in threads. Raises what it raised."""

@@ -16,6 +16,7 @@ from perdure.store import (
     FencedError,
     ForeignError,
     Indeterminate,
+    NotPrimaryError,
     PromiseRefusedError,
     SessionStore,
     StoreInUseError,
@@ -222,6 +223,10 @@ def test_an_uncommitted_tail_of_a_replica_is_exported_and_cut(tmp_path: Path) ->
         with SessionStore.open(cluster.path("n2")) as reader:
             assert reader.peek(kept) is not None
             assert reader.peek(lost) is None
+        assert store.peek(kept) is not None  # a handle of n1 that was open all the time
+        assert store.peek(lost) is None
+        with pytest.raises(NotPrimaryError):
+            store.create({"n": 3})
         new = cluster.open("n3").create({"n": 2})
         cluster.wait_applied(cluster.word("n3", Word.COMMITTED), "n2")
         with SessionStore.open(cluster.path("n2")) as reader:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from perdure.recovery import summarise, verify
 from perdure.recovery.promises import Why
 from perdure.recovery.promote import PromotionRefusedError, PromotionReport, promote
 from perdure.store import (
@@ -270,12 +271,15 @@ def _check_after_death(cluster: Cluster) -> None:
     with opened(cluster.at["b"]) as node:
         was_primary = node.log.is_primary
         assert _prefix_intact(node.log.cursor.at.position, cluster.end)
+    assert summarise(verify(cluster.at["b"], level="chain")).exit_code == 0
     report = promote(cluster.at["b"], cluster.voters("c"))
     assert report.was_primary == was_primary
     assert report.epoch >= 2
     write(cluster.at["b"], 1)
     replicate(cluster.at["b"], cluster.at["c"])
     assert _end(cluster.at["b"]) == _end(cluster.at["c"])
+    for name in "bc":
+        assert summarise(verify(cluster.at[name], level="chain")).exit_code == 0
     with opened(cluster.at["b"]) as node:
         cursor = node.cursor()
         cursor.open_segment(list_segments(cursor.log)[0])

@@ -32,21 +32,21 @@ def test_with_receivers_running_on_both_replicas_the_candidate_is_promoted(tmp_p
         assert (report.epoch, report.promisers, report.unheard) == (2, ("c",), ("a",))
         assert read_promise(at["c"]) == Promise(2, "b")
         assert promote(at["b"], peers, SECRET).was_primary
-    with spawn_receiver(at["b"], secret=SECRET) as winner:
-        with pytest.raises(PromotionRefusedError, match="b is further"):
-            promote(at["c"], {"b": ("127.0.0.1", winner.port)}, SECRET)
+    with (
+        spawn_receiver(at["b"], secret=SECRET) as winner,
+        pytest.raises(PromotionRefusedError, match="b is further"),
+    ):
+        promote(at["c"], {"b": ("127.0.0.1", winner.port)}, SECRET)
 
 
 def test_a_wrong_secret_another_cluster_and_a_wrong_address_count_for_nothing(tmp_path: Path) -> None:
     at = cluster(tmp_path)
     init_store(tmp_path / "x", node="c", now_ms=0)
-    with spawn_receiver(at["c"], secret=b"another secret, as long") as wrong:
-        with pytest.raises(NoQuorumError, match="c: .*closed the connection"):
-            promote(at["b"], {"c": ("127.0.0.1", wrong.port)}, SECRET)
-    with spawn_receiver(tmp_path / "x", secret=SECRET) as foreign:
-        with pytest.raises(NoQuorumError, match="another cluster"):
-            promote(at["b"], {"c": ("127.0.0.1", foreign.port)}, SECRET)
-    with spawn_receiver(at["a"], secret=SECRET) as other:
-        with pytest.raises(NoQuorumError, match="is node a, not c"):
+    for store, secret, why in (
+        (at["c"], b"another secret, as long", "c: .*closed the connection"),
+        (tmp_path / "x", SECRET, "another cluster"),
+        (at["a"], SECRET, "is node a, not c"),
+    ):
+        with spawn_receiver(store, secret=secret) as other, pytest.raises(NoQuorumError, match=why):
             promote(at["b"], {"c": ("127.0.0.1", other.port)}, SECRET)
     assert read_promise(at["c"]).epoch == 1

@@ -21,6 +21,7 @@ from perdure.store import (
 from perdure.store.mark import read_marks
 from perdure.store.page import Word
 from perdure.store.snapshot import SnapshotReader, read_head
+from tests.recovery.kills import killed
 from tests.recovery.stores import contents, small_segments
 
 
@@ -184,3 +185,21 @@ def test_progress_is_told_in_sessions(tmp_path: Path) -> None:
         take_snapshot(store._opened, progress=told.append)
         assert told[-1] == 30
         assert len(contents(store)) == 30
+
+
+def test_killed_at_any_system_call_there_is_a_good_snapshot_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with SessionStore.open(path, backend="sqlite") as store:
+        for n in range(30):
+            store.create({"n": n})
+    number = good = 0
+    while killed(lambda: take_snapshot(path), number):
+        states = inspect_snapshots(path, check=True)
+        assert all(state.is_good for state in states)
+        good += len(states)
+        for state in states:
+            state.file.path.unlink()
+        number += 1
+    assert number >= 8
+    assert good >= 1  # the last step is only the sync of the directory
+    assert [entry.suffix for entry in (path / "snapshots").iterdir()] == [".snap"]  # no temporary file left

@@ -106,6 +106,14 @@ class Base:
                     base.files[base._note(path, directory)] = Content.load(path)
         return base
 
+    def save(self, directory: Path) -> None:
+        """Write the tree into a new directory; holes stay holes."""
+        directory.mkdir(parents=True)
+        for name in self.directories:
+            (directory / name).mkdir()
+        for name, content in self.files.items():
+            content.save(f"{directory}/{name}")
+
     def _note(self, path: Path, directory: Path) -> str:
         relative = path.relative_to(directory).as_posix()
         self.inodes[relative] = path.stat().st_ino

@@ -89,7 +89,7 @@ def stored(number: int) -> bytes:
 def runs_of(path: Path, after_lsn: int = 0) -> list[Run]:
     """All runs of a log behind an LSN."""
     with opened(path) as node:
-        cursor = node.cursor()
+        cursor = node.cursor(is_sparse=False)
         try:
             cursor.seek(after_lsn)
             return list(cursor.runs())

@@ -1,4 +1,4 @@
-"""Cutting a replica's log and installing a snapshot in its place: refused when wrong, whole after any crash."""
+"""Cutting a replica's log, and a snapshot in its place: refused when wrong, whole after any crash."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from perdure.shipping.bootstrap import SnapshotSender
 from perdure.shipping.cut import cut_log, finish_cut
 from perdure.shipping.install import Incoming, finish_install
 from perdure.shipping.messages import unpack_payload
+from perdure.shipping.nodelog import NodeLog
 from perdure.shipping.replica_log import ReplicaLog
-from perdure.store import DivergedError, Position, SessionStore, WireError
+from perdure.store import CorruptError, DivergedError, Position, SessionStore, WireError
 from perdure.store.page import Word
 from perdure.store.promise import Promise
 from perdure.store.snapshot import SnapshotHead, write_snapshot
@@ -252,8 +253,6 @@ def test_a_part_that_is_damaged_on_the_way_is_thrown_away_and_comes_anew(
     data = bytearray(part.read_bytes())
     data[200] ^= 1
     part.write_bytes(bytes(data))
-    from perdure.store import CorruptError
-
     with pytest.raises(CorruptError):
         receive(primary, replica)
     assert end_of(replica).lsn == 0
@@ -310,12 +309,8 @@ def test_an_installation_is_whole_after_a_crash_at_any_step(tmp_path: Path, prim
     assert step > 10
 
 
-def fill(source: object, target: object, primary: Path) -> Incoming:
+def fill(source: NodeLog, target: NodeLog, primary: Path) -> Incoming:
     """A snapshot that has arrived and was checked, but is not installed."""
-    from perdure.shipping.nodelog import NodeLog
-
-    assert isinstance(source, NodeLog)
-    assert isinstance(target, NodeLog)
     sender = SnapshotSender(source, next((primary / "snapshots").glob("*.snap")), compress=False)
     incoming = Incoming(target, sender.offer)
     sender.want(incoming.want())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,9 @@ from hypothesis import strategies as st
 
 from perdure.shipping.frames_in import split_frames
 from perdure.shipping.replica_log import ReplicaLog
-from perdure.store import FencedError, PromiseRefusedError, StorageFullError, WireError
+from perdure.store import FencedError, PoisonedError, PromiseRefusedError, StorageFullError, WireError
 from perdure.store.cursor import list_segments
+from perdure.store.event import Kind, Reason, encode_event
 from perdure.store.frame import cluster_key
 from perdure.store.ids import NOWHERE
 from perdure.store.log import EventLog
@@ -19,6 +22,7 @@ from perdure.store.promise import Promise, read_promise
 from tests.support.fuzz import fuzz
 from tests.unit.shipping.logs import (
     CLUSTER,
+    NOW_MS,
     begin_epoch,
     end_of,
     make_node,
@@ -237,3 +241,58 @@ def test_a_full_disk_keeps_what_got_in_and_goes_on_later(
         assert node.log.words[Word.FLUSHED] == node.log.cursor.at.lsn
         assert log.append(REIGN, batch) == end_of(primary)
         assert batch == []
+
+
+def test_a_failed_sync_is_never_acknowledged_and_is_final_until_the_log_was_copied(
+    primary: Path, replica: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = [run.raw for run in runs_of(primary)]
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", failing_sync)
+            with pytest.raises(PoisonedError):
+                log.append(REIGN, batch[:1])
+        with pytest.raises(PoisonedError):
+            log.append(REIGN, batch[1:])
+        assert node.log.words[Word.FLUSHED] == 0
+    before = {file.path: os.stat(file.path).st_ino for file in list_segments(replica / "log")}
+    with opened(replica) as node:
+        assert {path: os.stat(path).st_ino for path in before} != before
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        left = [run.raw for run in runs_of(primary, node.log.cursor.at.lsn)]
+        assert log.append(REIGN, left) == end_of(primary)
+
+
+def failing_sync(_descriptor: int) -> None:
+    raise OSError(errno.EIO, "the disk is gone")
+
+
+def test_a_handle_far_behind_skips_ahead_and_still_flushes_every_segment(primary: Path) -> None:
+    with opened(primary) as behind:
+        before = behind.log.cursor.at.lsn
+        for _ in range(3):
+            append_unsynced(primary, 600)
+        end = end_of(primary)
+        behind.skip_ahead()
+        assert end.lsn - 1 <= behind.log.cursor.at.lsn <= end.lsn
+        segments = len(list_segments(primary / "log"))
+        assert len(behind.log.cursor.retired) == segments - 2 >= 3
+        assert before < behind.end_on_disk().lsn == end.lsn
+        assert behind.log.cursor.retired == []
+        assert behind.log.is_primary
+
+
+def append_unsynced(path: Path, count: int) -> None:
+    with opened(path) as node:
+        log = node.log
+        log.lock()
+        assert log.cursor.header is not None
+        log.begin_segment(1, "n1", NOW_MS)
+        log.append_control(None, log.config, NOW_MS)
+        payload = encode_event(Kind.DELETE, Reason.DELETED, bytes(16), b"nobody", b"")
+        for _ in range(count):
+            log.append(payload, 1, log.cursor.at.digest, log.cursor.at.session_count, NOW_MS)
+        log.unlock()

@@ -1,0 +1,145 @@
+"""What goes wrong on a replica: a full disk, a state that diverges, logs that lost frames."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from perdure.shipping import read_fault, shipping_status
+from perdure.store import CorruptError, DivergedError, SessionStore
+from perdure.store.backends import open_backend
+from perdure.store.cursor import list_segments
+from perdure.store.page import Word
+from tests.cluster.nodes import Cluster, cluster_of, until
+from tests.support.faults.powercut import reason_not_to_mount
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    why = reason_not_to_mount()
+    if why:
+        pytest.skip(why)
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_replica_with_a_full_disk_pauses_and_goes_on_when_there_is_space(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        shutil.move(cluster.path("n2"), small_disk / "n2")
+        cluster.path("n2").symlink_to(small_disk / "n2")
+        cluster.serve_here("n2")
+        cluster.ship_here("n1")
+        store = cluster.open("n1")
+        store.create({"n": 0})
+        until(lambda: cluster.end("n2") == cluster.end("n1"), "n2 has the first write")
+        filler = small_disk / "filler"
+        fill(filler)
+        for number in range(40):
+            store.create({"n": number, "text": "x" * 50_000})
+        until(lambda: cluster.slot_state("n1", "n2")[0] == "paused", "the slot says paused")
+        assert "No space left" in cluster.slot_state("n1", "n2")[1]
+        assert cluster.end("n2").lsn < cluster.end("n1").lsn
+        filler.unlink()
+        until(lambda: cluster.end("n2") == cluster.end("n1"), "n2 goes on")
+        until(lambda: cluster.slot_state("n1", "n2")[0] == "streaming", "the slot says streaming")
+
+
+def fill(path: Path) -> None:
+    """Take all the space that is left."""
+    with path.open("wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                continue
+        except OSError:
+            return
+
+
+def test_a_replica_whose_state_diverged_says_so_at_once_and_folds_no_further(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        cluster.start_here()
+        store = cluster.open("n1")
+        id = store.create({"n": 0})
+        cluster.wait_applied(cluster.word("n1", Word.APPENDED))
+        cluster.stop_here()
+        lose_silently(cluster, "n2", id)
+        cluster.serve_here("n2")
+        cluster.ship_here("n1")
+        cluster.start(cluster.folder_of("n2"))
+        store.update(id, lambda session: session.merge({"n": 1}))
+        until(lambda: not cluster.children["folder:n2"].is_running, "the folder ends")
+        assert cluster.children["folder:n2"].process.returncode == 4
+        fault = read_fault(cluster.path("n2"))
+        assert "the frame says" in fault
+        assert shipping_status(cluster.path("n2")).fault == fault
+        with cluster.client("n2") as client:
+            assert client.status().fault == fault
+        until(lambda: cluster.end("n2") == cluster.end("n1"), "the log is received all the same")
+        with pytest.raises(DivergedError, match="folding stopped"):
+            cluster.fold_here("n2")
+
+
+def lose_silently(cluster: Cluster, name: str, id: str) -> None:
+    """Take a session out of a node's state, as damage would."""
+    backend = open_backend("lmdb", cluster.path(name) / "state" / "lmdb")
+    at = backend.refresh()
+    assert backend.get(id.encode()) is not None
+    backend.fold([(id.encode(), None)], [], [], at)
+    backend.close()
+
+
+def test_a_replica_that_lost_what_it_had_not_acknowledged_fetches_it_again(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        cluster.serve_here("n2")
+        cluster.ship_here("n1")
+        store = cluster.open("n1")
+        for number in range(20):
+            store.create({"n": number})
+        until(lambda: cluster.end("n2") == cluster.end("n1"), "n2 has it all")
+        cluster.stop_here()
+        tail = list_segments(cluster.path("n2") / "log")[-1].path
+        data = tail.read_bytes()
+        tail.write_bytes(data + b"half a frame")
+        cluster.serve_here("n2")
+        store.create({"n": 20})
+        cluster.ship_here("n1")
+        until(lambda: cluster.end("n2") == cluster.end("n1"), "n2 has the rest")
+        assert tail.read_bytes().startswith(data)
+
+
+def test_a_replica_that_lost_what_it_acknowledged_is_corrupt_and_says_so(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        cluster.serve_here("n2")
+        cluster.ship_here("n1")
+        store = cluster.open("n1")
+        for number in range(20):
+            store.create({"n": number})
+        until(lambda: cluster.end("n2") == cluster.end("n1"), "n2 has it all")
+        cluster.stop_here()
+        tail = list_segments(cluster.path("n2") / "log")[-1].path
+        tail.write_bytes(tail.read_bytes()[:-200])
+        with pytest.raises(CorruptError, match=tail.name):
+            cluster.serve_here("n2")
+
+
+def test_the_sessions_of_a_replica_can_be_read_while_it_follows(tmp_path: Path) -> None:
+    with (
+        cluster_of(tmp_path, 2, sync_replicas=1) as cluster,
+        SessionStore.open(cluster.path("n2")) as reader,
+    ):
+        cluster.start_here()
+        store = cluster.open("n1")
+        ids = [store.create({"n": number}) for number in range(50)]
+        until(lambda: all(reader.peek(id) is not None for id in ids), "the reader sees every session")
+        assert reader.count() == 50
