@@ -13,8 +13,8 @@ all (n = nodes - 1 besides the primary) and k = sync_replicas a candidate needs 
 
 Two sets of floor(nodes / 2) + 1 nodes always meet, so that no epoch has two primaries; a set that n - k
 replicas and the candidate promised meets every set of k replicas that acknowledged a write, so that the
-furthest log among the promisers holds every one that was acknowledged. A promiser whose own log is not
-to be trusted counts for the first, not for the second. Without replicas that confirm (k = 0) no count
+furthest log among the promisers holds every one that was acknowledged. A promiser whose own log is empty
+or not to be trusted counts for the first, not for the second. Without replicas that confirm (k = 0) no count
 of promises can show that nothing is lost.
 """
 
@@ -135,7 +135,7 @@ def count_promises(
     """
     others = {answer.node: answer for answer in answers if answer.node in voters}
     others.pop(candidate.node, None)
-    given = [answer for answer in others.values() if answer.is_given]
+    given = [_with_fault(answer) for answer in others.values() if answer.is_given]
     sound = [answer for answer in given if not answer.fault]
     nodes = len(voters)
     needed = promises_needed(nodes, k, accept_data_loss=accept_data_loss, alone=alone)
@@ -174,6 +174,13 @@ def count_promises(
     ]
     missing = [f"{node} did not answer" for node in sorted(set(voters) - set(promisers) - {candidate.node})]
     return decide(Why.TOO_FEW, f"{count}: {', '.join(faulty + missing)}")
+
+
+def _with_fault(answer: Answer) -> Answer:
+    """An empty log may be new, or may have lost what it acknowledged: it cannot vouch for either."""
+    if answer.end.lsn or answer.fault:
+        return answer
+    return msgspec.structs.replace(answer, fault="its log is empty")
 
 
 def needs_consent(nodes: int, k: int, *, alone: bool) -> bool:

@@ -183,7 +183,7 @@ class _Promotion:
 
     def _refuse_early(self, end: Position) -> None:
         """Refuse what no promise could change, so that nobody is fenced for nothing."""
-        everyone = [Answer(name, Position(0, 0, 0), True) for name in self.config.voters if name != self.name]
+        everyone = [Answer(name, Position(0, 1, 0), True) for name in self.config.voters if name != self.name]
         decision = self._count(Answer(self.name, end, True, self._own_fault()), everyone)
         if not decision.is_granted:
             raise self._refusal(decision)

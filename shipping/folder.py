@@ -72,6 +72,8 @@ class Folder:
             words = self._node.log.words
         upto = min(words[_COMMITTED], words[_FLUSHED])
         if upto <= self._at.lsn:
+            if words[Word.FOLDED] < self._at.lsn:  # another process said what it saw before this fold
+                words[Word.FOLDED] = self._at.lsn
             self._seal()
             return False
         try:

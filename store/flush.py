@@ -12,14 +12,15 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from . import names
-from .cursor import LogCursor
-from .errors import PoisonedError
+from .cursor import LogCursor, list_segments
+from .errors import PoisonedError, StorageError
 from .files import read_small, translate
 from .ids import Position
 from .lock import FileLock
@@ -56,7 +57,7 @@ class Flusher:
         self.words = words
         self.timeout_ms = timeout_ms
         self._cursor = cursor
-        self._threads = threading.Lock()
+        self.threads = threading.Lock()
         self._lock = FileLock(store / names.SYNC_LOCK)
         self.mark = MarkFile(names.log_path(store) / names.MARK, cursor.key)
 
@@ -69,7 +70,7 @@ class Flusher:
         words = self.words
         if words[_FLUSHED] >= lsn and not words[_POISON]:
             return
-        with self._threads:
+        with self.threads:
             if words[_FLUSHED] >= lsn and not words[_POISON]:
                 return
             self._lock.acquire(self.timeout_ms)
@@ -77,8 +78,16 @@ class Flusher:
                 self.check_poison()
                 if words[_FLUSHED] < lsn:
                     self._sync()
+                if words[_FLUSHED] < lsn:
+                    raise StorageError(f"LSN {lsn} is not in this log any more", path=self.store, lsn=lsn)
             finally:
                 self._lock.release()
+
+    def drop_retired(self) -> None:
+        """Close segments that were read to their end and that some process has synced."""
+        if self._cursor.retired:
+            with self.threads:
+                self._close_retired(self.words[_FLUSHED])
 
     def check_poison(self) -> None:
         """Raise PoisonedError if a sync failed in any process since the log was last made anew."""
@@ -129,12 +138,37 @@ class Flusher:
         for descriptor in {entry[1] for entry in retired} | {current}:
             if descriptor >= 0:
                 self._guarded(partial(os.fdatasync, descriptor))
+        self._sync_older(target.lsn)
         self.check_poison()
+        if target.lsn <= self.words[_FLUSHED]:
+            return  # the mark never goes back
         self.publish(target)
-        for entry in retired:
-            if entry[0] <= target.lsn and entry in cursor.retired:
-                cursor.retired.remove(entry)
-                os.close(entry[1])
+        self._close_retired(target.lsn)
+
+    def _sync_older(self, lsn: int) -> None:
+        """Sync what nobody has yet of segments before the tail, which this process may never have read."""
+        header, flushed = self._cursor.header, self.words[_FLUSHED]
+        if header is None or flushed + 1 >= header.first_lsn:
+            return
+        for file, following in pairwise(list_segments(self._cursor.log)):
+            if following.first_lsn <= flushed + 1 or file.first_lsn > lsn:
+                continue
+            try:
+                descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # retention took it
+            except OSError as error:
+                raise translate(error, "cannot open a segment", file.path) from error
+            try:
+                self._guarded(partial(os.fdatasync, descriptor))
+            finally:
+                os.close(descriptor)
+
+    def _close_retired(self, lsn: int) -> None:
+        retired = self._cursor.retired
+        for entry in [entry for entry in retired if entry[0] <= lsn]:
+            retired.remove(entry)
+            os.close(entry[1])
 
     def publish(self, target: Position) -> None:
         """Say that everything up to `target` is on disk: mark, then page."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+import weakref
 from pathlib import Path
 
-from .errors import LockTimeoutError
+from .errors import ForkedError, LockTimeoutError, PerdureError, StoreClosedError
 from .files import FILE_MODE, translated
 
 _EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
@@ -28,8 +29,10 @@ class FileLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._is_inherited = False
         with translated("cannot open a lock file", path):
             self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        _locks.add(self)
 
     def try_acquire(self, *, shared: bool = False) -> bool:
         """Take it if it is free; says whether."""
@@ -37,6 +40,8 @@ class FileLock:
             flock(self.descriptor, _SHARED if shared else _EXCLUSIVE)
         except BlockingIOError:
             return False
+        except ValueError as error:  # what it says of a descriptor below 0
+            raise self._closed() from error
         return True
 
     def acquire(self, timeout_ms: int, owner: str = "", *, shared: bool = False) -> None:
@@ -64,7 +69,33 @@ class FileLock:
         )
 
     def release(self) -> None:
-        flock(self.descriptor, _RELEASE)
+        if self.descriptor >= 0:
+            flock(self.descriptor, _RELEASE)
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def _closed(self) -> PerdureError:
+        if self._is_inherited:
+            return ForkedError(
+                "this lock was opened before a fork; it belongs to the parent process", path=self.path
+            )
+        return StoreClosedError("the lock was closed", path=self.path)
+
+    def sever(self) -> None:
+        """In a child: its descriptor shares the parent's lock, would keep it held, and could release it."""
+        self.close()
+        self._is_inherited = True
+
+
+_locks: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for lock in list(_locks):
+        lock.sever()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -30,7 +30,7 @@ from .errors import (
     StoreMissingError,
 )
 from .event import decode_events
-from .files import pread_exactly, remove_durably, translate
+from .files import pread_exactly, remove_durably, sync_directory, translate, translated
 from .flush import Flusher
 from .frame import HEADER_BYTES as FRAME_HEADER_BYTES
 from .frame import MAGIC, Frame, Verdict, cluster_key, decode_frame, pack_body_header, pack_chain, xxh3_64
@@ -55,6 +55,10 @@ _CHAIN = int(Word.CHAIN)
 _OWNER = int(Word.OWNER)
 _FLUSHED = int(Word.FLUSHED)
 _LOST_FRAMES = int(Word.LOST_FRAMES)
+_SEGMENT = int(Word.SEGMENT)
+_EPOCH = int(Word.EPOCH)
+_MOVING = -2
+"""No generation: frames are being taken, or whoever took them broke off in the middle."""
 _new = tuple.__new__
 
 _open_logs: weakref.WeakSet[EventLog] = weakref.WeakSet()
@@ -109,6 +113,8 @@ class EventLog:
         self.pid = os.getpid()
         self.mutex = threading.Lock()
         """Held by whoever follows the log or looks at what was followed: threads share one place in it."""
+        self.thread_locks = [self.mutex]
+        """Locks between threads of this process, which are free in a child: its other threads are gone."""
         if not (store / names.LOG).is_dir():
             raise StoreMissingError("the store has no log", path=store / names.LOG)
         self.write_lock = FileLock(store / names.WRITE_LOCK)
@@ -117,6 +123,7 @@ class EventLog:
         self.cursor = LogCursor(names.log_path(store), identity.cluster_id, self.key, identity.shard)
         self.cursor.keep_retired = True
         self.flusher = Flusher(store, self.cursor, self.words, lock_timeout_ms)
+        self.thread_locks.append(self.flusher.threads)
         _open_logs.add(self)
 
     # -- the write lock --------------------------------------------------------------------------
@@ -139,6 +146,7 @@ class EventLog:
                 words[_DIRTY]
                 or words[_GENERATION] != self.generation
                 or words[_APPENDED] != self.cursor.at[1]
+                or words[_END] != self.cursor.offset
             ):
                 with self.mutex:  # another thread of this process may be reading on at this very moment
                     self._catch_up()
@@ -155,6 +163,7 @@ class EventLog:
                 words[_DIRTY]
                 or words[_GENERATION] != self.generation
                 or words[_APPENDED] != self.cursor.at[1]
+                or words[_END] != self.cursor.offset
             ):
                 with self.mutex:  # another thread of this process may be reading on at this very moment
                     self._catch_up()
@@ -190,9 +199,17 @@ class EventLog:
         target = words[_APPENDED]
         if cursor.at.lsn >= target:
             return None
-        run = cursor.read(target, limit_bytes)
+        generation = self.generation
+        if self.on_run:
+            self.generation = _MOVING
+        try:
+            run = cursor.read(target, limit_bytes)
+        except PerdureError:
+            self.generation = generation
+            raise
         if run is None:
-            if words[_GENERATION] != self.generation:
+            self.generation = generation
+            if words[_GENERATION] != generation:
                 return None
             raise CorruptError(
                 f"the log ends at LSN {cursor.at.lsn}, the control page says {target}",
@@ -201,11 +218,18 @@ class EventLog:
                 lsn=cursor.at.lsn + 1,
                 hint="Frames that were written have gone; do not write on. See `perdure verify`.",
             )
-        if cursor.last_frame - run.frames[-1][0] == HEADER_BYTES:
-            self._read_config(run)
-        if self.on_run:
-            self.on_run(run)
+        self._take(run)
+        self.generation = generation
         return run
+
+    def _take(self, run: Run) -> None:
+        """Give a run to whoever listens. If that breaks off, the next look at the log begins it anew."""
+        if self.cursor.last_frame - run.frames[-1][0] == HEADER_BYTES:
+            self._read_config(run)
+            self._judge_role()
+        if self.on_run:
+            self.generation = _MOVING
+            self.on_run(run)
 
     def _catch_up(self) -> None:
         words = self.words
@@ -214,20 +238,31 @@ class EventLog:
         if words[_DIRTY]:
             known = Known(self.identity.node, 0, 0, True)
             self.settle(known)
+            self.look_again()
         self.follow()
+        self._enter_tail()
+
+    def _enter_tail(self) -> None:
+        """Go on into a tail segment that has no frame yet: who made it died, or had no room for its first."""
+        words, cursor = self.words, self.cursor
+        header, segment = cursor.header, words[_SEGMENT]
+        if header is None or segment != cursor.at.lsn + 1:
+            return
+        if (header.first_lsn, header.epoch) != (segment, words[_EPOCH]):
+            cursor.enter_next()
+            self.must_roll = True
+            self.look_again()
 
     def settle(self, known: Known) -> None:
         """Put the end of the log in order (see settle). The caller holds the write lock."""
-        settled = settle(self.cursor, self.store, known, self._settled_run)
+        generation = self.generation
+        settled = settle(self.cursor, self.store, known, self._take)
+        self.generation = generation
         self.settled = settled
         self.must_roll = settled.is_sealed or self.cursor.offset == HEADER_BYTES
         if settled.cut_bytes and not known.same_boot:
             self.lost_frames = True
         self.publish_place()
-
-    def _settled_run(self, run: Run) -> None:
-        if self.on_run:
-            self.on_run(run)
 
     # -- role ------------------------------------------------------------------------------------
 
@@ -245,16 +280,24 @@ class EventLog:
 
     def refresh_role(self) -> None:
         """Read again what a changed generation may have changed: poison, cut log, promise, role."""
-        if not self._still_there():
+        self.flusher.check_poison()
+        if self.generation == _MOVING or not self._still_there():
             self._reopen()
         self.look_again()
+
+    def take_anew(self) -> None:
+        """Frames were passed that nobody took: whoever listens begins again at the next look. Holds the mutex."""
+        self.generation = _MOVING
 
     def look_again(self) -> None:
         """Read poison, promise, config and role anew."""
         self.flusher.check_poison()
         self.generation = self.words[_GENERATION]
         self.promise = read_promise(self.store)
-        self._load_config()
+        self.load_config()
+        self._judge_role()
+
+    def _judge_role(self) -> None:
         header = self.cursor.header
         self.is_primary = (
             header is not None
@@ -334,6 +377,8 @@ class EventLog:
         )
         chain = xxh3_64(body, previous_chain ^ self.key)
         size = len(body) + 8
+        last_lsn = lsn + event_count
+        end = _new(StatePosition, (epoch, last_lsn, chain, digest, session_count))
         words[_DIRTY] = 1
         try:
             written = os.pwrite(cursor.descriptor, pack_chain(chain) + body, offset)
@@ -342,11 +387,11 @@ class EventLog:
         except OSError as error:
             self._undo(offset)
             raise translate(error, "cannot append to the log", cursor.path) from error
-        last_lsn = lsn + event_count
+        # No call from here on: an exception from a signal must not come between these.
         cursor.offset = offset + size
         cursor.last_frame = offset
         cursor.time_ms = now_ms
-        cursor.at = end = _new(StatePosition, (epoch, last_lsn, chain, digest, session_count))
+        cursor.at = end
         words[_END] = offset + size
         words[_LAST_FRAME] = offset
         words[_CHAIN] = chain
@@ -404,8 +449,15 @@ class EventLog:
             cursor.at,
             now_ms,
         )
+        if cursor.path.name == names.segment_name(header.first_lsn, epoch):
+            # A crash left it without a frame, perhaps before its name was durable. Others may have it open.
+            with translated("cannot begin a segment", cursor.path):
+                sync_directory(cursor.log)
+            self.must_roll = True
+            self.publish_place()
+            return
         path = create_segment(cursor.log, header)
-        if cursor.offset == HEADER_BYTES and cursor.path != path:
+        if cursor.offset == HEADER_BYTES:
             remove_durably(cursor.path)  # a crash left it without a frame; the new one takes its place
         if cursor.descriptor >= 0:
             cursor.retired.append((cursor.at.lsn, cursor.descriptor))
@@ -496,7 +548,7 @@ class EventLog:
         if config is not None:
             self.config = config
 
-    def _load_config(self) -> None:
+    def load_config(self) -> None:
         """The newest CONFIG: the first frame of the tail segment has it."""
         if self.cursor.descriptor < 0:
             return
@@ -565,9 +617,8 @@ def _after_fork_in_child() -> None:
                 hint="Open the store anew in the child.",
             )
         )
-        # The inherited descriptor shares the parent's lock and would keep it held after its death.
-        log.write_lock.close()
-        log.flusher._lock.close()
+        for lock in log.thread_locks:
+            getattr(lock, "_at_fork_reinit")()  # noqa: B009 - it has no typed name
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -58,6 +58,7 @@ def open_log(log: EventLog, state: StatePosition | None) -> None:
         return
     if state is not None:
         place(log, state)
+        log.load_config()
     elif not (current and _enter_by_page(log, files)):
         _enter_by_mark(log, files, mark.position if mark else None)
     if mark and state is None:

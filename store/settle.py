@@ -54,12 +54,9 @@ def settle(
     `on_run` is given every run of frames that is passed. Raises CorruptError if something durable
     covers what fails; nothing is changed then.
     """
-    try:
-        while run := cursor.read():
-            if on_run:
-                on_run(run)
-    except CorruptError:
-        pass
+    while run := _read_on(cursor):
+        if on_run:
+            on_run(run)
     judgement = inspect(cursor, known)
     if judgement.verdict is TailVerdict.CORRUPT:
         raise CorruptError(
@@ -73,6 +70,13 @@ def settle(
         return Settled(judgement, is_sealed=_has_footer(cursor))
     aside, cut = set_rest_aside(cursor, store, "torn")
     return Settled(judgement, cut, aside)
+
+
+def _read_on(cursor: LogCursor) -> Run | None:
+    try:
+        return cursor.read()
+    except CorruptError:
+        return None
 
 
 def inspect(cursor: LogCursor, known: Known) -> Judgement:

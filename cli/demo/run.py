@@ -251,6 +251,7 @@ class Demo:
     def _go_on(self, node: str) -> None:
         """The app follows: its writers take up their streams on the new primary, from their ledgers."""
         shipper = self._cluster.shipper
+        self._watch.meter(True)
         self._start_writers(node, shipper.group if shipper else 0, is_first=False)
         if self._options.access_log is not None:
             self._screen.step(f"the app drives the rest of the log on {node}")
@@ -263,6 +264,7 @@ class Demo:
             self._wait(lambda: time.monotonic() > end, None, "")
         self._cluster.processes.stop(self._cluster.writers, timeout_s=PATIENCE_S)
         self._check()
+        self._watch.meter(False)
 
     # -- proof -----------------------------------------------------------------------------------
 
@@ -278,6 +280,7 @@ class Demo:
         self._screen.step(
             f"replay from {replayed.base or 'the first frame'} and log: digest {replayed.digest}"
         )
+        self._screen.show(self._watch.sight())
         final = self._audit(node) if failover.audit.is_clean else None
         comparison = None
         if self._implied is not None:

@@ -19,7 +19,7 @@ from tests.support.faults.ledger import History
 from tests.support.faults.powercut import fill, power_cuts, small_ext4, small_tmpfs
 from tests.support.faults.shards import Report, run_sharded
 from tests.support.faults.shim import KINDS, WRITES, Rule
-from tests.support.faults.sweep import Point, count_calls, kill_points, kill_sweep
+from tests.support.faults.sweep import KEEP_VARIABLE, Point, count_calls, kill_points, kill_sweep
 from tests.support.faults.trace import Model
 from tests.support.faults.workload import Workload, record, run
 
@@ -101,6 +101,23 @@ def test_a_kill_finds_a_state_ahead_of_its_log_and_says_how_to_repeat_it(shim: P
     assert "FAULTS_PLAN=" in result.violations[0]
     assert "tests.support.faults.toy:work" in result.violations[0]
     assert not result.is_complete
+
+
+def test_a_directory_that_fails_its_check_is_kept_as_it_was(
+    shim: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(directory: Path, lines: list[bytes]) -> list[str]:
+        (directory / "log-00000001").unlink()
+        return ["wrong"]
+
+    monkeypatch.setenv(KEEP_VARIABLE, str(workdir / "kept"))
+    result = kill_sweep(shim, writing(), spoil, workdir, points=[Point("", "fdatasync", 5, "before")])
+    assert len(result.violations) == 1
+    (kept,) = (workdir / "kept").iterdir()
+    found = toy.recover(kept / "store")
+    assert check_all(History.read([kept / "ACK"]), found) == []
+    assert found.events is not None
+    assert len(found.events) >= 3
 
 
 def test_a_run_that_hangs_is_a_violation_of_check_7(shim: Path, workdir: Path) -> None:

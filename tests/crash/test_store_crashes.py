@@ -11,7 +11,7 @@ from tests.support.faults.explore import ExploreResult, explore
 from tests.support.faults.images import CrashImages
 from tests.support.faults.powercut import power_cuts
 from tests.support.faults.sweep import SweepResult, kill_sweep
-from tests.support.faults.trace import Kind, Model, Trace
+from tests.support.faults.trace import Kind, Model
 from tests.support.faults.workload import Recording, Workload, record
 
 
@@ -19,10 +19,12 @@ def writing(durability: str, count: int, writers: int = 1) -> Workload:
     return Workload("tests.crash.store_program:write", [durability, str(count), str(writers)])
 
 
-def explored(
-    recording: Recording, trace: Trace, model: Model, seed: int, limit: int | None, more: int
-) -> ExploreResult:
-    images = CrashImages(trace, model=model, blind=BLIND, final=recording.final, seed=seed)
+def all_of(violations: list[str]) -> str:
+    return "\n".join(["", *violations])
+
+
+def explored(recording: Recording, model: Model, seed: int, limit: int | None, more: int) -> ExploreResult:
+    images = CrashImages(recording.trace, model=model, blind=BLIND, final=recording.final, seed=seed)
     return explore(images, check_after_power_cut, limit=limit, random_per_point=more)
 
 
@@ -35,8 +37,8 @@ def test_a_power_cut_loses_nothing_acknowledged_on_disk(
     shim: Path, workdir: Path, seed: int, model: Model, writers: int
 ) -> None:
     recording = record(shim, writing("disk", 24, writers), workdir / "run")
-    result = explored(recording, recording.trace, model, seed, limit=220, more=3)
-    assert result.violations == []
+    result = explored(recording, model, seed, limit=220, more=3)
+    assert not result.violations, all_of(result.violations)
     assert result.images > 150
 
 
@@ -45,7 +47,7 @@ def test_a_kill_at_any_call_loses_nothing_acknowledged(
     shim: Path, workdir: Path, durability: str, writers: int
 ) -> None:
     result = swept(shim, workdir, writing(durability, 20, writers), sample=30)
-    assert result.violations == []
+    assert not result.violations, all_of(result.violations)
     assert result.hit >= 20
 
 
@@ -57,7 +59,7 @@ def test_a_sync_that_is_left_out_is_found(shim: Path, workdir: Path, unsynced: s
         is_directory = op.path in (".", "log")
         if op.kind is Kind.SYNC_END and (is_segment if unsynced == "segments" else is_directory):
             op.kind = Kind.SYNC_BEGIN  # as if it had never come back
-    assert explored(recording, recording.trace, Model.STRICT, 1, limit=220, more=3).violations
+    assert explored(recording, Model.STRICT, 1, limit=220, more=3).violations
 
 
 @pytest.mark.lab
@@ -68,8 +70,8 @@ def test_thousands_of_power_cuts_lose_nothing(
     shim: Path, workdir: Path, seed: int, model: Model, writers: int
 ) -> None:
     recording = record(shim, writing("disk", 60 // writers, writers), workdir / "run")
-    result = explored(recording, recording.trace, model, seed, limit=2_200, more=5)
-    assert result.violations == []
+    result = explored(recording, model, seed, limit=2_200, more=5)
+    assert not result.violations, all_of(result.violations)
     assert result.images > 1_250
 
 
@@ -78,7 +80,7 @@ def test_thousands_of_power_cuts_lose_nothing(
 @pytest.mark.parametrize(("durability", "writers"), [("os", 1), ("disk", 1), ("disk", 3)])
 def test_a_kill_at_every_call_loses_nothing(shim: Path, workdir: Path, durability: str, writers: int) -> None:
     result = swept(shim, workdir, writing(durability, 30, writers), sample=None)
-    assert result.violations == []
+    assert not result.violations, all_of(result.violations)
     assert result.hit > 200
 
 
@@ -88,5 +90,5 @@ def test_a_kill_at_every_call_loses_nothing(shim: Path, workdir: Path, durabilit
 def test_forty_real_power_cuts_lose_nothing(seed: int) -> None:
     workload = writing("disk", 100_000, 3)
     result = power_cuts(workload, check_after_power_cut, cuts=40, seed=seed, size_mib=256, least_lines=20)
-    assert result.violations == []
+    assert not result.violations, all_of(result.violations)
     assert result.totals["cuts"] == 40

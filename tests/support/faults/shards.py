@@ -47,13 +47,20 @@ class Report:
         """Say that the current step found something."""
         self._say(["violation", text])
 
-    def collect(self, check: Callable[[], Iterable[object]], where: str = "") -> None:
-        """Make a check; whatever it gives or raises is a violation of the current step, and no more."""
+    def collect(self, check: Callable[[], Iterable[object]], where: str = "") -> bool:
+        """Make a check; whatever it gives or raises is a violation of the current step, and no more.
+
+        Returns True if there was none.
+        """
+        is_right = True
         try:
             for found in check():
+                is_right = False
                 self.violation(f"{found}{where}")
         except Exception:  # noqa: BLE001  whatever a check raises is its finding
+            is_right = False
             self.violation("the check raised\n" + traceback.format_exc(limit=-6) + where)
+        return is_right
 
     def add(self, name: str, n: int = 1) -> None:
         """Add to a total."""

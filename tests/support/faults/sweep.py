@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,12 @@ from pathlib import Path
 from .explore import Check
 from .shards import Report, run_sharded
 from .shim import KINDS, WRITES, ProcessCounts, Rule, most_calls
+from .trace import Base
 from .workload import Run, Workload, run
 
+KEEP_VARIABLE = "PERDURE_KEEP_CRASHES"
+"""Names a directory to which every directory that fails a check is copied, as it was before the check:
+with several writers a run cannot be repeated exactly."""
 ACTIONS = {"before": "KILL", "torn": "TORN=50%", "after": "KILL_AFTER"}
 
 
@@ -149,4 +154,12 @@ def _strike(done: Run, check: Check, report: Report) -> None:
     report.add("hit" if done.struck else "missed")
     if done.is_timed_out:
         report.violation(f"(7) the command did not end within {done.seconds:.0f} s\n  {done.command_line}")
-    report.collect(lambda: check(done.store, done.acks()), f"\n  {done.command_line}\n  {done.output[-800:]}")
+    where = f"\n  {done.command_line}\n  {done.output[-800:]}"
+    keep = os.environ.get(KEEP_VARIABLE)
+    before = Base.capture(done.store) if keep else Base()
+    is_right = report.collect(lambda: check(done.store, done.acks()), where)
+    if keep and not is_right:
+        kept = Path(keep, f"{done.folder.name}-{time.time_ns()}")
+        before.save(kept / "store")
+        for ledger in done.folder.glob("ACK*"):
+            shutil.copy(ledger, kept)

@@ -92,6 +92,15 @@ def test_a_faulty_candidate_is_refused_and_a_faulty_promiser_does_not_vouch_for_
     assert "rebuilt from nothing" in decision.message
 
 
+def test_an_empty_promiser_may_have_lost_what_it_acknowledged_and_vouches_for_nothing() -> None:
+    decision = count_promises(THREE, 1, answer("b", 10), [answer("c", 0, epoch=0)])
+    assert decision.why is Why.TOO_FEW
+    assert "its log is empty" in decision.message
+    accepted = count_promises(THREE, 1, answer("b", 10), [answer("c", 0, epoch=0)], accept_data_loss=True)
+    assert accepted.is_granted
+    assert not accepted.keeps_acknowledged
+
+
 def test_an_empty_log_is_never_promoted() -> None:
     own = Answer("b", Position(0, 0, 0), True)
     assert count_promises(THREE, 1, own, [answer("c", 0, epoch=0)]).why is Why.EMPTY
