@@ -106,7 +106,7 @@ class Chores:
 def main() -> None:
     """Do the chores that standard input asks for, until it ends or SIGTERM comes."""
     stopping: list[bool] = []
-    signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
+    signal.signal(signal.SIGTERM, lambda _number, _frame: stopping.append(True))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     task = msgspec.json.decode(sys.stdin.buffer.readline(TASK_BYTES_MAX), type=ChoreTask)
     logging.basicConfig(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def run(call: Callable[[], object], seconds: float) -> Rate:
 
 
 @contextmanager
-def _raw(place: Path) -> Iterator[int]:
+def _raw(place: Path) -> Generator[int, None, None]:
     descriptor = os.open(place / "raw", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         yield descriptor

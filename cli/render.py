@@ -7,9 +7,9 @@ else; progress goes to stderr, and only where that is a terminal.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from rich.console import Console
@@ -115,7 +115,7 @@ def is_live() -> bool:
 
 
 @contextmanager
-def progress(what: str, *, total: int | None = None, unit: str = "") -> Iterator[Advance]:
+def progress(what: str, *, total: int | None = None, unit: str = "") -> Generator[Advance, None, None]:
     """A progress line on stderr while a long work runs; nothing at all in a pipe."""
     if not is_live():
         yield _nothing
@@ -129,7 +129,7 @@ def progress(what: str, *, total: int | None = None, unit: str = "") -> Iterator
 
 
 @contextmanager
-def steps() -> Iterator[Callable[[str], None]]:
+def steps() -> Generator[Callable[[str], None], None, None]:
     """Name the steps of a work as they begin, on stderr; nothing at all in a pipe."""
     if not is_live():
         yield lambda step: None
@@ -151,9 +151,11 @@ def cell(value: Any) -> str:
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {cell(part)}" for name, part in value.items()) or "-"
+        return (
+            ", ".join(f"{name} {cell(part)}" for name, part in cast(Mapping[str, Any], value).items()) or "-"
+        )
     if isinstance(value, (list, tuple)):
-        return ", ".join(cell(part) for part in value) or "-"
+        return ", ".join(cell(item) for item in cast(Sequence[Any], value)) or "-"
     return str(value)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from ..store import UsageError
 from . import render
 from .exits import Exit, leave, reporting
 from .options import AsJson, Backend, Directory, NewDirectory
+
+if TYPE_CHECKING:
+    from ..recovery import ReplayReport
 
 _MS_A_DAY_2001 = 978_307_200_000
 """A plain number below it is no time in ms that a log can hold, but surely one in seconds."""
@@ -48,31 +51,32 @@ def replay(
         report = replay_to(
             directory, into, upto_lsn=to_lsn, upto_ms=upto_ms, backend=backend, progress=advance
         )
-    position = report.position
-    findings = [str(finding) for finding in report.findings]
-    render.result(
-        {
-            "source": str(report.source),
-            "target": str(report.target),
-            "cluster_id": report.cluster_id.hex(),
-            "backend": report.backend,
-            "base": report.base,
-            "epoch": position.epoch,
-            "lsn": position.lsn,
-            "sessions": position.session_count,
-            "digest": f"{position.digest:016x}",
-            "time_ms": report.time_ms,
-            "events": report.events,
-            "frames": report.frames,
-            "rounded_down": report.rounded_down,
-            "at_end": report.at_end,
-            "elapsed_ms": report.elapsed_ms,
-            "findings": findings,
-        },
-        as_json=as_json,
-    )
+    render.result(_fields(report), as_json=as_json)
     is_worse = any(finding.level.value in ("warning", "corrupt", "unknown") for finding in report.findings)
     leave(Exit.FINDINGS if is_worse else Exit.FINE)
+
+
+def _fields(report: ReplayReport) -> dict[str, Any]:
+    """The report under stable keys."""
+    position = report.position
+    return {
+        "source": str(report.source),
+        "target": str(report.target),
+        "cluster_id": report.cluster_id.hex(),
+        "backend": report.backend,
+        "base": report.base,
+        "epoch": position.epoch,
+        "lsn": position.lsn,
+        "sessions": position.session_count,
+        "digest": f"{position.digest:016x}",
+        "time_ms": report.time_ms,
+        "events": report.events,
+        "frames": report.frames,
+        "rounded_down": report.rounded_down,
+        "at_end": report.at_end,
+        "elapsed_ms": report.elapsed_ms,
+        "findings": [str(finding) for finding in report.findings],
+    }
 
 
 def parse_time_ms(text: str) -> int:

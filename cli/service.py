@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 @contextmanager
-def until_stopped(*, is_verbose: bool = False) -> Iterator[Callable[[], bool]]:
+def until_stopped(*, is_verbose: bool = False) -> Generator[Callable[[], bool], None, None]:
     """Give a function that says whether this process was asked to stop; log lines go to stderr meanwhile."""
     asked: list[int] = []
 

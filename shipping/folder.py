@@ -67,10 +67,11 @@ class Folder:
     def step(self) -> bool:
         """Fold what is committed and not folded; says whether there was anything."""
         words: Any = self._node.log.words
+        # In this order: a cut raises the generation before anything behind it can be committed.
+        upto = min(words[_COMMITTED], words[_FLUSHED])
         if words[_GENERATION] != self._generation:
             self._reopen()
-            words = self._node.log.words
-        upto = min(words[_COMMITTED], words[_FLUSHED])
+            return True
         if upto <= self._at.lsn:
             if words[Word.FOLDED] < self._at.lsn:  # another process said what it saw before this fold
                 words[Word.FOLDED] = self._at.lsn
@@ -161,6 +162,8 @@ class Folder:
             self._open()
             return
         self._node.log.refresh_role()
+        self._cursor.close()  # its segment may have been rewritten by a cut
+        self._cursor = self._node.cursor(is_sparse=False)
         self._generation = self._node.log.generation
 
     def _is_same_state(self) -> bool:

@@ -172,6 +172,17 @@ Evaluate: TypeAlias = Callable[[Stage], Any]
 """What a change does, under the lock: reads the stage, puts events on it, gives the call's result."""
 
 
+def _is_too_large(stage: Stage) -> bool:
+    return stage.size_bytes > FRAME_BYTES_MAX - _HEADROOM_BYTES or stage.event_count > EVENTS_LIMIT
+
+
+def _too_large(stage: Stage) -> UsageError:
+    return UsageError(
+        f"{stage.event_count} changes of {stage.size_bytes} bytes do not fit into one frame",
+        hint=f"Commit at most {EVENTS_LIMIT} changes and {FRAME_BYTES_MAX >> 20} MiB at once.",
+    )
+
+
 class Operation:
     """A change that waits to be committed, and what became of it."""
 
@@ -205,6 +216,7 @@ class Writer:
         self._after_append = after_append
         self._make_room = make_room
         self._threads = threading.Lock()
+        log.thread_locks.append(self._threads)
         self._acquire_threads = self._threads.acquire
         self._queue: deque[Operation] = deque()
         self._writing_thread = 0
@@ -225,7 +237,7 @@ class Writer:
             log, view = self.log, self.view
             try:
                 flock(log.write_lock.descriptor, _EXCLUSIVE)
-            except OSError:
+            except (OSError, ValueError):
                 log.lock()
             else:
                 log.locked()
@@ -250,6 +262,9 @@ class Writer:
                     else:
                         view.tail[key] = entry
                         view.visible = log.cursor.at
+            except BaseException:
+                view.recheck()
+                raise
             finally:
                 flock(log.write_lock.descriptor, _RELEASE)
         finally:
@@ -282,12 +297,12 @@ class Writer:
         with self._threads:
             try:
                 flock(log.write_lock.descriptor, _EXCLUSIVE)
-            except OSError:
+            except (OSError, ValueError):
                 log.lock()
             else:
                 log.locked()
-            self._writing_thread = get_ident()
             try:
+                self._writing_thread = get_ident()
                 if view.needs_commit or len(view.tail) > TAIL_ENTRIES_MAX:
                     self._admit()
                 now_ms = log.now_ms()
@@ -318,6 +333,9 @@ class Writer:
                     else:
                         tail[key] = entry
                         view.visible = position
+            except BaseException:
+                view.recheck()
+                raise
             finally:
                 self._writing_thread = 0
                 flock(log.write_lock.descriptor, _RELEASE)
@@ -395,7 +413,7 @@ class Writer:
         self._refuse_reentry()
         self._queue.append(operation)
         with self._threads:
-            if not operation.is_done:
+            while not operation.is_done:  # more may wait before it than one group takes
                 self._commit(self._drain())
         self._after_append()
         self._result(operation)
@@ -425,6 +443,9 @@ class Writer:
                 left = group
                 while left:
                     left = self._append_some(left)
+            except BaseException:
+                self.view.recheck()
+                raise
             finally:
                 log.unlock()
         except BaseException as error:  # noqa: BLE001 - every waiter must hear of it, whatever it is
@@ -442,13 +463,21 @@ class Writer:
         stage = Stage(self.view)
         taken = 0
         for operation in group:
-            before = (stage.digest, stage.session_count, len(stage.parts), stage.size_bytes)
+            parts = len(stage.parts)
             try:
+                operation.error = None
                 operation.result = operation.evaluate(stage)
-            except BaseException as error:  # it is for the caller of this one operation
-                if len(stage.parts) != before[2]:
-                    raise
+            except BaseException as error:  # noqa: BLE001 - it is for the caller of this one operation
                 operation.error = error
+                if len(stage.parts) != parts:
+                    # It left half of itself in the stage: the others are evaluated anew, without it.
+                    operation.is_done = True
+                    return [other for other in group if other is not operation]
+            if _is_too_large(stage):
+                if taken:  # beside the others: it gets a frame of its own
+                    return self._append_some(group[:taken]) + group[taken:]
+                operation.error, operation.is_done = _too_large(stage), True
+                return group[1:]
             taken += 1
             if stage.size_bytes >= GROUP_BYTES_MAX or stage.event_count >= EVENTS_LIMIT // 2:
                 break
@@ -457,11 +486,6 @@ class Writer:
 
     def _append(self, stage: Stage, group: list[Operation], now_ms: int) -> None:
         if stage.parts:
-            if stage.size_bytes > FRAME_BYTES_MAX - _HEADROOM_BYTES or stage.event_count > EVENTS_LIMIT:
-                raise UsageError(
-                    f"{stage.event_count} changes of {stage.size_bytes} bytes do not fit into one frame",
-                    hint=f"Commit at most {EVENTS_LIMIT} changes and {FRAME_BYTES_MAX >> 20} MiB at once.",
-                )
             position = self.log.append(
                 b"".join(stage.parts), stage.event_count, stage.digest & MASK64, stage.session_count, now_ms
             )
@@ -476,8 +500,6 @@ class Writer:
 
     def _needs_care(self) -> bool:
         view = self.view
-        if view.needs_commit != (self.log.config.sync_replicas > 0):
-            view.needs_commit = self.log.config.sync_replicas > 0
         return view.needs_commit or len(view.tail) > TAIL_ENTRIES_MAX
 
     def _admit(self) -> None:

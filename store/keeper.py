@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from . import names
 from .commit import FOLD_ENTRIES, TAIL_ENTRIES_MAX, Durability, Stage, Writer
 from .cursor import LogCursor
-from .errors import BacklogError, LockTimeoutError, NotPrimaryError, PerdureError, StorageFullError
+from .errors import BacklogError, LockTimeoutError, NotPrimaryError, StorageFullError
 from .event import NO_OPERATION, Kind, Reason
+from .fold import HASH_BYTES
 from .lock import FileLock
-from .page import Word
 from .ports import Deadline
 from .sealing import seal_segment, unsealed_segments
-from .session import expiry_of
+from .session import NEVER_MS, expiry_of
 
 if TYPE_CHECKING:
     from .opening import Opened, OpenOptions
@@ -43,11 +43,12 @@ class Keeper:
         self._writer: Writer | None = None
         self._fold_lock = FileLock(opened.store / names.FOLD_LOCK)
         self._fold_threads = threading.Lock()
+        opened.log.thread_locks.append(self._fold_threads)
         self._fold_at = FOLD_ENTRIES
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._sealed_before = 0
-        self.last_error: PerdureError | None = None
+        self.last_error: Exception | None = None
         """The newest failure of background work; None once it succeeds again."""
 
     def start(self, writer: Writer) -> None:
@@ -63,14 +64,16 @@ class Keeper:
         if self._thread.is_alive():
             self._thread.join()
         self._thread = None
-        try:
-            self._flush_touches()
-            if self._options.durability is not Durability.OS:
-                self._log.flush(self._log.cursor.at.lsn)
-            self.fold_now()
-        except PerdureError as error:
-            self.last_error = error
+        for work in (self._flush_touches, self._flush_last, self.fold_now):
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - each of them is tried, and closing goes on
+                self.last_error = error
         self._fold_lock.close()
+
+    def _flush_last(self) -> None:
+        if self._options.durability is not Durability.OS:
+            self._log.flush(self._log.cursor.at.lsn)
 
     # -- folding ---------------------------------------------------------------------------------
 
@@ -119,11 +122,11 @@ class Keeper:
             try:
                 self._fold()
                 self.last_error = None
-            except PerdureError as error:
-                self.last_error = error
-                self._fold_at = len(self._view.tail) + FOLD_ENTRIES
             finally:
                 self._fold_lock.release()
+        except Exception as error:  # noqa: BLE001 - the caller's write stands; this is not its failure
+            self.last_error = error
+            self._fold_at = len(self._view.tail) + FOLD_ENTRIES
         finally:
             self._fold_threads.release()
 
@@ -157,48 +160,51 @@ class Keeper:
             with self._fold_threads:
                 self._fold_lock.acquire(self._options.write_timeout_ms)
                 try:
-                    chunk, met = self._sweep_chunk(min(SWEEP_CHUNK, limit - expired))
+                    chunk, done = self._sweep_chunk(min(SWEEP_CHUNK, limit - expired))
                 finally:
                     self._fold_lock.release()
             expired += chunk
-            if not met:
+            if not done:
                 break
         return expired
 
     def _sweep_chunk(self, limit: int) -> tuple[int, int]:
-        """(sessions expired, deadlines met). The caller holds the fold lock."""
+        """(sessions expired, deadlines done with). The caller holds the fold lock."""
         now_ms = self._options.clock.now_ms()
         view, backend = self._view, self._opened.backend
         with view.mutex:
             due = backend.due(now_ms, limit)
         if not due or self._writer is None:
             return 0, 0
-        rearmed: list[Deadline] = []
+        keys = list(dict.fromkeys(key for _, key in due))
 
         def evaluate(stage: Stage) -> int:
             expired = 0
-            for key in dict.fromkeys(key for _, key in due):
+            for key in keys:
                 value = stage.value(key)
-                if value is None:
-                    continue
-                expiry = expiry_of(value)
-                if expiry < now_ms:
+                if value is not None and expiry_of(value) < now_ms:
                     stage.remove(key, Kind.EXPIRE, Reason.EXPIRED, NO_OPERATION)
                     expired += 1
-                else:
-                    rearmed.append((expiry, key))
             return expired
 
         expired, position = self._writer.commit(evaluate)
         if position is not None:
             self._writer.finish(position, self._options.durability, None)
+        # What the state holds after this fold decides: each session in it keeps a deadline at or before
+        # its expiry, also one that came anew meanwhile, or whose change is not visible yet.
+        self._fold()
         with view.mutex:
+            view.refresh()
+            rearmed: list[Deadline] = []
+            for key in keys:
+                record = backend.get(key)
+                expiry = NEVER_MS if record is None else expiry_of(record, HASH_BYTES)
+                if expiry != NEVER_MS:
+                    rearmed.append((expiry, key))
+            state = view.state
             view.release()
-            state = backend.refresh()
-            backend.release()
             backend.fold([], rearmed, due, state)
-            view.release()
-        return int(expired), len(due)
+        return int(expired), len(set(due).difference(rearmed))
 
     # -- the thread ------------------------------------------------------------------------------
 
@@ -211,27 +217,38 @@ class Keeper:
                 self.last_error = None
             except (LockTimeoutError, NotPrimaryError):
                 continue
-            except PerdureError as error:
+            except Exception as error:  # noqa: BLE001 - what is tried again at the next tick must not end
                 self.last_error = error
 
     def _tick(self, tick: int) -> None:
-        view, writer = self._view, self._writer
+        self._flush_if_due()  # first: nothing else that fails may keep it from being done
+        view = self._view
         with view.mutex:
             view.catch_up()
             view.advance()
             view.release()
             if len(view.tail) >= FOLD_ENTRIES // 2:
                 view.refresh()
-        if writer is not None and writer.dirty_since_ms:
-            elapsed_ms = time.monotonic_ns() // 1_000_000 - writer.dirty_since_ms
-            if elapsed_ms + TICK_S * 1000 >= self._options.interval_ms:
-                writer.dirty_since_ms = 0
-                self._log.flush(self._log.cursor.at.lsn)
+        self._log.flusher.drop_retired()
         if tick % TOUCH_TICKS == 0:
             self._flush_touches()
         if tick % FOLD_IDLE_TICKS == 0 and view.tail:
             self._fold_if_free()
         self._seal()
+
+    def _flush_if_due(self) -> None:
+        """What durability "interval" promises; tried again at every tick until it is done."""
+        writer = self._writer
+        since_ms = writer.dirty_since_ms if writer is not None else 0
+        if writer is None or not since_ms:
+            return
+        if time.monotonic_ns() // 1_000_000 - since_ms + TICK_S * 1000 >= self._options.interval_ms:
+            writer.dirty_since_ms = 0  # before: a write during the flush counts anew
+            try:
+                self._log.flush(self._log.cursor.at.lsn)
+            except BaseException:
+                writer.dirty_since_ms = since_ms
+                raise
 
     def _seal(self) -> None:
         """Seal segments that were left behind: flush up to their end, then write the footer."""
@@ -245,7 +262,7 @@ class Keeper:
             if not self._fold_lock.try_acquire():
                 return
             try:
-                seal_all(log.cursor, lambda: log.flush(log.words[Word.APPENDED]))
+                seal_all(log.cursor, lambda: log.flush(log.cursor.at.lsn))
                 self._sealed_before = header.first_lsn
             finally:
                 self._fold_lock.release()

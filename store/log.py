@@ -236,7 +236,7 @@ class EventLog:
         if words[_GENERATION] != self.generation:
             self.refresh_role()
         if words[_DIRTY]:
-            known = Known(self.identity.node, 0, 0, True)
+            known = Known(self.identity.node, 0, 0, True, page_lsn=words[_APPENDED])
             self.settle(known)
             self.look_again()
         self.follow()
@@ -286,7 +286,7 @@ class EventLog:
         self.look_again()
 
     def take_anew(self) -> None:
-        """Frames were passed that nobody took: whoever listens begins again at the next look. Holds the mutex."""
+        """Frames were passed that nobody took: whoever listens begins again at the next look."""
         self.generation = _MOVING
 
     def look_again(self) -> None:

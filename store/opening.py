@@ -218,7 +218,7 @@ def _open_parts(
             )
             backend, view, rebuilt = _settle_and_load(log, backend, verdict, boot_id, options)
             _begin_reign(log)
-            view.needs_commit = log.config.sync_replicas > 0
+            view.follow_config()
         finally:
             log.write_lock.release()
     except BaseException:
@@ -245,15 +245,19 @@ def _settle_and_load(
     else:
         why = verdict.reason
     log.on_run = log.on_reset = log.on_control = None
-    open_log(log, None)
-    end = load_state(backend, log, progress=options.progress)
-    mark_state(
-        log.store, backend_name=log.identity.backend, cluster_id=log.identity.cluster_id, boot_id=boot_id
-    )
-    view = View(log, backend)
-    view.reset()
-    place(log, end)
-    log.follow()
+    try:
+        open_log(log, None)
+        end = load_state(backend, log, progress=options.progress)
+        mark_state(
+            log.store, backend_name=log.identity.backend, cluster_id=log.identity.cluster_id, boot_id=boot_id
+        )
+        view = View(log, backend)
+        view.reset()
+        place(log, end)
+        log.follow()
+    except BaseException:
+        backend.close()  # the caller does not know of it
+        raise
     return backend, view, why
 
 

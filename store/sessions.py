@@ -131,13 +131,20 @@ class SessionStore:
             write_timeout_ms=write_timeout_ms,
             create=create,
         )
-        return cls(open_store(Path(path), options), options, gate)
+        opened = open_store(Path(path), options)
+        try:
+            return cls(opened, options, gate)
+        except BaseException:
+            opened.close()
+            raise
 
     def close(self) -> None:
         """Flush what the durability asks for, fold, and give everything back. Idempotent."""
         if self._is_closed:
             return
         self._is_closed = True
+        if self._log.pid != os.getpid():
+            return  # in a child: all of it belongs to the parent
         self._keeper.stop()
         if self._gate is not None:
             self._gate.close()
@@ -173,6 +180,8 @@ class SessionStore:
         MetadataError, SessionTooLargeError or UsageError (nothing was written), BusyError, StorageError,
         or Indeterminate.
         """
+        if durability is not None:
+            parse_durability(durability)
         now_ms = self._now_ms()
         take = self._ids.take
         id = take().hex()
@@ -269,6 +278,8 @@ class SessionStore:
         through, and the session stays as it was. Raises SessionNotFoundError, VersionConflictError,
         and as create.
         """
+        if durability is not None:
+            parse_durability(durability)
         key = check_id(id)
         operation_id = self._ids.take()
         stored = b""
@@ -293,7 +304,11 @@ class SessionStore:
                 raise self._too_large(id, stored)
             return stored
 
-        position = self._writer.change(key, operation_id, evaluate)
+        try:
+            position = self._writer.change(key, operation_id, evaluate)
+        except (SessionNotFoundError, VersionConflictError):
+            self._writer.wait_visible()
+            raise
         self._touches.pop(key, None)
         if not (self._is_lazy and durability is None):
             self._finish(position, durability, operation_id)
@@ -465,7 +480,13 @@ class SessionStore:
     # -- inside ----------------------------------------------------------------------------------
 
     def _commit(self, evaluate: Callable[[Stage], Any], durability: str | None, operation_id: bytes) -> Any:
-        result, position = self._writer.commit(evaluate)
+        if durability is not None:
+            parse_durability(durability)
+        try:
+            result, position = self._writer.commit(evaluate)
+        except (SessionNotFoundError, VersionConflictError):
+            self._writer.wait_visible()  # it may rest on what is not committed yet
+            raise
         if position is not None:
             self._finish(position, durability, operation_id)
         else:
@@ -518,7 +539,7 @@ class SessionStore:
         operation_id = self._ids.take()
 
         def evaluate(stage: Stage) -> None:
-            for key, accessed_ms in touches.items():
+            for key, accessed_ms in list(touches.items()):  # a reader may still add to it
                 value = stage.value(key)
                 if value is not None and ACCESSED.unpack_from(value, 24)[0] < accessed_ms:
                     stage.touch(key, ACCESSED.pack(accessed_ms), operation_id)

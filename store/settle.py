@@ -34,6 +34,7 @@ class Known(msgspec.Struct, frozen=True):
     state_lsn: int
     same_boot: bool
     acked_lsn_max: int = 0
+    page_lsn: int = 0
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -100,6 +101,7 @@ def inspect(cursor: LogCursor, known: Known) -> Judgement:
             same_boot=known.same_boot,
             follower_lsn=follower,
             state_lsn=known.state_lsn,
+            page_lsn=known.page_lsn,
         )
     )
 

@@ -14,7 +14,8 @@ it had never been. The first row that fits decides:
     | none                         | no        | any                | any                  | yes        | torn    |
     | none                         | no        | any                | any                  | no         | clean   |
 
-b is the LSN at which the failing frame would begin. After another boot a valid frame behind b proves
+b is the LSN at which the failing frame would begin. What the control page says counts as the state does:
+a frame is named there only once its last byte was written. After another boot a valid frame behind b proves
 nothing: un-synced pages reach the disk in any order. One node alone cannot tell rot in its last sync
 unit from a tear after a power loss.
 """  # noqa: E501 - the table is easier to read in one piece
@@ -51,6 +52,8 @@ class Witnesses(msgspec.Struct, frozen=True):
     """LSN of a valid frame behind the failing one, above it and of no lower epoch; 0 if there is none."""
     state_lsn: int = 0
     """LSN that the state holds, 0 if there is none."""
+    page_lsn: int = 0
+    """LSN that the control page of the running boot says was appended, 0 if it says nothing."""
 
 
 class Judgement(msgspec.Struct, frozen=True):
@@ -75,6 +78,8 @@ def judge_tail(seen: Witnesses) -> Judgement:
         return Judgement(
             TailVerdict.CORRUPT, f"the valid frame of LSN {seen.follower_lsn} follows in the same boot"
         )
+    if seen.same_boot and seen.page_lsn >= failing:
+        return Judgement(TailVerdict.CORRUPT, f"the control page says that LSN {seen.page_lsn} was written")
     if seen.same_boot and seen.state_lsn >= failing:
         return Judgement(TailVerdict.CORRUPT, f"the state holds LSN {seen.state_lsn}")
     if not seen.has_bytes:

@@ -114,12 +114,32 @@ class View:
         log = self.log
         if log.words[_GENERATION] != log.generation:
             log.refresh_role()
-            self.needs_commit = log.config.sync_replicas > 0
+            self.follow_config()
         log.follow()
+
+    def follow_config(self) -> None:
+        """Do frames wait for the commit LSN? As the newest CONFIG says, from its own frame on."""
+        needs = self.log.config.sync_replicas > 0
+        if needs != self.needs_commit:
+            self.needs_commit = needs
+            while not needs and self.pending_frames:
+                self._show(self.pending_frames.popleft())
+            self.pending.clear()
+
+    def recheck(self) -> None:
+        """A call broke off under the write lock: if its frame stands and was not taken, begin anew."""
+        with self.mutex:
+            end = self.pending_frames[-1].end if self.pending_frames else self.visible
+            if end.lsn < self.log.cursor.at.lsn:
+                self.log.take_anew()
 
     def advance(self) -> None:
         """Make frames visible that were committed meanwhile."""
-        committed = self.log.words[_COMMITTED]
+        words = self.log.words
+        committed = words[_COMMITTED]
+        # In this order: a cut raises the generation before the commit LSN passes what stood there before.
+        if words[_GENERATION] != self.log.generation:
+            return
         frames = self.pending_frames
         while frames and frames[0].end.lsn <= committed:
             self._show(frames.popleft())
@@ -165,6 +185,7 @@ class View:
         self.state = self.visible = self.backend.refresh()
         self.visible_place = (0, 0)
         self.is_open = True
+        self.follow_config()
         return self.state
 
     # -- taking frames ---------------------------------------------------------------------------
@@ -173,6 +194,7 @@ class View:
         """Apply frames that were read from the log; those that the read view holds already are skipped."""
         if not self.is_open:
             self._renew()
+        self.follow_config()
         state_lsn = self.state.lsn
         cursor = self.log.cursor
         segment = cursor.header.first_lsn if cursor.header else 0
@@ -185,6 +207,7 @@ class View:
 
     def took_control(self) -> None:
         """A frame that changes no session was appended by this process."""
+        self.follow_config()
         self.took([])
 
     def took(self, entries: list[tuple[bytes, Entry]]) -> None:

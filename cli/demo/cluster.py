@@ -54,7 +54,7 @@ class Cluster:
 
     def start_receivers(self, nodes: Iterable[str]) -> None:
         """Start the receivers of nodes, and learn where they listen."""
-        started = []
+        started: list[str] = []
         for node in nodes:
             arguments = ["receive", str(self.directories[node]), "--listen", "127.0.0.1:0", "--json"]
             self.receivers[node] = self.processes.command(f"{node}-receiver", arguments)

@@ -6,10 +6,10 @@ import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from ...store import UsageError
 from .. import render
 from ..exits import Exit, leave, reporting
 from ..options import AsJson, BackendName
+
+if TYPE_CHECKING:
+    from .report import DemoOptions, Outcome
 
 SESSIONS = 10_000
 WRITERS = 4
@@ -75,10 +78,8 @@ def demo(
       perdure demo --writers 2 --sessions 2000
       perdure demo --access-log access.log.gz --json
     """
-    from .live import Screen
     from .report import DemoOptions, is_proven, summary
     from .report import as_json as report_as_json
-    from .run import Demo
     from .traffic import Plan, operations
 
     if access_log is not None and sessions is not None:
@@ -86,9 +87,7 @@ def demo(
     chosen = secrets.randbits(SEED_BITS) if seed is None else seed
     plan = Plan(seed=chosen, sessions=max(sessions or SESSIONS, writers), writers=writers)
     operations(plan, 0)  # refuses a plan out of its bounds
-    options = DemoOptions(plan, access_log, backend, sync_replicas, seconds)
-    with _directory(keep) as root, _terminable(), Screen() as screen:
-        outcome = Demo(options, root, screen).run()
+    outcome = _play(DemoOptions(plan, access_log, backend, sync_replicas, seconds), keep)
     if as_json:
         render.write_json(report_as_json(outcome))
     else:
@@ -97,8 +96,17 @@ def demo(
     leave(Exit.FINE if is_proven(outcome) else Exit.FINDINGS)
 
 
+def _play(options: DemoOptions, keep: Path | None) -> Outcome:
+    """Run a demo in its directory, and on the screen. Raises what fails, when everything was ended."""
+    from .live import Screen
+    from .run import Demo
+
+    with _directory(keep) as root, _terminable(), Screen() as screen:
+        return Demo(options, root, screen).run()
+
+
 @contextmanager
-def _directory(keep: Path | None) -> Iterator[Path]:
+def _directory(keep: Path | None) -> Generator[Path, None, None]:
     """The demo's directory: a temporary one that goes away, or a new one that stays."""
     if keep is None:
         root = Path(tempfile.mkdtemp(prefix="perdure-demo-"))
@@ -114,7 +122,7 @@ def _directory(keep: Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def _terminable() -> Generator[None, None, None]:
     """Let SIGTERM end the demo as Ctrl-C does: in order, with everything cleaned up."""
 
     def interrupt(_number: int, _frame: object) -> None:

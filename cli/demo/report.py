@@ -168,7 +168,11 @@ def summary(outcome: Outcome) -> Iterator[str]:
             f"the app went on: {outcome.final.acknowledged:,} acknowledged in the end, "
             f"{outcome.final.lost:,} lost, {outcome.final.phantom:,} phantom"
         )
-    copy = outcome.replayed
+    yield from _proof_summary(outcome)
+
+
+def _proof_summary(outcome: Outcome) -> Iterator[str]:
+    audit, copy = outcome.failover.audit, outcome.replayed
     yield (
         f"{outcome.primary.sessions:,} sessions; digests: primary {outcome.primary.digest}, replica "
         f"{outcome.replica.digest}, replay of {copy.base or 'the whole log'} + {copy.events:,} events "
@@ -180,7 +184,7 @@ def summary(outcome: Outcome) -> Iterator[str]:
         yield f"{outcome.mismatches:,} answers of the store were not what the writers' own history implies"
     for example in audit.examples[:EXAMPLES_SHOWN]:
         yield f"  {example.trouble}: session {example.key}, {example.kind}: {example.reason}"
-    if audit.lost and options.sync_replicas == 0:
+    if audit.lost and outcome.options.sync_replicas == 0:
         yield (
             f"with sync_replicas = 0 a write is acknowledged before any replica has it: {audit.lost:,} such "
             "writes died with the primary, as the promotion had to accept"

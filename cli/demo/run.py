@@ -104,7 +104,7 @@ class Demo:
     def _start_writers(self, node: str, group: int, *, is_first: bool) -> None:
         """Start the app on a node. In its first life a short access log is stretched, held near its end."""
         options, cluster = self._options, self._cluster
-        tasks = []
+        tasks: list[Task] = []
         for writer in range(options.plan.writers):
             self._gauges[writer][Count.STAGE] = Stage.STARTING
             operations = self._operations[writer]

@@ -360,7 +360,7 @@ def main() -> None:
     """Read the task, drive it, and leave the result in the gauge. Ends with exit code 0 or an error."""
     end_with_parent()
     stopping: list[bool] = []
-    signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
+    signal.signal(signal.SIGTERM, lambda _number, _frame: stopping.append(True))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the director's: it ends all of us in order
     task: Task = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Task)
     gauge = Gauge(Path(task.gauge))

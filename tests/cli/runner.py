@@ -25,7 +25,7 @@ def run_json(*arguments: object, code: int = 0) -> dict[str, Any]:
     """Run one command with --json; stdout must be one JSON object, and the exit code as expected."""
     result = run(*arguments, "--json")
     assert result.exit_code == code, result.output
-    said = json.loads(result.stdout)
+    said: dict[str, Any] = json.loads(result.stdout)
     assert isinstance(said, dict)
     return said
 

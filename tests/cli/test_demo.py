@@ -35,7 +35,7 @@ def _processes_of(folder: Path) -> list[str]:
     """The command lines of all processes that name a directory, once those that are ending have had time."""
     end = time.monotonic() + 5.0
     while True:
-        found = []
+        found: list[str] = []
         for entry in Path("/proc").iterdir():
             try:
                 command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from perdure.store import OpenOptions, SessionStore, open_store
+from perdure.store.sealing import unsealed_segments
 
 BLOCK_BYTES = 4096
 
@@ -32,6 +34,16 @@ def small_segments(path: Path, *, backend: str | None = None, segment_bytes: int
     """A store whose log rolls often, so that there are sealed segments soon."""
     options = OpenOptions(backend=backend, segment_bytes=segment_bytes)
     return SessionStore(open_store(path, options), options, None)
+
+
+def seal(store: SessionStore, deadline_s: float = 10.0) -> None:
+    """Have every segment that another one follows sealed; the store's own thread may be at it, too."""
+    log = store._opened.log
+    until = time.monotonic() + deadline_s
+    while unsealed_segments(log.cursor.log):
+        assert time.monotonic() < until, "the segments are not sealed in time"
+        store._keeper._seal()
+        time.sleep(0.005)
 
 
 def fingerprint(folder: Path) -> dict[str, tuple[int, int, int, str]]:

@@ -12,7 +12,7 @@ from perdure.shipping import Slot, write_slot
 from perdure.store import CorruptError, SessionStore
 from perdure.store.cursor import list_segments
 from tests.recovery.kills import killed
-from tests.recovery.stores import contents_of, fingerprint, small_segments
+from tests.recovery.stores import contents_of, fingerprint, seal, small_segments
 
 ALL = Policy(log_age_ms=0, snapshots=1)
 
@@ -24,7 +24,7 @@ def make(path: Path, sessions: int = 80) -> Path:
             if n in (sessions // 3, 2 * sessions // 3):
                 take_snapshot(store._opened)
         store.fold()
-        store._keeper._seal()
+        seal(store)
     return path
 
 
@@ -70,7 +70,7 @@ def test_a_store_in_use_goes_on(tmp_path: Path) -> None:
         for n in range(80):
             store.create({"n": n})
         take_snapshot(store._opened)
-        store._keeper._seal()
+        seal(store)
         assert apply_retention(tmp_path / "s", ALL).drop
         store.create({"after": True})
         assert store.count() == 81

@@ -10,7 +10,7 @@ import pytest
 from perdure.recovery import dump, stat
 from perdure.store import SessionStore, StoreMissingError
 from perdure.store.cursor import list_segments
-from tests.recovery.stores import fingerprint, small_segments
+from tests.recovery.stores import fingerprint, seal, small_segments
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def store(tmp_path: Path) -> Path:
         store.delete(new)
         for n in range(40):
             store.create({"n": n})
-        store._keeper._seal()
+        seal(store)
     return tmp_path / "s"
 
 

@@ -19,7 +19,7 @@ from perdure.store.cursor import list_segments
 from perdure.store.fold import record_of
 from perdure.store.segment import decode_header, encode_header
 from tests.recovery.nodes import stored
-from tests.recovery.stores import fingerprint, small_segments, without_rights
+from tests.recovery.stores import fingerprint, seal, small_segments, without_rights
 
 
 def make(path: Path, *, backend: str = "sqlite", sessions: int = 40, snapshot: bool = True) -> Path:
@@ -34,7 +34,7 @@ def make(path: Path, *, backend: str = "sqlite", sessions: int = 40, snapshot: b
             store.create({"n": n})
         store.update(ids[2], lambda session: session.merge({"m": 1}))
         store.touch(ids[3])
-        store._keeper._seal()
+        seal(store)
     return path
 
 

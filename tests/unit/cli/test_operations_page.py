@@ -15,7 +15,7 @@ from perdure.cli.app import app
 from perdure.cli.exits import Exit
 
 PAGE = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
-ROOT = typer.main.get_command(app)
+ROOT: Any = typer.main.get_command(app)
 
 
 def _shown() -> Iterator[str]:
@@ -43,8 +43,8 @@ def test_each_example_parses(line: str) -> None:
 
 def test_each_command_stands_in_the_table() -> None:
     named = set(re.findall(r"^\| `perdure ([a-z ]+?)(?: [A-Z ]+)?` \|", PAGE, re.MULTILINE))
-    expected = set()
-    for name, command in ROOT.commands.items():  # type: ignore[attr-defined]
+    expected: set[str] = set()
+    for name, command in ROOT.commands.items():
         inner = getattr(command, "commands", None)
         expected |= {f"{name} {sub}" for sub in inner} if inner else {name}
     assert named == expected

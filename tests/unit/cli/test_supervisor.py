@@ -51,7 +51,7 @@ def test_a_post_starts_its_child_once() -> None:
 def test_a_child_that_dies_is_started_again_after_pauses_that_grow() -> None:
     bench = Bench()
     bench.post.tend(True)
-    pauses = []
+    pauses: list[float] = []
     for _ in range(9):
         bench.die()
         bench.post.tend(True)

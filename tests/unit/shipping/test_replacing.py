@@ -12,6 +12,7 @@ import pytest
 
 from perdure.shipping.bootstrap import SnapshotSender
 from perdure.shipping.cut import cut_log, finish_cut
+from perdure.shipping.folder import Folder
 from perdure.shipping.install import Incoming, finish_install
 from perdure.shipping.messages import unpack_payload
 from perdure.shipping.nodelog import NodeLog
@@ -23,6 +24,7 @@ from perdure.store.snapshot import SnapshotHead, write_snapshot
 from tests.unit.shipping.logs import (
     CLUSTER,
     NOW_MS,
+    begin_epoch,
     end_of,
     make_node,
     make_primary,
@@ -162,6 +164,43 @@ def test_a_cut_is_whole_after_a_crash_at_any_step(tmp_path: Path) -> None:
             assert node.log.words[Word.COMMITTED] == positions[0].lsn
         shutil.rmtree(copy)
     assert step > 15
+
+
+def test_a_folder_that_was_there_all_the_time_folds_the_new_history_after_a_cut(tmp_path: Path) -> None:
+    other = make_primary(tmp_path / "other", k=1)
+    fork = write(other, 5)
+    primary = tmp_path / "n1"
+    shutil.copytree(other, primary)
+    write(primary, 3)
+    path = make_node(tmp_path / "n2", "n2")
+    with opened(path) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        log.append(REIGN, [run.raw for run in runs_of(primary)])
+        log.commit(fork.lsn - 2)
+        folder = Folder(path)
+        log.commit(fork.lsn)
+    fold_all(folder, fork.lsn)
+    begin_epoch(other, "n1", 2, k=1)
+    end = write(other, 4)
+    cut(path, fork)
+    with opened(path) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(Promise(2, "n1"))
+        log.append(Promise(2, "n1"), [run.raw for run in runs_of(other, fork.lsn)])
+        log.commit(end.lsn)
+        expected = node.log.cursor.at
+    fold_all(folder, end.lsn)
+    assert folder._at == expected
+    folder.close()
+
+
+def fold_all(folder: Folder, lsn: int) -> None:
+    for _ in range(100):
+        folder.step()
+        if folder._at.lsn >= lsn:
+            return
+    pytest.fail(f"folded up to {folder._at.lsn} of {lsn}")
 
 
 # -- installing ------------------------------------------------------------------------------------

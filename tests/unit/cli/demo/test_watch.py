@@ -41,7 +41,7 @@ def test_a_replica_that_stands_still_lags_more_and_more() -> None:
 def test_the_percentile_is_one_of_the_samples(seed: int) -> None:
     rng = random.Random(seed)
     meter = LagMeter()
-    lags = []
+    lags: list[float] = []
     now_s, appended, held = 0.0, 0, 0
     for _ in range(500):
         now_s += rng.random() / 100

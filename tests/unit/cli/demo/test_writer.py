@@ -7,6 +7,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from perdure.cli.demo import writer
@@ -107,9 +108,7 @@ def test_an_unanswered_call_is_carried_out_once(
     }
     last = calls[kind]
     monkeypatch.setattr(writer, "stream_of", _all(before))
-    task = writer.Task(
-        **{**{name: getattr(task, name) for name in task.__struct_fields__}, "access_log": "x"}
-    )
+    task = msgspec.structs.replace(task, access_log="x")
     gauge = Gauge(Path(task.gauge))
     assert writer.drive(task, gauge, lambda: False) is Stage.FINISHED
     with SessionStore.open(task.store) as store, Ledger.open(task.ledger) as ledger:
@@ -164,9 +163,7 @@ def test_answers_that_contradict_the_writers_history_are_counted(
         Get("a", 3, 5),
     )
     monkeypatch.setattr(writer, "stream_of", _all(*stream))
-    task = writer.Task(
-        **{**{name: getattr(task, name) for name in task.__struct_fields__}, "access_log": "x"}
-    )
+    task = msgspec.structs.replace(task, access_log="x")
     gauge = Gauge(Path(task.gauge))
     writer.drive(task, gauge, lambda: False)
     assert gauge[Count.MISMATCHES] == 4
