@@ -65,9 +65,7 @@ def open_log(log: EventLog, state: StatePosition | None) -> None:
         _check_mark(log, mark.position)
     durable_lsn = max(mark.position.lsn if mark else 0, log.words[Word.FLUSHED] if current else 0)
     page_lsn = log.words[_APPENDED] if current and not _is_replaced(log) else 0
-    log.settle(
-        Known(log.identity.node, durable_lsn, state.lsn if state else 0, current, page_lsn=page_lsn)
-    )
+    log.settle(Known(log.identity.node, durable_lsn, state.lsn if state else 0, current, page_lsn=page_lsn))
     if not current:
         _make_durable(log, mark.committed_lsn if mark else 0)
     _adopt(log, current)

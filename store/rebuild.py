@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from .cursor import EVERYTHING, LogCursor, Run
+from .cursor import EVERYTHING, LogCursor
 from .errors import DivergedError
+from .event import decode_events
 from .fold import HASH_BYTES, Fold, Lookup, plan_deadlines, record_of, unreadable
+from .frame import HEADER_BYTES as FRAME_HEADER_BYTES
 from .frame import Frame
 from .ids import NOWHERE, StatePosition
 from .ports import Backend, Deadline, Record
@@ -89,15 +91,22 @@ def replay(
     time_ms = events = frames = size = 0
     stopped = False
     while not stopped and (run := cursor.read(upto_lsn, READ_BYTES)):
+        data, last, apply = run.data, None, fold.apply
         for offset, frame in run.frames:
             if upto_ms is not None and frame.time_ms > upto_ms:
                 stopped = True
                 break
-            _apply(fold, run, offset, frame, cursor)
-            at, time_ms = frame.state_position, frame.time_ms
+            start = offset + FRAME_HEADER_BYTES
+            payload = data[start : start + frame.payload_bytes]
+            apply(decode_events(payload, frame.event_count))
+            if fold.digest != frame.digest or fold.session_count != frame.session_count:
+                raise _other_digest(fold, frame, cursor)
             events += frame.event_count
             frames += 1
             size += frame.payload_bytes
+            last = frame
+        if last is not None:
+            at, time_ms = last.state_position, last.time_ms
         if size >= chunk_bytes:
             _write(backend, fold, at)
             written = at
@@ -130,16 +139,14 @@ def go_behind(cursor: LogCursor, base: StatePosition) -> None:
         cursor.at = base
 
 
-def _apply(fold: Fold, run: Run, offset: int, frame: Frame, cursor: LogCursor) -> None:
-    fold.apply(run.events(offset, frame))
-    if fold.digest != frame.digest or fold.session_count != frame.session_count:
-        raise DivergedError(
-            f"after this frame the sessions have digest {fold.digest:016x} and count "
-            f"{fold.session_count}, the frame says {frame.digest:016x} and {frame.session_count}",
-            path=cursor.path,
-            lsn=frame.last_lsn,
-            hint="The base of the replay is not what the log was written on.",
-        )
+def _other_digest(fold: Fold, frame: Frame, cursor: LogCursor) -> DivergedError:
+    return DivergedError(
+        f"after this frame the sessions have digest {fold.digest:016x} and count "
+        f"{fold.session_count}, the frame says {frame.digest:016x} and {frame.session_count}",
+        path=cursor.path,
+        lsn=frame.last_lsn,
+        hint="The base of the replay is not what the log was written on.",
+    )
 
 
 def _fresh_fold(backend: Backend, at: StatePosition) -> Fold:
@@ -166,7 +173,8 @@ def _nothing(_key: bytes) -> Record | None:
 
 
 def _write(backend: Backend, fold: Fold, at: StatePosition) -> None:
-    changes = sorted(fold.changes.items())
+    folded = fold.changes
+    changes = [(key, folded[key]) for key in sorted(folded)]
     if backend.refresh() == NOWHERE:
         kept = [(key, record) for key, record in changes if record is not None]
         armed = [(expiry_of(record, HASH_BYTES), key) for key, record in kept]

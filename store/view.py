@@ -280,7 +280,9 @@ class View:
         changes: list[Change] = []
         armed: list[Deadline] = []
         get = self.backend.get
-        for key, (_, record, is_new) in sorted(self.tail.items()):
+        tail = self.tail
+        for key in sorted(tail):
+            _, record, is_new = tail[key]
             changes.append((key, record))
             if record is not None:
                 expiry = expiry_of(record, HASH_BYTES)

@@ -255,7 +255,8 @@ def look_plain(path: Path) -> Recovered:
         state = {id: "there" for id in store.ids()}
         committed = store.position().lsn
     events = [
-        Event(event.lsn, event.key, event.kind, event.key, "there") for event in _plain_events(path, committed)
+        Event(event.lsn, event.key, event.kind, event.key, "there")
+        for event in _plain_events(path, committed)
     ]
     return Recovered(state, events)
 

@@ -280,11 +280,11 @@ def _init_pair(folder: Path, sync_replicas: int) -> None:
     node.close()
 
 
-def receive(directory: Path, ledger: Path, count: str) -> int:
+def receive(directory: Path, ledger: Path, count: str, mode: str) -> int:
     """Receiver and folder of the replica, while the primary writes and ships; who is killed is started
-    again. Ends once the replica has everything."""
+    again. Ends once the replica has everything. mode: "confirmed" if each write waits for the replica."""
     primary, port = directory.parent / OTHER, _free_port()
-    family = Family(directory, ledger, port)
+    family = Family(directory, ledger, port, is_confirmed=mode == "confirmed")
     family.start("receiver")
     family.start("folder")
     family.start("shipper", lambda: run_shipper(primary, {"n2": (HOST, port)}, secret=SECRET))
@@ -309,9 +309,10 @@ def receive(directory: Path, ledger: Path, count: str) -> int:
 class Family:
     """The processes of one run. The faults strike `receiver` and `folder`, not those that follow them."""
 
-    def __init__(self, directory: Path, ledger: Path, port: int) -> None:
+    def __init__(self, directory: Path, ledger: Path, port: int, *, is_confirmed: bool) -> None:
         self._directory = directory
         self._ledger = ledger
+        self._is_confirmed = is_confirmed
         self._running: dict[int, str] = {}
         self._tasks: dict[str, Callable[[], None]] = {
             "receiver": lambda: serve_receiver(directory, HOST, port, secret=SECRET),
@@ -337,10 +338,10 @@ class Family:
 
     def _look(self, role: str) -> None:
         """What the replica confirmed must be there before anybody sends it again."""
-        lines = [line for path in self._ledger.parent.glob("ACK") for line in path.read_bytes().splitlines(True)]
-        acknowledged = [a.lsn or 0 for a in History.of(lines).attempts.values() if a.is_acknowledged]
-        if role != "receiver" or (self._directory / "install.plan").exists():
+        if role != "receiver" or not self._is_confirmed or not self._ledger.exists():
             return
+        history = History.read([self._ledger])
+        acknowledged = [a.lsn or 0 for a in history.attempts.values() if a.is_acknowledged]
         node = open_node_log(self._directory, [])
         end = node.log.cursor.at.lsn
         node.close()
@@ -417,3 +418,18 @@ def promotion(directory: Path, _ledger: Path) -> int:
     promote(directory / "b", DirectoryVoters({"c": directory / "c"}))
     say(directory, "outcome", "done")
     return 0
+
+
+PROGRAMS: dict[str, Callable[..., int]] = {
+    "roll": roll,
+    "snapshots": snapshots,
+    "rebuild": rebuild,
+    "go_on": go_on,
+    "receive": receive,
+    "promotion": promotion,
+}
+
+
+def work(directory: Path, ledger: Path, program: str, *arguments: str) -> int:
+    """One of the programs; all under one name, so that one process started ahead serves them all."""
+    return PROGRAMS[program](directory, ledger, *arguments)

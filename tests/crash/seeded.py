@@ -117,10 +117,10 @@ def _chain_not_checked() -> None:
 def _tail_cut_in_the_same_boot() -> None:
     judge = tail.judge_tail
 
-    def judge_without_followers(seen: Witnesses) -> Judgement:
-        return judge(msgspec.structs.replace(seen, follower_lsn=0))
+    def judge_by_the_mark_alone(seen: Witnesses) -> Judgement:
+        return judge(msgspec.structs.replace(seen, follower_lsn=0, page_lsn=0))
 
-    _replace(judge, judge_without_followers)
+    _replace(judge, judge_by_the_mark_alone)
 
 
 def _rebuild_skipped_after_power_loss() -> None:

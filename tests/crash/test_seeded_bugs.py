@@ -24,8 +24,8 @@ from tests.crash.store_program import (
     recover,
 )
 from tests.support.faults.checks import check_all
-from tests.support.faults.explore import Check, explore
-from tests.support.faults.images import CrashImages
+from tests.support.faults.explore import Check, explore, lines_of
+from tests.support.faults.images import PAGE_BYTES, CrashImages, Image, Shape
 from tests.support.faults.ledger import History
 from tests.support.faults.shards import Report, run_sharded
 from tests.support.faults.shim import Rule
@@ -37,6 +37,7 @@ PROGRAMS = "tests.crash.seeded:"
 SEED = 1
 """Random images find a bug likely, not surely: the finding is looked for where it is known to be."""
 SEGMENTS = "log/*.seg"
+STATE = "state/lmdb/data.mdb"
 NAMED = frozenset({"CorruptError"})
 
 Find = Callable[[Path, Path, str], list[str]]
@@ -53,11 +54,10 @@ def seeded(bug: str, check: Check) -> Check:
     return check_with_bug
 
 
-def power_lost(recording: Recording, check: Check = check_after_power_cut) -> list[str]:
-    images = CrashImages(
-        recording.trace, model=Model.STRICT, blind=BLIND, final=recording.final, seed=SEED
-    )
-    return explore(images, check, limit=220, random_per_point=3).violations
+def power_lost(recording: Recording) -> list[str]:
+    trace, final = recording.trace, recording.final
+    images = CrashImages(trace, model=Model.STRICT, blind=BLIND, final=final, seed=SEED)
+    return explore(images, check_after_power_cut, limit=220, random_per_point=3).violations
 
 
 def recorded(shim: Path, folder: Path, bug: str, *plan: Rule) -> Recording:
@@ -71,8 +71,25 @@ def by_power_loss(shim: Path, folder: Path, bug: str) -> list[str]:
     return power_lost(recorded(shim, folder, bug))
 
 
-def by_power_loss_and_recovery(shim: Path, folder: Path, bug: str) -> list[str]:
-    return power_lost(recorded(shim, folder, NO_BUG), seeded(bug, check_after_power_cut))
+def by_pages_that_never_reached_the_disk(shim: Path, folder: Path, bug: str) -> list[str]:
+    """The store was closed and its state holds all; then power is lost, and with it one page of the state."""
+    recording = recorded(shim, folder, NO_BUG)
+    last = CrashImages(recording.trace).build(Shape(len(recording.trace.ops), "all"))
+    whole = recording.final[STATE]
+    pages = [at for at in range(0, len(whole.data), PAGE_BYTES) if any(whole.part(at, PAGE_BYTES))]
+    check = seeded(bug, check_after_power_cut)
+    assert len(pages) > 5
+
+    def work(index: int, report: Report) -> None:
+        if report.at(f"page {pages[index] // PAGE_BYTES} of the state"):
+            place = folder / f"image-{index}"
+            damaged = whole.copy()
+            damaged.write(pages[index], bytes(PAGE_BYTES))
+            contents = {**last.contents, **recording.final, STATE: damaged}
+            Image(last.shape, contents, last.directories, []).write(place)
+            report.collect(lambda: check(place, lines_of(last.acks)))
+
+    return run_sharded(len(pages), work).violations
 
 
 def by_a_failed_sync(shim: Path, folder: Path, bug: str) -> list[str]:
@@ -178,7 +195,7 @@ CASES: dict[str, tuple[Find, str]] = {
     "retry-after-fsync-error": (by_a_failed_sync, "(7) recovery ended with CorruptError"),
     "chain-not-checked": (by_another_value_in_the_log, "(2)"),
     "tail-cut-in-the-same-boot": (by_a_frame_that_fails_before_others, "(1)"),
-    "rebuild-skipped-after-power-loss": (by_power_loss_and_recovery, ""),
+    "rebuild-skipped-after-power-loss": (by_pages_that_never_reached_the_disk, ""),
     "fence-missing": (by_a_promotion, "(1)"),
     "two-candidates-in-one-epoch": (by_two_promotions, "one history"),
     "poison-ignored-by-others": (by_a_failed_sync_of_another, ""),

@@ -105,6 +105,14 @@ def behind_the_lock(path: Path, store: SessionStore, calls: list[Callable[[], An
     return found
 
 
+def putting(store: SessionStore, key: str) -> Callable[[], Any]:
+    return lambda: store.put(key, {}, None).version
+
+
+def setting(key: bytes, value: bytes) -> Operation:
+    return Operation(lambda stage: stage.put(key, value, Reason.CREATED, bytes(16)))
+
+
 PerdureErrors = (UsageError, MetadataError, StorageError)
 
 
@@ -154,13 +162,13 @@ def test_a_handle_from_before_sync_replicas_waits_for_replicas(
     if call == "update":
         with pytest.raises(Indeterminate):
             first.put("mine", {"n": 1}, None)
+    calls: dict[str, Callable[[], Any]] = {
+        "create": lambda: early.create({"n": 1}),
+        "put": lambda: early.put("mine", {"n": 1}, None),
+        "update": lambda: early.update("mine", lambda session: session.merge({"n": 2})),
+    }
     with pytest.raises(Indeterminate):
-        if call == "create":
-            early.create({"n": 1})
-        elif call == "update":
-            early.update("mine", lambda session: session.merge({"n": 2}))
-        else:
-            early.put("mine", {"n": 1}, None)
+        calls[call]()
     assert early.fold() == 0
 
 
@@ -198,9 +206,7 @@ def test_a_call_behind_a_whole_group_is_committed_before_it_answers(open_one: Op
     value = encode_session(1, 1, 1, 0, 0, {})
     for number in range(GROUP_OPERATIONS_MAX):
         key = b"%d" % number
-        store._writer._queue.append(
-            Operation(lambda stage, key=key: stage.put(key, value, Reason.CREATED, bytes(16)))
-        )
+        store._writer._queue.append(setting(b"%d" % number, value))
     id = store.create({"n": 1})
     assert store.peek(id) is not None
     assert store.count() == GROUP_OPERATIONS_MAX + 1
@@ -217,7 +223,7 @@ def test_a_batch_that_fits_only_alone_does_not_fail_the_calls_beside_it(
                 batch.create({"n": number})
         return "stored"
 
-    calls = [lambda key=key: store.put(key, {}, None).version for key in ("a", "b", "c")]  # type: ignore[misc]
+    calls = [putting(store, key) for key in ("a", "b", "c")]
     assert behind_the_lock(tmp_path / "store", store, [*calls, large]) == [1, 1, 1, "stored"]
     assert store.count() == 65_539
 
@@ -232,10 +238,8 @@ def test_a_batch_that_fails_half_way_fails_alone(open_one: Open, tmp_path: Path)
             batch.put("y", later, None)
             later["bad"] = object()
 
-    calls = [lambda key=key: store.put(key, {}, None).version for key in ("a", "b")]  # type: ignore[misc]
-    found = behind_the_lock(
-        tmp_path / "store", store, [*calls, bad, lambda: store.put("c", {}, None).version]
-    )
+    calls = [putting(store, key) for key in ("a", "b")]
+    found = behind_the_lock(tmp_path / "store", store, [*calls, bad, putting(store, "c")])
     assert isinstance(found.pop(2), MetadataError)
     assert found == [1, 1, 1]
     assert list(store.ids()) == ["a", "b", "c"]
@@ -303,13 +307,13 @@ def test_a_wrong_durability_is_refused_before_anything_is_written(open_one: Open
     store = open_one()
     store.put("mine", {"n": 1}, None)
     before = store.position()
+    calls: dict[str, Callable[[], Any]] = {
+        "create": lambda: store.create({}, durability="dsik"),
+        "put": lambda: store.put("mine", {"n": 2}, None, durability="dsik"),
+        "update": lambda: store.update("mine", lambda session: session.merge({"n": 2}), durability="dsik"),
+    }
     with pytest.raises(UsageError):
-        if call == "create":
-            store.create({}, durability="dsik")
-        elif call == "put":
-            store.put("mine", {"n": 2}, None, durability="dsik")
-        else:
-            store.update("mine", lambda session: session.merge({"n": 2}), durability="dsik")
+        calls[call]()
     assert store.position() == before
 
 

@@ -1,0 +1,147 @@
+"""Kill -9 and refused calls at every step of what nodes do besides writing: all seven checks hold.
+
+Rolling, sealing and folding, snapshots, rebuilding a state, receiving, installing a snapshot, promotion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.crash.process_checks import (
+    check_after_errors,
+    check_other_candidate,
+    check_promotion,
+    check_replica,
+    check_snapshots,
+    check_store,
+)
+from tests.crash.process_programs import (
+    prepare_bootstrap,
+    prepare_log,
+    prepare_pair,
+    prepare_rebuild,
+    prepare_three,
+)
+from tests.support.faults.explore import Check
+from tests.support.faults.shim import KINDS
+from tests.support.faults.sweep import SweepResult, count_calls, kill_points, kill_sweep
+from tests.support.faults.workload import Workload
+
+STEPS = tuple(kind for kind in KINDS if kind != "create")
+"""Opening a file changes nothing unless it makes one, and each one made is written or renamed next."""
+RECEIVING = ("receiver", "folder")
+WRITES = ("write", "pwrite", "fallocate", "trunc")
+SYNCS = ("fsync", "fdatasync")
+NAMES = ("create", "rename", "mkdir")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A program, its check, how many points a sample has and how many there are at least in all."""
+
+    arguments: tuple[str, ...]
+    check: Check
+    sample: int
+    least: int
+    prepare: Callable[[Path], None] | None = None
+    roles: tuple[str, ...] | None = None
+
+    def workload(self) -> Workload:
+        return Workload("tests.crash.process_programs:work", self.arguments, prepare=self.prepare)
+
+
+SWEEPS = {
+    "roll-seal-fold": Sweep(("roll", "lmdb", "30"), check_store, 5, 250),
+    "roll-seal-fold-sqlite": Sweep(("roll", "sqlite", "12"), check_store, 3, 200),
+    "snapshot": Sweep(("snapshots",), check_snapshots, 4, 60, prepare=prepare_log("lmdb"), roles=("taker",)),
+    "rebuild": Sweep(("rebuild",), check_store, 4, 20, prepare=prepare_rebuild("lmdb", has_snapshot=True)),
+    "rebuild-sqlite": Sweep(
+        ("rebuild",), check_store, 2, 80, prepare=prepare_rebuild("sqlite", has_snapshot=False)
+    ),
+    "receive": Sweep(
+        ("receive", "14", "confirmed"), check_replica, 6, 120, prepare=prepare_pair, roles=RECEIVING
+    ),
+    "bootstrap": Sweep(
+        ("receive", "6", "unconfirmed"), check_replica, 4, 120, prepare=prepare_bootstrap, roles=RECEIVING
+    ),
+    "promote": Sweep(("promotion",), check_promotion, 4, 20, prepare=prepare_three),
+    "promote-another": Sweep(("promotion",), check_other_candidate, 3, 20, prepare=prepare_three),
+}
+
+
+def swept(shim: Path, workdir: Path, sweep: Sweep, sample: int | None, workers: int = 1) -> SweepResult:
+    workload = sweep.workload()
+    counts = count_calls(shim, workload, workdir)
+    kinds = STEPS if sample else KINDS
+    points = kill_points(counts, roles=sweep.roles, kinds=kinds, sample=sample)
+    return kill_sweep(shim, workload, sweep.check, workdir, points=points, workers=workers)
+
+
+def refused(
+    shim: Path,
+    workdir: Path,
+    durability: str,
+    faults: Sequence[tuple[str, tuple[str, ...]]],
+    sample: int | None,
+    workers: int = 1,
+) -> SweepResult:
+    """Refuse one call of a writer at a time: (error, kinds of call)."""
+    workload = Workload("tests.crash.process_programs:work", ["go_on", durability, "15"])
+    counts = count_calls(shim, workload, workdir)
+    points = [
+        point
+        for error, kinds in faults
+        for point in kill_points(counts, actions=[error], kinds=kinds, sample=sample)
+    ]
+    return kill_sweep(shim, workload, check_after_errors, workdir, points=points, workers=workers)
+
+
+def all_of(violations: list[str]) -> str:
+    return "\n".join(["", *violations])
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_kill_at_some_steps_is_recovered_from(shim: Path, workdir: Path, name: str) -> None:
+    result = swept(shim, workdir, SWEEPS[name], SWEEPS[name].sample)
+    assert not result.violations, all_of(result.violations)
+    assert result.hit >= SWEEPS[name].sample // 2  # with several processes the calls vary from run to run
+
+
+def test_some_refused_calls_are_named_and_writing_goes_on(shim: Path, workdir: Path) -> None:
+    faults = [("ENOSPC", WRITES), ("EIO", SYNCS), ("EIO", WRITES)]
+    result = refused(shim, workdir, "disk", faults, sample=5)
+    assert not result.violations, all_of(result.violations)
+    assert result.hit >= 10
+
+
+@pytest.mark.lab
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_kill_at_every_step_is_recovered_from(shim: Path, workdir: Path, name: str) -> None:
+    result = swept(shim, workdir, SWEEPS[name], None, workers=2)
+    print(f"{name}: {result.hit} points hit, {result.missed} missed, {result.seconds:.0f} s")
+    assert not result.violations, all_of(result.violations)
+    assert result.is_complete
+    assert result.hit >= SWEEPS[name].least
+
+
+@pytest.mark.lab
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("durability", ["os", "disk"])
+@pytest.mark.parametrize(
+    ("error", "kinds"),
+    [("ENOSPC", WRITES + NAMES), ("EIO", SYNCS), ("ENOSPC", SYNCS), ("EIO", WRITES), ("SHORT=50%", WRITES)],
+    ids=["full", "sync-failed", "full-at-sync", "write-failed", "short"],
+)
+def test_every_refused_call_is_named_and_writing_goes_on(
+    shim: Path, workdir: Path, durability: str, error: str, kinds: tuple[str, ...]
+) -> None:
+    result = refused(shim, workdir, durability, [(error, kinds)], sample=None, workers=2)
+    print(f"{error} {durability}: {result.hit} points hit, {result.seconds:.0f} s")
+    assert not result.violations, all_of(result.violations)
+    assert result.is_complete
+    assert result.hit >= 10
