@@ -18,6 +18,7 @@ from typing import Any, Final
 from ..store import names
 from ..store.cursor import LogCursor, list_segments
 from ..store.errors import DivergedError, LockTimeoutError, PositionGoneError, StorageFullError
+from ..store.identity import read_identity
 from ..store.ids import StatePosition
 from ..store.keeper import seal_all
 from ..store.lock import FileLock
@@ -257,6 +258,7 @@ def run_folder(
     later call refuses to start until the state was made anew), CorruptError for a damaged log or state.
     """
     path = Path(store)
+    read_identity(path)
     fault = read_fault(path)
     if fault:
         raise DivergedError(

@@ -144,7 +144,11 @@ class NodeLog:
 
 
 def take_process_lock(store: Path, lock_name: str) -> FileLock:
-    """The lock that makes its process the only one of its kind. Raises StoreInUseError."""
+    """The lock that makes its process the only one of its kind.
+
+    Raises StoreInUseError, StoreMissingError where there is no store, FormatError.
+    """
+    read_identity(store)  # no lock file is left where there is no store
     lock = FileLock(store / lock_name)
     if not lock.try_acquire():
         lock.close()

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 READ_BYTES: Final = 256 << 10
 """At most so much of the log is flushed at once, so that no flush takes long."""
+LINGER_MS: Final = 1
+"""Without sync_replicas the shipper lets frames gather for so long before the next flush."""
 TICK_MS: Final = 10
 TICK_MS_MAX: Final = 50
 """The longest wait: heartbeats and time limits are looked at this often, whatever `poll_ms` is."""
@@ -111,6 +113,8 @@ class Shipper:
             self._selector.register(self._poke, selectors.EVENT_READ, lambda _mask: self._poked())
         self._selector.register(self._watcher, selectors.EVENT_READ, lambda _mask: self._noticed())
         self._unflushed: Run | None = None
+        self._is_fresh = False
+        """Frames came in this round."""
         self._woken_by = Wake.POLL
         self.wakes: Counter[Wake] = Counter()
         """By what the shipper heard of frames that came while it waited."""
@@ -150,10 +154,11 @@ class Shipper:
     def _round(self) -> None:
         self._check_role()
         has_more = self._take_appended()
+        self._commit()
         for peer in self._peers:
             if peer.pump():
                 has_more = True
-        self._commit()
+            peer.announce()
         self._tick()
         self._wait(has_more)
 
@@ -193,7 +198,7 @@ class Shipper:
             except LockTimeoutError as error:
                 logger.error("cannot flush, will try again: %s", error)
                 return False
-        self._unflushed = None
+        self._unflushed, self._is_fresh = None, True
         self._reign.window.add(run)
         self._reign.has_news = True
         return bool(words[_APPENDED] > end_lsn)
@@ -232,8 +237,6 @@ class Shipper:
         reign.committed_lsn = committed
         words[_COMMITTED] = committed
         self._gate.announce(committed)
-        for peer in self._peers:
-            peer.announce()
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -274,6 +277,12 @@ class Shipper:
         """Wait for sockets, a poke or the watcher, at most one poll long; not at all if there is more."""
         words, log, options = self._words, self._log, self._options
         timeout_s = 0.0
+        if self._is_fresh and not has_more and self._reign.electorate.sync_replicas == 0:
+            # Nobody waits for these frames: let some more come, so that one sync serves them all.
+            self._is_fresh = False
+            for key, mask in self._selector.select(LINGER_MS / 1000):
+                key.data(mask)
+            return
         if not has_more:
             words[_IDLE] = 1
             if words[_APPENDED] <= log.cursor.at.lsn:

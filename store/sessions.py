@@ -17,6 +17,7 @@ import xxhash
 from .batch import Batch
 from .commit import Durability, Stage, Writer, parse_durability
 from .errors import (
+    BusyError,
     CorruptError,
     Indeterminate,
     SessionNotFoundError,
@@ -544,7 +545,11 @@ class SessionStore:
                 if value is not None and ACCESSED.unpack_from(value, 24)[0] < accessed_ms:
                     stage.touch(key, ACCESSED.pack(accessed_ms), operation_id)
 
-        self._writer.commit(evaluate)
+        try:
+            self._writer.commit(evaluate)
+        except BusyError:
+            self._touches = {**touches, **self._touches}
+            raise
 
 
 def check_version(id: str, old: Session | None, expected: int | None) -> None:

@@ -252,7 +252,7 @@ def _check_state(path: Path) -> list[Violation]:
 def look_plain(path: Path) -> Recovered:
     """A node whose sessions hold no operation: their ids alone are compared."""
     with open_small(path, durability="os") as store:
-        state = {id: "there" for id in store.ids()}
+        state = dict.fromkeys(store.ids(), "there")
         committed = store.position().lsn
     events = [
         Event(event.lsn, event.key, event.kind, event.key, "there")

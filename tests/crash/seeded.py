@@ -18,7 +18,17 @@ from typing import Any
 import msgspec
 
 import perdure.recovery
-from perdure.store import OpenOptions, PerdureError, SessionStore, files, frame, open_store, promise, state, tail
+from perdure.store import (
+    OpenOptions,
+    PerdureError,
+    SessionStore,
+    files,
+    frame,
+    open_store,
+    promise,
+    state,
+    tail,
+)
 from perdure.store.cursor import list_segments
 from perdure.store.errors import Indeterminate
 from perdure.store.event import decode_events

@@ -18,6 +18,7 @@ from tests.crash.process_checks import (
     check_replica,
     check_snapshots,
     check_store,
+    words_of,
 )
 from tests.crash.process_programs import (
     prepare_bootstrap,
@@ -27,9 +28,9 @@ from tests.crash.process_programs import (
     prepare_three,
 )
 from tests.support.faults.explore import Check
-from tests.support.faults.shim import KINDS
+from tests.support.faults.shim import KINDS, Rule
 from tests.support.faults.sweep import SweepResult, count_calls, kill_points, kill_sweep
-from tests.support.faults.workload import Workload
+from tests.support.faults.workload import Workload, run
 
 STEPS = tuple(kind for kind in KINDS if kind != "create")
 """Opening a file changes nothing unless it makes one, and each one made is written or renamed next."""
@@ -37,6 +38,7 @@ RECEIVING = ("receiver", "folder")
 WRITES = ("write", "pwrite", "fallocate", "trunc")
 SYNCS = ("fsync", "fdatasync")
 NAMES = ("create", "rename", "mkdir")
+SEGMENTS = "log/*.seg"
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,25 @@ def test_some_refused_calls_are_named_and_writing_goes_on(shim: Path, workdir: P
     result = refused(shim, workdir, "disk", faults, sample=5)
     assert not result.violations, all_of(result.violations)
     assert result.hit >= 10
+
+
+@pytest.mark.parametrize(
+    ("rule", "names"),
+    [
+        (Rule("pwrite", 4, "ENOSPC", glob=SEGMENTS), {"StorageFullError"}),
+        (Rule("pwrite", 4, "ENOSPC", until=6, glob=SEGMENTS), {"StorageFullError"}),
+        (Rule("fdatasync", 4, "EIO", glob=SEGMENTS), {"Indeterminate", "PoisonedError"}),
+    ],
+    ids=["full", "full-for-a-while", "sync-failed"],
+)
+def test_a_refused_call_on_the_log_has_its_name(
+    shim: Path, workdir: Path, rule: Rule, names: set[str]
+) -> None:
+    workload = Workload("tests.crash.process_programs:work", ["go_on", "disk", "15"])
+    done = run(shim, workload, workdir / "run", plan=[rule])
+    assert done.struck == (3 if rule.until else 1)
+    assert set(words_of(done.store, "refusals")) == names, done.output
+    assert [str(found) for found in check_after_errors(done.store, done.acks())] == []
 
 
 @pytest.mark.lab

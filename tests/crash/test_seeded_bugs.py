@@ -57,7 +57,7 @@ def seeded(bug: str, check: Check) -> Check:
 def power_lost(recording: Recording) -> list[str]:
     trace, final = recording.trace, recording.final
     images = CrashImages(trace, model=Model.STRICT, blind=BLIND, final=final, seed=SEED)
-    return explore(images, check_after_power_cut, limit=220, random_per_point=3).violations
+    return explore(images, check_after_power_cut, limit=160, random_per_point=3).violations
 
 
 def recorded(shim: Path, folder: Path, bug: str, *plan: Rule) -> Recording:
@@ -112,7 +112,9 @@ def by_a_kill(shim: Path, folder: Path, bug: str) -> list[str]:
     return kill_sweep(shim, workload, check_after_kill, folder, points=points).violations
 
 
-def by_damage(shim: Path, folder: Path, bug: str, places: Sequence[int], at: Callable[[Run, int], None]) -> list[str]:
+def by_damage(
+    shim: Path, folder: Path, bug: str, places: Sequence[int], at: Callable[[Run, int], None]
+) -> list[str]:
     """Kill a writer, damage its log, and open it where it stands: each time with a run of its own."""
     runs = [run(shim, Workload(PROGRAMS + "write_and_die", ["12"]), folder / f"run-{n}") for n in places]
     for place, done in zip(places, runs, strict=True):
@@ -195,10 +197,10 @@ CASES: dict[str, tuple[Find, str]] = {
     "retry-after-fsync-error": (by_a_failed_sync, "(7) recovery ended with CorruptError"),
     "chain-not-checked": (by_another_value_in_the_log, "(2)"),
     "tail-cut-in-the-same-boot": (by_a_frame_that_fails_before_others, "(1)"),
-    "rebuild-skipped-after-power-loss": (by_pages_that_never_reached_the_disk, ""),
+    "rebuild-skipped-after-power-loss": (by_pages_that_never_reached_the_disk, "(7)"),
     "fence-missing": (by_a_promotion, "(1)"),
     "two-candidates-in-one-epoch": (by_two_promotions, "one history"),
-    "poison-ignored-by-others": (by_a_failed_sync_of_another, ""),
+    "poison-ignored-by-others": (by_a_failed_sync_of_another, "(7)"),
 }
 """Bug -> (the run that finds it, a word of what is found: the number of a check)."""
 
@@ -217,6 +219,8 @@ def test_a_bug_seeded_on_purpose_is_found(shim: Path, workdir: Path, bug: str) -
     assert any(word in text for text in found)
 
 
-@pytest.mark.parametrize("bug", CASES)
-def test_the_same_run_without_the_bug_finds_nothing(shim: Path, workdir: Path, bug: str) -> None:
-    assert CASES[bug][0](shim, workdir, NO_BUG) == []
+@pytest.mark.parametrize(
+    "find", list(dict.fromkeys(find for find, _ in CASES.values())), ids=lambda find: find.__name__
+)
+def test_the_same_run_without_the_bug_finds_nothing(shim: Path, workdir: Path, find: Find) -> None:
+    assert find(shim, workdir, NO_BUG) == []

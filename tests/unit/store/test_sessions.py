@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -313,6 +313,39 @@ def test_threads_share_commits_and_lose_nothing(store: SessionStore) -> None:
     counter = store.get("counter")
     assert counter is not None
     assert counter.metadata == {"n": 400}
+
+
+def test_threads_that_read_and_write_follow_another_writer_side_by_side(tmp_path: Path) -> None:
+    errors: list[BaseException] = []
+    with SessionStore.open(tmp_path / "store") as one, SessionStore.open(tmp_path / "store") as two:
+        ids = [one.create({"n": number}) for number in range(20)]
+        stop = threading.Event()
+
+        def repeat(call: Callable[[int], object]) -> None:
+            number = 0
+            try:
+                while not stop.is_set():
+                    number += 1
+                    call(number)
+            except BaseException as error:  # noqa: BLE001 - shown by the main thread
+                errors.append(error)
+                stop.set()
+
+        calls: list[Callable[[int], object]] = [
+            lambda number: two.create({"n": number}),
+            lambda number: one.update(ids[number % 20], lambda session: session.merge({"n": number})),
+            lambda number: one.get(ids[number % 20]),
+            lambda number: one.count(),
+        ]
+        threads = [threading.Thread(target=repeat, args=(call,)) for call in calls]
+        for thread in threads:
+            thread.start()
+        stop.wait(1.5)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert one.count() == two.count() == len(list(one.ids()))
 
 
 def test_a_closed_store_says_so(tmp_path: Path) -> None:

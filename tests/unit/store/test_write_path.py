@@ -205,7 +205,6 @@ def test_a_call_behind_a_whole_group_is_committed_before_it_answers(open_one: Op
     store = open_one()
     value = encode_session(1, 1, 1, 0, 0, {})
     for number in range(GROUP_OPERATIONS_MAX):
-        key = b"%d" % number
         store._writer._queue.append(setting(b"%d" % number, value))
     id = store.create({"n": 1})
     assert store.peek(id) is not None
@@ -417,6 +416,22 @@ def test_a_session_that_comes_anew_behind_a_sweep_expires_again(open_one: Open) 
     clock.ms += 5000
     assert store.cleanup_expired() == 1
     assert store.count() == 0
+
+
+def test_refreshes_that_met_a_busy_lock_are_written_later(open_one: Open, tmp_path: Path) -> None:
+    clock = Clock()
+    store = open_one(clock=clock, write_timeout_ms=20)
+    store.put("mine", {"n": 1}, 1000, sliding=True)
+    clock.ms += 900
+    assert store.get("mine") is not None
+    held = FileLock(tmp_path / "store" / names.WRITE_LOCK)
+    held.acquire(100)
+    with pytest.raises(LockTimeoutError):
+        store._flush_touches()
+    held.close()
+    store._flush_touches()
+    clock.ms += 900
+    assert store.peek("mine") is not None
 
 
 def test_a_flush_at_an_interval_that_failed_is_tried_again(
