@@ -49,6 +49,9 @@ from .session import (
 from .view import View
 
 SESSION_BYTES_MAX = 65_536
+REFRESHES_MAX = 10_000
+"""Coalesced refreshes that wait in memory; a get that meets so many writes them."""
+_GENERATION = int(Word.GENERATION)
 _ID_POOL_BYTES = 4096
 _SCAN_CHUNK = 1000
 xxh3_64 = xxhash.xxh3_64_intdigest
@@ -202,7 +205,8 @@ class SessionStore:
             raise self._too_large(id, value)
         operation_id = take()
         position = self._writer.create(key, value, operation_id, now_ms)
-        if not (self._is_lazy and durability is None):
+        log = self._log
+        if not (self._is_lazy and durability is None) or log.words[_GENERATION] != log.generation:
             self._finish(position, durability, operation_id)
         return id
 
@@ -311,7 +315,8 @@ class SessionStore:
             self._writer.wait_visible()
             raise
         self._touches.pop(key, None)
-        if not (self._is_lazy and durability is None):
+        log = self._log
+        if not (self._is_lazy and durability is None) or log.words[_GENERATION] != log.generation:
             self._finish(position, durability, operation_id)
         return Session(id, stored)
 
@@ -391,6 +396,8 @@ class SessionStore:
             if timeout:
                 now_ms = self._now_ms()
                 if now_ms - fields[8] > (timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX):
+                    if len(self._touches) >= REFRESHES_MAX:
+                        self._flush_touches()
                     self._touches[id.encode()] = now_ms
         return session
 
