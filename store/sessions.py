@@ -20,6 +20,7 @@ from .errors import (
     BusyError,
     CorruptError,
     Indeterminate,
+    PerdureError,
     SessionNotFoundError,
     SessionTooLargeError,
     UsageError,
@@ -397,7 +398,7 @@ class SessionStore:
                 now_ms = self._now_ms()
                 if now_ms - fields[8] > (timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX):
                     if len(self._touches) >= REFRESHES_MAX:
-                        self._flush_touches()
+                        self._make_room_for_refreshes()
                     self._touches[id.encode()] = now_ms
         return session
 
@@ -538,6 +539,14 @@ class SessionStore:
             f"session {id!r} takes {len(value)} bytes, the limit is {self._size_bytes_max}",
             hint="Keep large data elsewhere, or raise max_session_size_bytes.",
         )
+
+    def _make_room_for_refreshes(self) -> None:
+        """Write what waits; a reader is never refused because that cannot be done."""
+        try:
+            self._flush_touches()
+        except PerdureError as error:
+            self._keeper.last_error = error
+            self._touches.clear()
 
     def _flush_touches(self) -> None:
         """Write the coalesced refreshes, as one frame."""

@@ -287,7 +287,7 @@ def receive(directory: Path, ledger: Path, count: str, mode: str) -> int:
     family = Family(directory, ledger, port, is_confirmed=mode == "confirmed")
     family.start("receiver")
     family.start("folder")
-    family.start("shipper", lambda: run_shipper(primary, {"n2": (HOST, port)}, secret=SECRET))
+    family.start("shipper")
     writer = _fork("writer", lambda: _write_primary(primary, ledger, int(count)))
     deadline = time.monotonic() + CATCH_UP_S
     is_writing = True
@@ -317,11 +317,11 @@ class Family:
         self._tasks: dict[str, Callable[[], None]] = {
             "receiver": lambda: serve_receiver(directory, HOST, port, secret=SECRET),
             "folder": lambda: run_folder(directory),
+            "shipper": lambda: run_shipper(directory.parent / OTHER, {"n2": (HOST, port)}, secret=SECRET),
         }
 
-    def start(self, role: str, task: Callable[[], None] | None = None) -> None:
-        run = task or self._tasks[role.removesuffix("-again")]
-        self._running[_fork(role, run)] = role
+    def start(self, role: str) -> None:
+        self._running[_fork(role, self._tasks[role.removesuffix("-again")])] = role
 
     def attend(self) -> None:
         """Start again who was killed; whoever ended otherwise is a finding."""
