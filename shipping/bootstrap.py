@@ -8,22 +8,32 @@ segment begins with. Both parts can be resumed at any offset.
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from ..store import names
 from ..store.cursor import LogCursor, list_segments
 from ..store.errors import DivergedError, PerdureError, PositionGoneError, WireError
 from ..store.files import pread_exactly, translated
 from ..store.segment import HEADER_BYTES
 from ..store.snapshot import list_snapshots, read_head
 from .messages import Piece, PieceAck, SnapshotOffer, SnapshotWant, pack_payload
-from .nodelog import NodeLog
+from .nodelog import NodeLog, monotonic_ms
+
+logger = logging.getLogger(__name__)
 
 PIECE_BYTES: Final = 1 << 20
 CREDIT_BYTES: Final = 8 << 20
 SNAPSHOT_PART: Final = 0
 LOG_PART: Final = 1
+SNAPSHOT_RETRY_MS: Final = 1_000
+
+MakeSnapshot = Callable[[], Path]
+"""Takes a snapshot of the store and says where it is. Called in a thread of its own."""
 
 
 def log_bytes_behind(log: Path, lsn: int) -> int:
@@ -119,3 +129,48 @@ class SnapshotSender:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+class SnapshotFinder:
+    """Finds a snapshot for a replica, and has one made if there is none."""
+
+    def __init__(self, node: NodeLog, make: MakeSnapshot | None) -> None:
+        self._node = node
+        self._make = make
+        self._thread: threading.Thread | None = None
+        self._found: Path | None = None
+        self._seen: list[Path] = []
+        self._tried_ms = -SNAPSHOT_RETRY_MS
+
+    def find(self) -> Path | None:
+        """The newest snapshot that this log reaches; looking is not cheap, so what was found is kept."""
+        directory = self._node.store / names.SNAPSHOTS
+        newest = [file.path for file in list_snapshots(directory)][-1:]
+        if self._found is None or newest != self._seen or not self._is_reached(self._found):
+            self._found = newest_usable_snapshot(self._node, directory)
+            self._seen = newest
+        if self._found is None and self._make is not None:
+            self._begin()
+        return self._found
+
+    def _is_reached(self, path: Path) -> bool:
+        numbers = names.parse_snapshot_name(path.name)
+        return numbers is not None and path.exists() and numbers[0] + 1 >= self._node.oldest_lsn()
+
+    def _begin(self) -> None:
+        at_ms = monotonic_ms()
+        if self._thread is not None and self._thread.is_alive():
+            return
+        if at_ms - self._tried_ms < SNAPSHOT_RETRY_MS:
+            return
+        self._tried_ms = at_ms
+        self._thread = threading.Thread(target=self._take, name="perdure-snapshot", daemon=True)
+        self._thread.start()
+
+    def _take(self) -> None:
+        if self._make is None:
+            return
+        try:
+            logger.info("took a snapshot for a replica: path=%s", self._make())
+        except (PerdureError, OSError) as error:
+            logger.error("cannot take a snapshot for a replica: error=%s", error)

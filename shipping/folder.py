@@ -186,6 +186,11 @@ class Folder:
                 node.log.lock_any()
                 try:
                     self._backend = self._open_backend(node)
+                    # Still under the lock: once it is free, a receiver may put the state aside.
+                    self._at = self._backend.refresh()
+                    self._backend.release()
+                    self._inode = os.stat(names.state_path(self._store)).st_ino
+                    node.log.words[Word.FOLDED] = self._at.lsn
                 finally:
                     node.log.unlock()
             finally:
@@ -194,12 +199,8 @@ class Folder:
             node.close()
             raise
         self._node = node
-        self._at = self._backend.refresh()
-        self._backend.release()
         self._cursor = node.cursor(is_sparse=False)
         self._generation = node.log.generation
-        self._inode = os.stat(names.state_path(self._store)).st_ino
-        node.log.words[Word.FOLDED] = self._at.lsn
         logger.info("folding: state=%s", self._at.position)
 
     def _open_backend(self, node: NodeLog) -> Backend:

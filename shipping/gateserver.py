@@ -9,6 +9,7 @@ from __future__ import annotations
 import selectors
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ..store import names
@@ -74,9 +75,9 @@ class GateServer:
         connection.setblocking(False)
         writer = _Writer(connection)
         self._writers[connection.fileno()] = writer
-        self._selector.register(connection, selectors.EVENT_READ, lambda _mask: self._read(writer))
+        self._selector.register(connection, selectors.EVENT_READ, partial(self._read, writer))
 
-    def _read(self, writer: _Writer) -> None:
+    def _read(self, writer: _Writer, _mask: int) -> None:
         try:
             data = writer.connection.recv(4096)
         except BlockingIOError:

@@ -310,8 +310,7 @@ FOREIGN: Final = "foreign"
 DIVERGED: Final = "diverged"
 REFUSED: Final = "refused"
 PROTOCOL_ERROR: Final = "protocol"
-FAULTY: Final = "faulty"
-REFUSALS: Final = frozenset({FENCED, FOREIGN, DIVERGED, REFUSED, PROTOCOL_ERROR, FAULTY})
+REFUSALS: Final = frozenset({FENCED, FOREIGN, DIVERGED, REFUSED, PROTOCOL_ERROR})
 
 _KIND_OF: Final = {kind: number for number, kind in KINDS.items()}
 _DECODERS: Final = {number: msgspec.msgpack.Decoder(kind) for number, kind in KINDS.items()}

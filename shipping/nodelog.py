@@ -12,12 +12,12 @@ from typing import Final
 
 from ..store import names
 from ..store.cursor import LogCursor, list_segments
-from ..store.errors import CorruptError, PositionGoneError, StoreInUseError
+from ..store.errors import CorruptError, LockTimeoutError, PositionGoneError, StoreInUseError
 from ..store.flush import is_poisoned
 from ..store.identity import Identity, read_identity
 from ..store.ids import Position
 from ..store.lock import FileLock
-from ..store.log import EventLog
+from ..store.log import LOCK_TIMEOUT_MS, EventLog
 from ..store.opening import OpenOptions, open_store
 from ..store.page import Word, read_boot_id
 from ..store.placing import open_log
@@ -170,12 +170,15 @@ def open_node_log(store: Path, locks: list[FileLock]) -> NodeLog:
         open_store(store, OpenOptions(create=False)).close()
     users = FileLock(store / names.USERS_LOCK)
     try:
-        if not users.try_acquire(shared=True):
+        try:
+            # Who opens the store holds it alone for a moment; who makes its log anew, for longer.
+            users.acquire(LOCK_TIMEOUT_MS, shared=True)
+        except LockTimeoutError as error:
             raise StoreInUseError(
                 "another process has the store to itself, to make its log anew",
                 path=store,
                 hint="Try again when it has finished.",
-            )
+            ) from error
         return NodeLog(store, identity, _open(store, identity), [*locks, users])
     except BaseException:
         users.close()

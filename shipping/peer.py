@@ -39,14 +39,12 @@ from .messages import (
     Ack,
     Challenge,
     Cut,
-    Heartbeat,
     Message,
     Pause,
     Peers,
     PieceAck,
     Proof,
     Refusal,
-    ShipHello,
     ShipWelcome,
     SnapshotWant,
     Start,
@@ -211,7 +209,7 @@ class Peer:
                 self._auth.check(message)
                 self._link.trust()
                 self._stage = Stage.MEETING
-                self._send(self._hello())
+                self._send(self._reign.hello())
             case Stage.MEETING, ShipWelcome():
                 self._welcomed(message)
             case Stage.STREAMING, Ack():
@@ -228,22 +226,6 @@ class Peer:
                 raise WireError(
                     f"a {type(message).__name__} message while {self._stage.value}", node=self.name
                 )
-
-    def _hello(self) -> ShipHello:
-        reign = self._reign
-        log = reign.node.log
-        end = reign.window.end
-        return ShipHello(
-            node=reign.node.node,
-            shard=reign.node.identity.shard,
-            epoch=reign.electorate.epoch,
-            alone=log.promise.alone,
-            end=(end.epoch, end.lsn, end.chain),
-            committed_lsn=reign.committed_lsn,
-            epochs=reign.node.epochs(),
-            voters=tuple(sorted(reign.electorate.voters)),
-            sync_replicas=reign.electorate.sync_replicas,
-        )
 
     # -- where the replica stands ----------------------------------------------------------------
 
@@ -353,9 +335,7 @@ class Peer:
         reign = self._reign
         self._heartbeat_ms = monotonic_ms()
         self._committed_sent = reign.committed_lsn
-        self._send(
-            Heartbeat(reign.committed_lsn, reign.window.end.lsn, now_ms(), time.monotonic_ns() // 1000)
-        )
+        self._send(reign.heartbeat())
 
     def _acked(self, ack: Ack) -> None:
         if self.sender is None:

@@ -12,6 +12,7 @@ import os
 import selectors
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -79,7 +80,7 @@ class Receiver:
         self._slots = SlotWriter(node.store)
         self._listener = listen(host, port)
         self.port = int(self._listener.getsockname()[1])
-        self._selector.register(self._listener, selectors.EVENT_READ, lambda _mask: self._accept())
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -98,7 +99,7 @@ class Receiver:
 
     def wake_on(self, file: Any, on_ready: Callable[[], object]) -> None:
         """Also wait for `file` (a descriptor) to be readable."""
-        self._selector.register(file, selectors.EVENT_READ, lambda _mask: on_ready())
+        self._selector.register(file, selectors.EVENT_READ, partial(_call, on_ready))
 
     def close(self) -> None:
         for visitor in list(self._visitors.values()):
@@ -124,7 +125,7 @@ class Receiver:
 
     # -- connections -----------------------------------------------------------------------------
 
-    def _accept(self) -> None:
+    def _accept(self, _mask: int) -> None:
         try:
             accepted = accept(self._listener)
         except WireError as error:
@@ -143,9 +144,10 @@ class Receiver:
         visitor = Visitor(self, link)
         self._visitors[link.fileno()] = visitor
         visitor.mask = selectors.EVENT_READ
-        self._selector.register(
-            link.socket, visitor.mask, lambda mask: self._guarded(visitor, lambda: self._ready(visitor, mask))
-        )
+        self._selector.register(link.socket, visitor.mask, partial(self._on_ready, visitor))
+
+    def _on_ready(self, visitor: Visitor, mask: int) -> None:
+        self._guarded(visitor, lambda: self._ready(visitor, mask))
 
     def _ready(self, visitor: Visitor, mask: int) -> None:
         link = visitor.link
@@ -169,7 +171,7 @@ class Receiver:
         mask |= selectors.EVENT_WRITE if visitor.link.has_unsent else 0
         if mask == visitor.mask:
             return
-        key = lambda ready: self._guarded(visitor, lambda: self._ready(visitor, ready))  # noqa: E731
+        key = partial(self._on_ready, visitor)
         if not visitor.mask:
             self._selector.register(visitor.link.socket, mask, key)
         elif not mask:
@@ -406,3 +408,7 @@ def serve_receiver(
         receiver.run(lambda: ended.is_set() or should_stop())
     finally:
         receiver.close()
+
+
+def _call(on_ready: Callable[[], object], _mask: int) -> None:
+    on_ready()

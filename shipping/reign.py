@@ -1,19 +1,20 @@
 """A reign as a shipper holds it: what all its peers share, and how it ends.
 
-Owns no behaviour of its own; the shipper writes these values, peers read them and report
-acknowledgements.
+The shipper writes these values, peers read them and report acknowledgements. Owns no decision.
 """
 
 from __future__ import annotations
 
 import selectors
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from ..store.ids import Position
-from .nodelog import NodeLog
+from .messages import Heartbeat, ShipHello
+from .nodelog import NodeLog, now_ms
 from .progress import Electorate
 from .window import Window
 
@@ -47,6 +48,25 @@ class Reign:
     find_snapshot: Callable[[], Path | None] = lambda: None
     """The newest snapshot that the log reaches; None while there is none (one may be under way)."""
     committed_lsn: int = 0
-    acked: dict[str, Position] = field(default_factory=dict)
+    acked: dict[str, Position] = field(default_factory=dict[str, Position])
     has_news: bool = False
     """An acknowledgement came: the commit LSN may move."""
+
+    def hello(self) -> ShipHello:
+        """What a replica is told first."""
+        end = self.window.end
+        return ShipHello(
+            node=self.node.node,
+            shard=self.node.identity.shard,
+            epoch=self.electorate.epoch,
+            alone=self.node.log.promise.alone,
+            end=end,
+            committed_lsn=self.committed_lsn,
+            epochs=self.node.epochs(),
+            voters=tuple(sorted(self.electorate.voters)),
+            sync_replicas=self.electorate.sync_replicas,
+        )
+
+    def heartbeat(self) -> Heartbeat:
+        """What a replica is told all the time."""
+        return Heartbeat(self.committed_lsn, self.window.end.lsn, now_ms(), time.monotonic_ns() // 1000)

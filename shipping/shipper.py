@@ -14,18 +14,18 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from ..store import names
 from ..store.cursor import Run, list_segments
-from ..store.errors import FencedError, LockTimeoutError, PerdureError
+from ..store.errors import FencedError, LockTimeoutError
 from ..store.page import Word
 from ..store.promise import Promise
-from ..store.snapshot import list_snapshots
 from . import slots
 from .auth import check_secret
-from .bootstrap import log_bytes_behind, newest_usable_snapshot
+from .bootstrap import MakeSnapshot, SnapshotFinder, log_bytes_behind
 from .gateserver import GateServer
 from .messages import Peers
 from .nodelog import NodeLog, monotonic_ms, open_node_log, take_process_lock
@@ -47,15 +47,11 @@ TICK_MS_MAX: Final = 50
 """The longest wait: heartbeats and time limits are looked at this often, whatever `poll_ms` is."""
 PEERS_MS: Final = 1_000
 BUDGET_MS: Final = 1_000
-SNAPSHOT_RETRY_MS: Final = 1_000
 _APPENDED = int(Word.APPENDED)
 _FLUSHED = int(Word.FLUSHED)
 _COMMITTED = int(Word.COMMITTED)
 _GENERATION = int(Word.GENERATION)
 _IDLE = int(Word.SHIPPER_IDLE)
-
-MakeSnapshot = Callable[[], Path]
-"""Takes a snapshot of the store and says where it is. Called in a thread of its own."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,7 @@ class Shipper:
         self._words: Any = node.log.words
         self._options = options
         self._selector = selectors.DefaultSelector()
-        self._snapshots = _Snapshots(node, make_snapshot)
+        self._snapshots = SnapshotFinder(node, make_snapshot)
         self._reign = Reign(
             node=node,
             secret=secret,
@@ -110,8 +106,8 @@ class Shipper:
         self._watcher = Watcher(self._log.cursor.log, self._words, _IDLE)
         self._gate = GateServer(node.store, self._selector, lambda: self._reign.committed_lsn)
         if options.use_pokes:
-            self._selector.register(self._poke, selectors.EVENT_READ, lambda _mask: self._poked())
-        self._selector.register(self._watcher, selectors.EVENT_READ, lambda _mask: self._noticed())
+            self._selector.register(self._poke, selectors.EVENT_READ, self._poked)
+        self._selector.register(self._watcher, selectors.EVENT_READ, self._noticed)
         self._unflushed: Run | None = None
         self._is_fresh = False
         """Frames came in this round."""
@@ -134,7 +130,7 @@ class Shipper:
 
     def wake_on(self, file: Any, on_ready: Callable[[], object]) -> None:
         """Also wait for `file` (a descriptor) to be readable."""
-        self._selector.register(file, selectors.EVENT_READ, lambda _mask: on_ready())
+        self._selector.register(file, selectors.EVENT_READ, partial(_call, on_ready))
 
     def close(self) -> None:
         """Disconnect, and say in the page that no shipper runs."""
@@ -287,7 +283,7 @@ class Shipper:
             words[_IDLE] = 1
             if words[_APPENDED] <= log.cursor.at.lsn:
                 timeout_s = min(options.poll_ms, TICK_MS_MAX) / 1000
-        self._woken_by = Wake.POLL
+        self._woken_by = _by_poll()
         ready = self._selector.select(timeout_s)
         words[_IDLE] = 0
         for key, mask in ready:
@@ -297,11 +293,11 @@ class Shipper:
             if options.use_watcher and self._woken_by is not Wake.POKE:
                 self._watcher.need()
 
-    def _poked(self) -> None:
+    def _poked(self, _mask: int) -> None:
         if self._poke.drain():
             self._woken_by = Wake.POKE
 
-    def _noticed(self) -> None:
+    def _noticed(self, _mask: int) -> None:
         if self._watcher.drain() and self._woken_by is not Wake.POKE:
             self._woken_by = Wake.WATCHER
 
@@ -319,51 +315,6 @@ class Shipper:
         logger.error("fenced: epoch=%d candidate=%s", fenced.epoch, fenced.candidate)
         error = log.not_primary()
         raise error if isinstance(error, FencedError) else FencedError(str(error), node=self._node.node)
-
-
-class _Snapshots:
-    """Finds a snapshot for a replica, and has one made if there is none."""
-
-    def __init__(self, node: NodeLog, make: MakeSnapshot | None) -> None:
-        self._node = node
-        self._make = make
-        self._thread: threading.Thread | None = None
-        self._found: Path | None = None
-        self._seen: list[Path] = []
-        self._tried_ms = -SNAPSHOT_RETRY_MS
-
-    def find(self) -> Path | None:
-        """The newest snapshot that this log reaches; looking is not cheap, so what was found is kept."""
-        directory = self._node.store / names.SNAPSHOTS
-        newest = [file.path for file in list_snapshots(directory)][-1:]
-        if self._found is None or newest != self._seen or not self._is_reached(self._found):
-            self._found = newest_usable_snapshot(self._node, directory)
-            self._seen = newest
-        if self._found is None and self._make is not None:
-            self._begin()
-        return self._found
-
-    def _is_reached(self, path: Path) -> bool:
-        numbers = names.parse_snapshot_name(path.name)
-        return numbers is not None and path.exists() and numbers[0] + 1 >= self._node.oldest_lsn()
-
-    def _begin(self) -> None:
-        at_ms = monotonic_ms()
-        if self._thread is not None and self._thread.is_alive():
-            return
-        if at_ms - self._tried_ms < SNAPSHOT_RETRY_MS:
-            return
-        self._tried_ms = at_ms
-        self._thread = threading.Thread(target=self._take, name="perdure-snapshot", daemon=True)
-        self._thread.start()
-
-    def _take(self) -> None:
-        if self._make is None:
-            return
-        try:
-            logger.info("took a snapshot for a replica: path=%s", self._make())
-        except (PerdureError, OSError) as error:
-            logger.error("cannot take a snapshot for a replica: error=%s", error)
 
 
 def run_shipper(
@@ -412,3 +363,12 @@ def run_shipper(
             shipper.close()
     finally:
         node.close()
+
+
+def _by_poll() -> Wake:
+    """What a wait was ended by, unless a socket says otherwise."""
+    return Wake.POLL
+
+
+def _call(on_ready: Callable[[], object], _mask: int) -> None:
+    on_ready()

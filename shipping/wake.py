@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -40,7 +40,7 @@ class Wake(Enum):
 
 
 @contextmanager
-def short_path(store: Path, name: str) -> Iterator[str]:
+def short_path(store: Path, name: str) -> Generator[str, None, None]:
     """A path to a socket in a store's directory that fits into a socket's address, however long it is.
 
     A socket's path has 107 bytes at most; through a descriptor of the directory any path is short.

@@ -47,13 +47,14 @@ FRAME_BYTES_MAX = 16 << 20
 EVENTS_MAX = EVENTS_LIMIT
 CONTROL_KIND = int(Kind.EPOCH_START)
 
-_SCAN = struct.Struct("<QQQIIQ8xQ24x")
+_SCANNED = "<QQQIIQ8xQ24x"
 """The header as a scan reads it: magic, flags and shard are one word, epoch and reserved another."""
-assert _SCAN.size == HEADER_BYTES
+assert struct.calcsize(_SCANNED) == HEADER_BYTES
 
 pack_body_header = BODY_HEADER.pack
 pack_chain = CHAIN.pack
 unpack_header = HEADER.unpack_from
+_unpack_scanned = struct.Struct(_SCANNED).unpack_from
 xxh3_64 = xxhash.xxh3_64_intdigest
 
 
@@ -232,7 +233,7 @@ def scan_frames(
     """
     view = memoryview(data)
     size = len(data)
-    unpack = _SCAN.unpack_from
+    unpack = _unpack_scanned
     head_expected = MAGIC | shard << 48
     first, last = offset, -1
     while True:

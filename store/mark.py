@@ -27,7 +27,7 @@ from pathlib import Path
 import msgspec
 import xxhash
 
-from .files import FILE_MODE, pread_exactly
+from .files import FILE_MODE, pread_exactly, translated
 from .ids import Position
 
 MAGIC = b"PDRMARK1"
@@ -116,12 +116,13 @@ def read_marks(path: Path, cluster_key: int) -> tuple[Mark | None, list[SlotVerd
 
 
 class MarkFile:
-    """The mark of one log, open for writing. Its caller holds the sync lock."""
+    """The mark of one log, open for writing. Its caller holds the sync lock. Opening raises StorageError."""
 
     def __init__(self, path: Path, cluster_key: int) -> None:
         self.path = path
         self._key = cluster_key
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        with translated("cannot open the mark", path):
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
 
     def read(self) -> Mark | None:
         return decode_marks(pread_exactly(self._descriptor, FILE_BYTES, 0), self._key)[0]

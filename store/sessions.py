@@ -27,7 +27,7 @@ from .errors import (
     VersionConflictError,
 )
 from .event import Kind, Reason
-from .fold import HASH_BYTES, value_of
+from .fold import HASH_BYTES, unreadable, value_of
 from .ids import Position, StatePosition
 from .keeper import Keeper
 from .log import EventLog
@@ -432,12 +432,13 @@ class SessionStore:
     def ids(self, prefix: str = "", after: str = "") -> Iterator[str]:
         """The ids in key order, from above `after`, those that begin with `prefix`.
 
-        Reads in chunks: what is changed meanwhile may be seen or not.
+        Reads in chunks: what is changed meanwhile may be seen or not. Raises CorruptError if the state is
+        damaged.
         """
         start, last = prefix.encode(), after.encode()
         while True:
             chunk = self._view.keys(start, last, _SCAN_CHUNK)
-            yield from (key.decode() for key in chunk)
+            yield from map(_id_of, chunk)
             if len(chunk) < _SCAN_CHUNK:
                 return
             last = chunk[-1]
@@ -577,3 +578,11 @@ def check_version(id: str, old: Session | None, expected: int | None) -> None:
             expected=expected,
             actual=actual or None,
         )
+
+
+def _id_of(key: bytes) -> str:
+    """The id that a key of the state is; keys carry no hash of their own."""
+    try:
+        return key.decode()
+    except UnicodeDecodeError as error:
+        raise unreadable(error) from error

@@ -29,7 +29,7 @@ from perdure.shipping import (
     shipping_status,
     start_child,
 )
-from perdure.shipping.shipper import MakeSnapshot
+from perdure.shipping.bootstrap import MakeSnapshot
 from perdure.store import Config, Position, SessionStore, begin_cluster, init_store
 from perdure.store.identity import read_identity
 from perdure.store.page import ControlPage, Word, read_boot_id

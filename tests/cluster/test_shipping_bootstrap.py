@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from perdure.recovery import take_snapshot
-from perdure.shipping import ShipperOptions
+from perdure.shipping import ShipperOptions, read_slots
 from perdure.store import SessionStore
 from perdure.store.cursor import list_segments
 from perdure.store.page import Word
@@ -62,6 +62,17 @@ def test_a_replica_over_its_budget_gets_a_snapshot_instead_of_the_log(tmp_path: 
         cluster.ship_here("n1", options=ShipperOptions(slot_budget_bytes=64 << 10))
         expect_same(cluster)
         assert list_segments(cluster.path("n2") / "log")[0].first_lsn > 1
+
+
+def test_no_log_is_kept_for_a_replica_that_is_away_for_longer_than_its_budget(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        cluster.ports["n2"] = 1  # nobody listens there
+        cluster.ship_here("n1", options=ShipperOptions(slot_budget_bytes=64 << 10))
+        until(lambda: cluster.slot_state("n1", "n2")[0] == "disconnected", "the slot says disconnected")
+        assert read_slots(cluster.path("n1"))[0].keeps_log
+        write_segments(cluster)
+        until(lambda: cluster.slot_state("n1", "n2")[0] == "snapshot", "the slot says snapshot")
+        assert not read_slots(cluster.path("n1"))[0].keeps_log
 
 
 def test_an_old_replica_keeps_its_replaced_log_aside(tmp_path: Path) -> None:

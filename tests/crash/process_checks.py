@@ -1,4 +1,4 @@
-"""What must hold of the directories that process_programs leaves, whenever it was killed.
+"""What must hold of the directories that process_programs and receive_program leave, whenever it was killed.
 
 Owns how a store whose log begins anywhere is read for the seven checks, and the further demands on
 snapshots, replicas and promotions. May change the directory. Invariant: what it says is wrong, is.
@@ -21,7 +21,8 @@ from perdure.store.ids import Position
 from perdure.store.names import log_path
 from perdure.store.session import Session
 from perdure.store.snapshot import SnapshotReader, list_snapshots
-from tests.crash.process_programs import OTHER, open_small
+from tests.crash.process_programs import open_small
+from tests.crash.receive_program import OTHER
 from tests.crash.store_program import _digest, _event, operation_id
 from tests.recovery.nodes import DirectoryVoters
 from tests.recovery.stores import seal

@@ -20,13 +20,8 @@ from tests.crash.process_checks import (
     check_store,
     words_of,
 )
-from tests.crash.process_programs import (
-    prepare_bootstrap,
-    prepare_log,
-    prepare_pair,
-    prepare_rebuild,
-    prepare_three,
-)
+from tests.crash.process_programs import prepare_log, prepare_rebuild, prepare_three
+from tests.crash.receive_program import prepare_bootstrap, prepare_pair
 from tests.support.faults.explore import Check
 from tests.support.faults.shim import KINDS, Rule
 from tests.support.faults.sweep import SweepResult, count_calls, kill_points, kill_sweep
@@ -39,6 +34,7 @@ WRITES = ("write", "pwrite", "fallocate", "trunc")
 SYNCS = ("fsync", "fdatasync")
 NAMES = ("create", "rename", "mkdir")
 SEGMENTS = "log/*.seg"
+WORK = "tests.crash.process_work:work"
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ class Sweep:
     roles: tuple[str, ...] | None = None
 
     def workload(self) -> Workload:
-        return Workload("tests.crash.process_programs:work", self.arguments, prepare=self.prepare)
+        return Workload(WORK, self.arguments, prepare=self.prepare)
 
 
 SWEEPS = {
@@ -92,7 +88,7 @@ def refused(
     workers: int = 1,
 ) -> SweepResult:
     """Refuse one call of a writer at a time: (error, kinds of call)."""
-    workload = Workload("tests.crash.process_programs:work", ["go_on", durability, "15"])
+    workload = Workload(WORK, ["go_on", durability, "15"])
     counts = count_calls(shim, workload, workdir)
     points = [
         point
@@ -132,7 +128,7 @@ def test_some_refused_calls_are_named_and_writing_goes_on(shim: Path, workdir: P
 def test_a_refused_call_on_the_log_has_its_name(
     shim: Path, workdir: Path, rule: Rule, names: set[str]
 ) -> None:
-    workload = Workload("tests.crash.process_programs:work", ["go_on", "disk", "15"])
+    workload = Workload(WORK, ["go_on", "disk", "15"])
     done = run(shim, workload, workdir / "run", plan=[rule])
     assert done.struck == (3 if rule.until else 1)
     assert set(words_of(done.store, "refusals")) == names, done.output

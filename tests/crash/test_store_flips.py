@@ -21,6 +21,7 @@ from perdure.recovery import Depth, Finding, Level, take_snapshot, verify
 from perdure.shipping import Slot, write_slot
 from perdure.store import CorruptError, OpenOptions, PerdureError, SessionStore, names, open_store
 from perdure.store.cursor import list_segments
+from perdure.store.segment import FOOTER_MAGIC
 from tests.recovery.stores import contents
 from tests.support.faults.content import Content
 from tests.support.faults.flips import Damage, cuts, damage_sweep, random_flips
@@ -147,6 +148,22 @@ def names_file(found: Iterable[Finding], path: Path) -> bool:
     return any(one.path is not None and str(path) in one.path for one in found)
 
 
+def is_said_otherwise(what: str, damage: Damage, data: bytes, found: list[Finding]) -> bool:
+    """Cuts after which the file by itself is right, as a crash may leave it, and what is said then.
+
+    An empty mark is as none: what is not proven without it is said. A segment that ends with a whole frame
+    is as one that was not sealed yet: the frames that are missing before the next one are named by their
+    LSNs, and a lost footer alone loses nothing.
+    """
+    if damage.kind != "cut":
+        return False
+    if what == "mark":
+        return damage.offset == 0 and any("without mark" in one.message for one in found)
+    if what != "sealed segment":
+        return False
+    return data.rfind(FOOTER_MAGIC) == damage.offset or any(one.kind == "segment-missing" for one in found)
+
+
 def sweep(template: Template, what: str, damages: Iterable[Damage], durability: str) -> ShardResult:
     path = template.place_of(what)
     data = path.read_bytes()
@@ -155,9 +172,7 @@ def sweep(template: Template, what: str, damages: Iterable[Damage], durability: 
         template.restore()
         path.write_bytes(damaged)
         found = findings(template.path)
-        # An empty mark is as none, a crash may leave it so: what is not proven then is said.
-        is_unproven = what == "mark" and not damaged and any("without mark" in one.message for one in found)
-        if not (names_file(found, path) or is_unproven):
+        if not (names_file(found, path) or is_said_otherwise(what, damage, data, found)):
             yield f"verify does not name {path.name}: {[str(one) for one in found]}"
         if what != "mark":
             copy = template.copy_of_another_boot(has_mark=False)
