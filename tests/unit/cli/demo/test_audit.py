@@ -305,8 +305,11 @@ def test_a_write_lost_from_the_middle_is_found(seed: int) -> None:
         run = Run(rng, rng.randint(1, 3), rng.randint(20, 80))
         at = rng.randrange(run.acknowledged_end)
         log = run.log[: run.acknowledged_end]
-        state = run.state(log[:at] + log[at + 1 :])
-        if state != run.state(log):
+        state, right = run.state(log[:at] + log[at + 1 :]), run.state(log)
+        under_way = run.log[run.acknowledged_end :]
+        excused = {key for call in under_way for key in (call.key, getattr(call, "new_key", call.key))}
+        differ = {key for key in state.keys() | right.keys() if state.get(key) != right.get(key)}
+        if differ - excused:  # what an unanswered call could have done is no proof of a loss
             result = run.audit(state)
             assert result.lost >= 1, result
             found += 1
