@@ -1,0 +1,33 @@
+"""docs/format.md names the fields of every small file as the code has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from perdure.shipping import cut, faults, install, slots
+from perdure.store import flush, identity, promise, state
+
+PAGE = Path(__file__).parents[2] / "docs" / "format.md"
+KINDS: list[tuple[bytes, type[msgspec.Struct]]] = [
+    (identity.MAGIC, identity.Identity),
+    (promise.MAGIC, promise.Promise),
+    (flush.POISON_MAGIC, flush.Poison),
+    (state.MAGIC, state.StateMarker),
+    (slots.MAGIC, slots.Slot),
+    (cut.MAGIC, cut.CutPlan),
+    (install.PLAN_MAGIC, install.InstallPlan),
+    (faults.MAGIC, faults.Fault),
+]
+
+
+@pytest.mark.parametrize(("magic", "kind"), KINDS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_small_files_row_names_its_magic_and_all_its_fields(
+    magic: bytes, kind: type[msgspec.Struct]
+) -> None:
+    rows = [line.split("|") for line in PAGE.read_text().splitlines() if f"`{magic.decode()}`" in line]
+    assert len(rows) == 1, f"{magic!r} stands in {len(rows)} rows"
+    fields = [word.strip(" `") for word in rows[0][3].split(",")]
+    assert fields == list(kind.__struct_fields__)
