@@ -34,7 +34,9 @@ def open_log(log: EventLog, state: StatePosition | None) -> None:
     current = log.page.is_current()
     files = list_segments(log.cursor.log)
     mark, slots = read_marks(log.cursor.log / names.MARK, log.key)
-    if mark is None and SlotVerdict.BAD in slots:
+    # A power loss may tear the very first mark, before its sync: nothing was acknowledged by it then.
+    is_torn_first = not current and SlotVerdict.EMPTY in slots
+    if mark is None and SlotVerdict.BAD in slots and not is_torn_first:
         raise CorruptError(
             "the mark is damaged, so that nobody can tell how much of the log must be there",
             path=log.cursor.log / names.MARK,

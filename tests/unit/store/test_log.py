@@ -221,6 +221,21 @@ def test_a_torn_tail_after_power_loss_is_cut_but_never_below_the_mark(
         open_one("boot-2")
 
 
+@pytest.mark.parametrize("kept", [1, 40, 63])
+def test_the_first_mark_torn_by_a_power_loss_counts_as_none_and_in_the_same_boot_as_damage(
+    store: Path, open_one: OpenLog, kept: int
+) -> None:
+    one = open_one("boot-1")
+    end = append(one, range(3))
+    one.close()
+    mark = store / names.LOG / names.MARK
+    mark.write_bytes(mark.read_bytes()[:kept])
+    with pytest.raises(CorruptError, match="mark is damaged"):
+        open_one("boot-1")
+    two = open_one("boot-2")
+    assert two.cursor.at.lsn == end.lsn
+
+
 def test_a_damaged_frame_with_valid_ones_behind_it_is_corrupt_in_the_same_boot(
     store: Path, open_one: OpenLog
 ) -> None:
