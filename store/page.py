@@ -56,7 +56,7 @@ class Word(IntEnum):
     SHIPPER = 15
     """Process id of the shipper, 0 if there is none."""
     WRITABLE = 16
-    """1 while this node is the primary."""
+    """Reserved: always 0."""
     VOTERS_CONNECTED = 17
     """Replicas that acknowledge at the moment."""
     CHAIN = 18
