@@ -81,7 +81,9 @@ class NaiveStore:
     def get(self, id: str) -> dict[str, Any] | None:
         with self._env.begin() as txn:
             value = txn.get(id.encode(), db=self._sessions)
-        return None if value is None else _decode(value[16:])
+        if value is None or _STAMP.unpack_from(value)[1] < time.time_ns() // 1_000_000:
+            return None
+        return _decode(value[16:])
 
     def close(self) -> None:
         os.close(self._log)

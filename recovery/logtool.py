@@ -213,6 +213,7 @@ def _plain(value: Any) -> Any:
 
 
 def _session(session: Session, value: bytes) -> dict[str, Any]:
+    session.check()
     expiry_ms = expiry_of(value)
     return {
         "version": session.version,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 from .commit import Stage
 from .errors import SessionTooLargeError, UsageError
@@ -20,7 +20,8 @@ from .session import (
     unpack_header,
 )
 
-_Change = Callable[[Stage], None]
+_Change: TypeAlias = "tuple[bytes, bytes] | Callable[[Stage], None]"
+"""A creation, as key and stored session; anything else as what it does to the stage."""
 
 
 class Batch:
@@ -88,8 +89,7 @@ class Batch:
             tags=tuple(tags) if tags else (),
         )
         self._check_size(id, value)
-        key, operation_id = id.encode(), self._operation_id
-        self._add(lambda stage: stage.create(key, value, operation_id))
+        self._add((id.encode(), value))
         return id
 
     def put(
@@ -154,8 +154,16 @@ class Batch:
         self._add(change)
 
     def _evaluate(self, stage: Stage) -> None:
+        created: list[tuple[bytes, bytes]] = []
         for change in self._changes:
+            if isinstance(change, tuple):
+                created.append(change)
+                continue
+            if created:
+                stage.create(created, self._operation_id)
+                created = []
             change(stage)
+        stage.create(created, self._operation_id)
 
     def _add(self, change: _Change) -> None:
         if self._is_over:

@@ -13,9 +13,9 @@ import fcntl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import xxhash
 
@@ -36,8 +36,8 @@ from .ids import MASK64, StatePosition
 from .log import EventLog
 from .page import Word
 from .ports import CommitGate, Record
-from .session import with_accessed
-from .view import Entry, View
+from .session import NEVER_MS, with_accessed
+from .view import KEPT_MS, NEW_MS, UNKNOWN_MS, Entry, View, arm_after
 
 PENDING_FRAMES_MAX = 1000
 TAIL_ENTRIES_MAX = 65_536
@@ -59,6 +59,7 @@ _PUT = int(Kind.PUT)
 _CREATED = int(Reason.CREATED)
 _UPDATED = int(Reason.UPDATED)
 xxh3_64 = xxhash.xxh3_64_intdigest
+T = TypeVar("T")
 
 
 class Durability(IntEnum):
@@ -90,7 +91,8 @@ class Stage:
         self._view = view
         self.digest = at.digest
         self.session_count = at.session_count
-        self.lsn = at.lsn
+        self.lsn = at.lsn + 1
+        """Of the frame's first event: what the entries carry."""
         self.parts: list[bytes] = []
         self.size_bytes = 0
         self.event_count = 0
@@ -109,24 +111,29 @@ class Stage:
     def put(self, key: bytes, value: bytes, reason: Reason, operation_id: bytes) -> None:
         is_new = reason is Reason.CREATED
         old = None if is_new else self.get(key)
-        self._set(key, value, old, is_new or self._is_new(key))
+        self._set(key, value, old, NEW_MS if is_new else self._arm(key))
         self._emit(Kind.PUT, reason, operation_id, key, value)
 
-    def create(self, key: bytes, value: bytes, operation_id: bytes) -> None:
-        """As put with the reason CREATED, of a key that was never used."""
-        hashed = xxh3_64(value, xxh3_64(key))
-        self.entries[key] = (0, hashed.to_bytes(8, "little") + value, True)
-        self.digest += hashed
-        self.session_count += 1
-        event = pack_event(_PUT, _CREATED, len(key), len(value), operation_id) + key + value
-        self.parts.append(event)
-        self.size_bytes += len(event)
-        self.event_count += 1
+    def create(self, sessions: Iterable[tuple[bytes, bytes]], operation_id: bytes) -> None:
+        """As put with the reason CREATED, of (key, value) pairs whose keys were never used."""
+        parts, entries, lsn = self.parts, self.entries, self.lsn
+        size, digest, count = self.size_bytes, self.digest, len(entries)
+        for key, value in sessions:
+            hashed = xxh3_64(value, xxh3_64(key))
+            entries[key] = (lsn, hashed.to_bytes(8, "little") + value, NEW_MS)
+            digest += hashed
+            event = pack_event(_PUT, _CREATED, len(key), len(value), operation_id) + key + value
+            parts.append(event)
+            size += len(event)
+        count = len(entries) - count
+        self.size_bytes, self.digest = size, digest
+        self.session_count += count
+        self.event_count += count
 
     def touch(self, key: bytes, accessed: bytes, operation_id: bytes) -> None:
         old = self.get(key)
         if old is not None:
-            self._set(key, with_accessed(old[HASH_BYTES:], accessed), old, self._is_new(key))
+            self._set(key, with_accessed(old[HASH_BYTES:], accessed), old, self._arm(key))
             self._emit(Kind.TOUCH, Reason.TOUCHED, operation_id, key, accessed)
 
     def remove(self, key: bytes, kind: Kind, reason: Reason, operation_id: bytes) -> None:
@@ -134,7 +141,7 @@ class Stage:
         if old is not None:
             self.digest = (self.digest - int.from_bytes(old[:HASH_BYTES], "little")) & MASK64
             self.session_count -= 1
-        self.entries[key] = (0, None, False)
+        self.entries[key] = (self.lsn, None, UNKNOWN_MS)
         self._emit(kind, reason, operation_id, key, b"")
 
     def rename(self, key: bytes, new_key: bytes, operation_id: bytes) -> None:
@@ -143,23 +150,23 @@ class Stage:
         if old is not None:
             self.digest = (self.digest - int.from_bytes(old[:HASH_BYTES], "little")) & MASK64
             self.session_count -= 1
-            self.entries[key] = (0, None, False)
-            self._set(new_key, old[HASH_BYTES:], None, False)
+            self.entries[key] = (self.lsn, None, UNKNOWN_MS)
+            self._set(new_key, old[HASH_BYTES:], None, UNKNOWN_MS)
             self._emit(Kind.RENAME, Reason.RENAMED, operation_id, key, new_key)
 
-    def _set(self, key: bytes, value: bytes, old: Record | None, is_new: bool) -> None:
+    def _set(self, key: bytes, value: bytes, old: Record | None, arm_ms: int) -> None:
         new = xxh3_64(value, xxh3_64(key))
         if old is None:
             self.session_count += 1
             self.digest = (self.digest + new) & MASK64
         else:
             self.digest = (self.digest + new - int.from_bytes(old[:HASH_BYTES], "little")) & MASK64
-        self.entries[key] = (0, new.to_bytes(8, "little") + value, is_new)
+        self.entries[key] = (self.lsn, new.to_bytes(8, "little") + value, arm_ms)
 
-    def _is_new(self, key: bytes) -> bool:
+    def _arm(self, key: bytes) -> int:
         view = self._view
         found = self.entries.get(key) or view.pending.get(key) or view.tail.get(key)
-        return found is not None and found[2]
+        return arm_after(found, UNKNOWN_MS)
 
     def _emit(self, kind: int, reason: int, operation_id: bytes, key: bytes, value: bytes) -> None:
         event = encode_event(kind, reason, operation_id, key, value)
@@ -218,6 +225,7 @@ class Writer:
         self._threads = threading.Lock()
         log.thread_locks.append(self._threads)
         self._acquire_threads = self._threads.acquire
+        self._release_threads = self._threads.release
         self._queue: deque[Operation] = deque()
         self._writing_thread = 0
         self.dirty_since_ms = 0
@@ -225,7 +233,9 @@ class Writer:
 
     # -- the calls -------------------------------------------------------------------------------
 
-    def create(self, key: bytes, value: bytes, operation_id: bytes, now_ms: int) -> StatePosition:
+    def create(
+        self, key: bytes, value: bytes, operation_id: bytes, now_ms: int, expiry_ms: int
+    ) -> StatePosition:
         """Append the creation of a session under a key that was never used. The fast path.
 
         The same as commit() with a put, in one plain function, because calls are what it would spend
@@ -255,20 +265,19 @@ class Writer:
                     at[4] + 1,
                     now_ms,
                 )
-                entry = (position[1], hashed.to_bytes(8, "little") + value, True)
-                with view.mutex:
-                    if view.needs_commit:
-                        view.took([(key, entry)])
-                    else:
-                        view.tail[key] = entry
-                        view.visible = log.cursor.at
+                view.took_one(
+                    key,
+                    hashed.to_bytes(8, "little") + value,
+                    expiry_ms if expiry_ms != NEVER_MS else KEPT_MS,
+                    position,
+                )
             except BaseException:
                 view.recheck()
                 raise
             finally:
                 flock(log.write_lock.descriptor, _RELEASE)
         finally:
-            self._threads.release()
+            self._release_threads()
         if len(view.tail) >= FOLD_ENTRIES:
             self._after_append()
         return position
@@ -284,17 +293,24 @@ class Writer:
         return operation.result, position if operation.position else None
 
     def change(
-        self, key: bytes, operation_id: bytes, evaluate: Callable[[Record | None, int], bytes]
-    ) -> StatePosition:
+        self,
+        key: bytes,
+        operation_id: bytes,
+        evaluate: Callable[[bytes, Record | None, int, T], tuple[bytes, int]],
+        asked: T,
+    ) -> tuple[StatePosition, bytes]:
         """Read, change and append one session in the caller's own thread, in a frame of its own.
 
-        `evaluate` gets the record (None if there is none, its hash not checked yet) and the time in ms,
-        and answers the new stored session; what it raises comes through, and nothing is written. One
-        plain function, as create().
+        `evaluate` gets the key, its record (None if there is none, its hash not checked yet), the time in
+        ms, and `asked`; it answers the new stored session and what that leaves to arm (see view). What it
+        raises comes through, and nothing is written. Answers the frame's position and the new stored
+        session. One plain function, as create().
         """
-        self._refuse_reentry()
+        if self._writing_thread:
+            self._refuse_reentry()
         log, view = self.log, self.view
-        with self._threads:
+        self._acquire_threads()
+        try:
             try:
                 flock(log.write_lock.descriptor, _EXCLUSIVE)
             except (OSError, ValueError):
@@ -309,7 +325,7 @@ class Writer:
                 if log.cursor.offset >= log.segment_bytes or log.must_roll:
                     log.roll_if_due(now_ms)
                 old = view.newest(key)
-                value = evaluate(old, now_ms)
+                value, arm_ms = evaluate(key, old, now_ms, asked)
                 at = log.cursor.at
                 hashed = xxh3_64(value, xxh3_64(key))
                 term = hashed if old is None else hashed - int.from_bytes(old[:HASH_BYTES], "little")
@@ -320,28 +336,18 @@ class Writer:
                     at[4] + (old is None),
                     now_ms,
                 )
-                with view.mutex:
-                    tail = view.tail
-                    found = tail.get(key)
-                    entry = (
-                        position[1],
-                        hashed.to_bytes(8, "little") + value,
-                        found is not None and found[2],
-                    )
-                    if view.needs_commit:
-                        view.took([(key, entry)])
-                    else:
-                        tail[key] = entry
-                        view.visible = position
+                view.took_one(key, hashed.to_bytes(8, "little") + value, arm_ms, position)
             except BaseException:
                 view.recheck()
                 raise
             finally:
                 self._writing_thread = 0
                 flock(log.write_lock.descriptor, _RELEASE)
+        finally:
+            self._release_threads()
         if len(view.tail) >= FOLD_ENTRIES:
             self._after_append()
-        return position
+        return position, value
 
     # -- durability ------------------------------------------------------------------------------
 
@@ -489,10 +495,8 @@ class Writer:
             position = self.log.append(
                 b"".join(stage.parts), stage.event_count, stage.digest & MASK64, stage.session_count, now_ms
             )
-            lsn = position.lsn
-            entries = [(key, (lsn, entry[1], entry[2])) for key, entry in stage.entries.items()]
             with self.view.mutex:
-                self.view.took(entries)
+                self.view.took(stage.entries)
         else:
             position = None
         for operation in group:

@@ -352,11 +352,10 @@ class EventLog:
         it was before, or is settled by whoever locks it next.
         """
         cursor, words = self.cursor, self.words
-        at = cursor.at
+        epoch, lsn, previous_chain, _, _ = cursor.at
         offset = cursor.offset
         if now_ms < cursor.time_ms:
             now_ms = cursor.time_ms
-        epoch, lsn, previous_chain = at[0], at[1], at[2]
         body = (
             pack_body_header(
                 previous_chain,
@@ -376,14 +375,15 @@ class EventLog:
             + payload
         )
         chain = xxh3_64(body, previous_chain ^ self.key)
-        size = len(body) + 8
+        data = pack_chain(chain) + body
+        size = len(data)
         last_lsn = lsn + event_count
         end = _new(StatePosition, (epoch, last_lsn, chain, digest, session_count))
         words[_DIRTY] = 1
         try:
-            written = os.pwrite(cursor.descriptor, pack_chain(chain) + body, offset)
+            written = os.pwrite(cursor.descriptor, data, offset)
             if written != size:
-                self._write_rest(pack_chain(chain) + body, offset, written)
+                self._write_rest(data, offset, written)
         except OSError as error:
             self._undo(offset)
             raise translate(error, "cannot append to the log", cursor.path) from error

@@ -37,8 +37,8 @@ HEADER = struct.Struct("<BBBBHHQQQQQ")
 HEADER_BYTES: Final = 48
 VERSION_OFFSET: Final = 8
 ACCESSED_OFFSET: Final = 24
+TIMEOUT_OFFSET: Final = 32
 ACCESSED = struct.Struct("<Q")
-_pack_into = ACCESSED.pack_into
 assert HEADER.size == HEADER_BYTES
 
 NESTING_MAX: Final = 32
@@ -55,6 +55,14 @@ _decode_tags = msgspec.msgpack.Decoder(tuple[str, ...]).decode
 pack_header = HEADER.pack
 unpack_header = HEADER.unpack_from
 unpack_lifetime = struct.Struct("<QQQ").unpack_from
+unpack_record = struct.Struct("<7Q").unpack_from
+"""Of a record (see fold): hash, HEAD word, version, created, last accessed, idle timeout, latest expiry."""
+_pack_stamps = struct.Struct("<QQQ").pack
+HEAD_MASK: Final = 0xFFFF
+"""The part of the HEAD word (the first eight bytes of a stored session) that says how to read it: format
+and flags."""
+HEAD_LABELS_SHIFT: Final = 24
+"""What is above in the HEAD word is the lengths of the labels: 0 if it has none."""
 _MISSING: Final = object()
 
 
@@ -70,31 +78,21 @@ class Priority(IntEnum):
 PRIORITY_MAX: Final = int(max(Priority))
 
 
-class Session:
-    """One session, as it was when it was read. Immutable; metadata is decoded when first looked at.
+class Session(msgspec.Struct, eq=False, repr_omit_defaults=True):
+    """One session, as it was when it was read. Immutable; what it holds is decoded when first looked at.
 
     Times are milliseconds since 1970. `merge` and `replace` give a changed copy, for an update
-    function to return.
+    function to return. A property raises CorruptError, naming the session, if its bytes are none of a
+    stored session.
     """
 
-    __slots__ = ("_fields", "_id", "_metadata", "_tail")
-
-    def __init__(self, id: str, value: bytes) -> None:
-        """`value` is the stored session. Raises CorruptError if it is none."""
-        try:
-            self._fields = fields = unpack_header(value)
-        except struct.error as error:
-            raise CorruptError(f"the stored session {id!r} is cut short") from error
-        if (
-            fields[0] != FORMAT
-            or fields[1]
-            or fields[2] > PRIORITY_MAX
-            or HEADER_BYTES + fields[3] + fields[4] + fields[5] > len(value)
-        ):
-            raise CorruptError(f"the stored session {id!r} has an unknown format")
-        self._id = id
-        self._tail = value
-        self._metadata: dict[str, Any] | None = None
+    _id: str
+    _value: bytes
+    """The stored session; update() gives it its new version and time."""
+    _start: int = 0
+    """Offset (bytes) of the metadata in it; 0 as long as nobody has looked at its header."""
+    _header: tuple[Any, ...] = ()
+    _metadata: dict[str, Any] | None = None
 
     @property
     def id(self) -> str:
@@ -102,10 +100,7 @@ class Session:
 
     @property
     def priority(self) -> Priority:
-        try:
-            return Priority(self._fields[2])
-        except ValueError as error:
-            raise CorruptError(f"the priority of session {self.id!r} is none") from error
+        return Priority(self._fields[2])
 
     @property
     def home_node(self) -> str:
@@ -122,7 +117,7 @@ class Session:
             return ()
         start = HEADER_BYTES + self._fields[3] + self._fields[4]
         try:
-            return _decode_tags(self._tail[start : start + size])
+            return _decode_tags(self._value[start : start + size])
         except DECODE_ERRORS as error:
             raise CorruptError(f"the tags of session {self.id!r} do not decode") from error
 
@@ -163,20 +158,44 @@ class Session:
         """The application's data. Changing this dict changes nothing that is stored."""
         found = self._metadata
         if found is None:
-            fields = self._fields
-            start = HEADER_BYTES + fields[3] + fields[4] + fields[5]
+            start = self._start or self.check()
             try:
-                found = self._metadata = _decode_metadata(self._tail[start:])
+                found = self._metadata = _decode_metadata(self._value[start:])
             except DECODE_ERRORS as error:
                 raise CorruptError(f"the metadata of session {self.id!r} do not decode") from error
         return found
 
+    @property
+    def _fields(self) -> tuple[Any, ...]:
+        """The header, decoded and checked once."""
+        fields = self._header
+        if not fields:
+            try:
+                fields = unpack_header(self._value)
+            except struct.error as error:
+                raise CorruptError(f"the stored session {self._id!r} is cut short") from error
+            if (
+                fields[0] != FORMAT
+                or fields[1]
+                or fields[2] > PRIORITY_MAX
+                or HEADER_BYTES + fields[3] + fields[4] + fields[5] > len(self._value)
+            ):
+                raise CorruptError(f"the stored session {self._id!r} has an unknown format")
+            self._header = fields
+        return fields
+
+    def check(self) -> int:
+        """Raise CorruptError unless the header is that of a stored session; says where the metadata begin."""
+        fields = self._fields
+        start: int = HEADER_BYTES + fields[3] + fields[4] + fields[5]
+        self._start = start
+        return start
+
     def merge(self, changes: Mapping[str, Any]) -> Session:
         """A copy whose metadata has these keys set."""
-        fields = self._fields
-        value = self._tail
-        start = HEADER_BYTES + fields[3] + fields[4] + fields[5]
-        return Session(self._id, value[:start] + encode_checked({**self.metadata, **changes}))
+        start = self._start or self.check()
+        merged = {**self.metadata, **changes}
+        return Session(self._id, self._value[:start] + encode_checked(merged), start)
 
     def replace(
         self,
@@ -207,7 +226,7 @@ class Session:
 
     def _text(self, start: int, size: int) -> str:
         try:
-            return self._tail[start : start + size].decode()
+            return self._value[start : start + size].decode()
         except UnicodeDecodeError as error:
             raise CorruptError(f"a label of session {self.id!r} is not text") from error
 
@@ -228,10 +247,10 @@ class Session:
         }
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Session) and self.id == other.id and self._tail == other._tail
+        return isinstance(other, Session) and self.id == other.id and self._value == other._value
 
     def __hash__(self) -> int:
-        return hash((self.id, self._tail))
+        return hash((self.id, self._value))
 
     def __repr__(self) -> str:
         return f"Session(id={self.id!r}, version={self.version}, metadata={self.metadata!r})"
@@ -239,7 +258,7 @@ class Session:
 
 def stored_bytes(session: Session) -> bytes:
     """The stored form of a session."""
-    return session._tail
+    return session._value
 
 
 def encode_session(
@@ -298,12 +317,9 @@ def encode_session(
     return header + home + grouped + tagged + data
 
 
-def with_header(value: bytes, version: int, accessed_ms: int) -> bytes:
-    """The stored session with another version and last access."""
-    changed = bytearray(value)
-    _pack_into(changed, VERSION_OFFSET, version)
-    _pack_into(changed, ACCESSED_OFFSET, accessed_ms)
-    return bytes(changed)
+def with_stamps(value: bytes, version: int, created_ms: int, accessed_ms: int) -> bytes:
+    """The stored session with another version, time of creation and last access."""
+    return value[:VERSION_OFFSET] + _pack_stamps(version, created_ms, accessed_ms) + value[TIMEOUT_OFFSET:]
 
 
 def with_accessed(value: bytes, accessed: bytes) -> bytes:
@@ -359,13 +375,22 @@ def deadline_of(fields: tuple[Any, ...]) -> int:
     return min(deadline, cap) if cap else deadline
 
 
+def expiry_at(accessed_ms: int, timeout_ms: int, cap_ms: int) -> int:
+    """When a session with these fields counts as expired: its deadline plus the refresh window, ms.
+
+    `timeout_ms` and `cap_ms` are 0 for none; NEVER_MS is never.
+    """
+    if not timeout_ms:
+        return cap_ms or NEVER_MS
+    window = timeout_ms // 10 if timeout_ms < 600_000 else REFRESH_WINDOW_MS_MAX
+    expiry = accessed_ms + timeout_ms + window
+    return cap_ms if 0 < cap_ms < expiry else expiry
+
+
 def expiry_of(value: bytes, start: int = 0) -> int:
-    """When the stored session at `start` counts as expired: its deadline plus the refresh window, ms."""
+    """expiry_at() of the stored session that begins at `start` (bytes)."""
     accessed, timeout, cap = unpack_lifetime(value, start + ACCESSED_OFFSET)
-    if not timeout:
-        return cap or NEVER_MS
-    expiry: int = accessed + timeout + (timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX)
-    return cap if 0 < cap < expiry else expiry
+    return expiry_at(accessed, timeout, cap)
 
 
 def check_timeout(timeout_ms: object) -> int:

@@ -7,6 +7,7 @@ is view's, opening and background work are opening's and keeper's.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +28,7 @@ from .errors import (
     VersionConflictError,
 )
 from .event import Kind, Reason
-from .fold import HASH_BYTES, unreadable, value_of
+from .fold import HASH_BYTES, unreadable
 from .ids import Position, StatePosition
 from .keeper import Keeper
 from .log import EventLog
@@ -38,16 +39,23 @@ from .ports import CommitGate
 from .session import (
     ACCESSED,
     DEFAULT_TIMEOUT_MS,
+    FORMAT,
+    HEAD_LABELS_SHIFT,
+    HEAD_MASK,
+    HEADER_BYTES,
     REFRESH_WINDOW_MS_MAX,
+    TIMEOUT_OFFSET,
     Priority,
     Session,
     check_id,
     check_timeout,
     encode_session,
+    expiry_at,
     expiry_of,
-    with_header,
+    unpack_record,
+    with_stamps,
 )
-from .view import View
+from .view import KEPT_MS, UNKNOWN_MS, View
 
 SESSION_BYTES_MAX = 65_536
 REFRESHES_MAX = 10_000
@@ -59,22 +67,20 @@ xxh3_64 = xxhash.xxh3_64_intdigest
 
 
 class _Ids:
-    """Random ids from a pool, so that each does not cost a system call. Dropped after a fork."""
+    """Random ids from a pool, so that each does not cost a system call. Safe for threads: pop is atomic."""
 
     def __init__(self) -> None:
-        self._pool = b""
-        self._at = 0
+        self._pool: list[bytes] = []
 
     def take(self) -> bytes:
-        """16 random bytes."""
-        at = self._at
-        taken = self._pool[at : at + 16]
-        if len(taken) != 16:
-            self._pool = os.urandom(_ID_POOL_BYTES)
-            self._at = 16
-            return self._pool[:16]
-        self._at = at + 16
-        return taken
+        """16 random bytes, never given before."""
+        try:
+            return self._pool.pop()
+        except IndexError:
+            random = os.urandom(_ID_POOL_BYTES)
+            fresh = [random[at : at + 16] for at in range(16, _ID_POOL_BYTES, 16)]
+            self._pool = fresh
+            return random[:16]
 
 
 class SessionStore:
@@ -88,6 +94,7 @@ class SessionStore:
         self._options = options
         self._log: EventLog = opened.log
         self._view: View = opened.view
+        self._read_record = opened.view.read
         self._now_ms = options.clock.now_ms
         self._durability = options.durability
         self._is_lazy = options.durability is Durability.OS and gate is None
@@ -188,24 +195,26 @@ class SessionStore:
         if durability is not None:
             parse_durability(durability)
         now_ms = self._now_ms()
-        take = self._ids.take
-        id = take().hex()
-        key = id.encode()
+        timeout = timeout_ms if timeout_ms == DEFAULT_TIMEOUT_MS else check_timeout(timeout_ms)
+        cap = 0 if max_lifetime_ms is None else now_ms + check_timeout(max_lifetime_ms)
         value = encode_session(
             1,
             now_ms,
             now_ms,
-            timeout_ms if timeout_ms == DEFAULT_TIMEOUT_MS else check_timeout(timeout_ms),
-            0 if max_lifetime_ms is None else now_ms + check_timeout(max_lifetime_ms),
+            timeout,
+            cap,
             metadata if metadata is not None else {},
             priority,
             group=group,
             tags=tuple(tags) if tags else (),
         )
+        take = self._ids.take
+        id = take().hex()
         if len(value) > self._size_bytes_max:
             raise self._too_large(id, value)
         operation_id = take()
-        position = self._writer.create(key, value, operation_id, now_ms)
+        expiry_ms = expiry_at(now_ms, timeout, cap)
+        position = self._writer.create(id.encode(), value, operation_id, now_ms, expiry_ms)
         log = self._log
         if not (self._is_lazy and durability is None) or log.words[_GENERATION] != log.generation:
             self._finish(position, durability, operation_id)
@@ -288,38 +297,63 @@ class SessionStore:
             parse_durability(durability)
         key = check_id(id)
         operation_id = self._ids.take()
-        stored = b""
-
-        def evaluate(record: bytes | None, now_ms: int) -> bytes:
-            nonlocal stored
-            old = None
-            if record is not None and expiry_of(record, HASH_BYTES) >= now_ms:
-                old = Session(id, self._checked(id, key, record))
-            if if_version is not None:
-                check_version(id, old, if_version)
-            if old is None:
-                raise self._missing(id)
-            changed = function(old)
-            if type(changed) is not Session or changed.id != id:
-                raise UsageError(
-                    f"the update function returned {type(changed).__name__}, not the session changed",
-                    hint="Return session.merge({...}) or session.replace(...).",
-                )
-            stored = with_header(changed._tail, old._fields[6] + 1, now_ms)
-            if len(stored) > self._size_bytes_max:
-                raise self._too_large(id, stored)
-            return stored
-
         try:
-            position = self._writer.change(key, operation_id, evaluate)
+            position, stored = self._writer.change(
+                key, operation_id, self._updated, (id, function, if_version)
+            )
         except (SessionNotFoundError, VersionConflictError):
             self._writer.wait_visible()
             raise
-        self._touches.pop(key, None)
+        if self._touches:
+            self._touches.pop(key, None)
         log = self._log
         if not (self._is_lazy and durability is None) or log.words[_GENERATION] != log.generation:
             self._finish(position, durability, operation_id)
         return Session(id, stored)
+
+    def _updated(
+        self,
+        key: bytes,
+        record: bytes | None,
+        now_ms: int,
+        asked: tuple[str, Callable[[Session], Session], int | None],
+    ) -> tuple[bytes, int]:
+        """What update() stores in place of `record`, and what is left to arm. Runs the function."""
+        id, function, if_version = asked
+        old = None
+        value = b""
+        version = created = accessed = 0
+        if record is not None:
+            value = record[HASH_BYTES:]
+            try:
+                hashed, head, version, created, accessed, timeout, cap = unpack_record(record)
+            except struct.error as error:
+                raise self._damaged(id) from error
+            if xxh3_64(value, xxh3_64(key)) != hashed:
+                raise self._damaged(id)
+            if head & HEAD_MASK != FORMAT:
+                raise self._unknown_format(id)
+            if expiry_at(accessed, timeout, cap) >= now_ms:
+                old = Session(id, value, 0 if head >> HEAD_LABELS_SHIFT else HEADER_BYTES)
+        if if_version is not None:
+            check_version(id, old, if_version)
+        if old is None:
+            raise self._missing(id)
+        changed = function(old)
+        if type(changed) is not Session or changed._id != id:
+            raise UsageError(
+                f"the update function returned {type(changed).__name__}, not the session changed",
+                hint="Return session.merge({...}) or session.replace(...).",
+            )
+        if not changed._start:
+            changed.check()
+        stored = with_stamps(changed._value, version + 1, created, now_ms)
+        if len(stored) > self._size_bytes_max:
+            raise self._too_large(id, stored)
+        is_later = (
+            now_ms >= accessed and stored[TIMEOUT_OFFSET:HEADER_BYTES] == value[TIMEOUT_OFFSET:HEADER_BYTES]
+        )
+        return stored, KEPT_MS if is_later else UNKNOWN_MS
 
     def touch(self, id: str, *, durability: str | None = None) -> None:
         """Extend a session's life as if it was used now. Raises SessionNotFoundError."""
@@ -390,35 +424,41 @@ class SessionStore:
         The refresh is coalesced: it is written only once the deadline moves by more than a tenth of the
         timeout (at most a minute), with other changes. `last_accessed` is what was last written.
         """
-        session = self.peek(id)
-        if session is not None:
-            fields = session._fields
-            timeout = fields[9]
-            if timeout:
-                now_ms = self._now_ms()
-                if now_ms - fields[8] > (timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX):
-                    if len(self._touches) >= REFRESHES_MAX:
-                        self._make_room_for_refreshes()
-                    self._touches[id.encode()] = now_ms
-        return session
+        return self._read(id, True)
 
     def peek(self, id: str) -> Session | None:
         """As get, without refreshing."""
+        return self._read(id, False)
+
+    def _read(self, id: str, refreshes: bool) -> Session | None:
+        """The hot path of reading, in one plain function."""
         key = id.encode()
-        record = self._view.read(key)
+        record = self._read_record(key)
         if record is None:
             return None
         value = record[HASH_BYTES:]
-        if xxh3_64(value, xxh3_64(key)).to_bytes(8, "little") != record[:HASH_BYTES]:
-            raise self._damaged(id, key)
-        session = Session(id, value)
-        _, _, _, _, _, _, _, _, accessed, timeout, cap = session._fields
+        try:
+            hashed, head, _, _, accessed, timeout, cap = unpack_record(record)
+        except struct.error as error:
+            raise self._damaged(id) from error
+        if xxh3_64(value, xxh3_64(key)) != hashed:
+            raise self._damaged(id)
+        if head & HEAD_MASK != FORMAT:
+            raise self._unknown_format(id)
         now_ms = self._now_ms()
-        if timeout and now_ms > accessed + timeout + (
-            timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX
-        ):
+        if timeout:
+            window = timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX
+            idle = now_ms - accessed
+            if idle > window:
+                if idle > timeout + window:
+                    return None
+                if refreshes and not 0 < cap < now_ms:
+                    if len(self._touches) >= REFRESHES_MAX:
+                        self._make_room_for_refreshes()
+                    self._touches[key] = now_ms
+        if 0 < cap < now_ms:
             return None
-        return None if 0 < cap < now_ms else session
+        return Session(id, value, 0 if head >> HEAD_LABELS_SHIFT else HEADER_BYTES)
 
     def count(self) -> int:
         """How many sessions are stored; one that has expired counts until it is swept."""
@@ -517,19 +557,22 @@ class SessionStore:
         value = stage.value(key)
         if value is None or expiry_of(value) < now_ms:
             return None
-        return Session(id, value)
+        session = Session(id, value)
+        session.check()
+        return session
 
-    def _checked(self, id: str, key: bytes, record: bytes) -> bytes:
-        try:
-            return value_of(key, record)
-        except CorruptError as error:
-            raise self._damaged(id, key) from error
-
-    def _damaged(self, id: str, key: bytes) -> CorruptError:
+    def _damaged(self, id: str) -> CorruptError:
         return CorruptError(
             f"the state's record of session {id!r} does not match its hash",
             path=self._opened.state_path,
             hint="The state is damaged; close the store and rebuild it with `perdure verify`, `replay`.",
+        )
+
+    def _unknown_format(self, id: str) -> CorruptError:
+        return CorruptError(
+            f"the stored session {id!r} has a format that this version does not know",
+            path=self._opened.state_path,
+            hint="A newer perdure wrote it: read it with that one.",
         )
 
     def _missing(self, id: str) -> SessionNotFoundError:

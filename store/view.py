@@ -37,8 +37,15 @@ _RENAME = int(Kind.RENAME)
 _CONTROL = int(Kind.EPOCH_START)
 _CREATED = int(Reason.CREATED)
 
-Entry: TypeAlias = "tuple[int, Record | None, bool]"
-"""(LSN of the frame's end, record or None, is the key surely not in the state)."""
+Entry: TypeAlias = "tuple[int, Record | None, int]"
+"""(an LSN of the frame, record or None, deadline to arm at the fold: ms, or one of the words below)."""
+
+KEPT_MS = 0
+"""Nothing to arm: the state has a deadline at or before the expiry, or the session never expires."""
+NEW_MS = -1
+"""Arm at its expiry: the key is new to the state."""
+UNKNOWN_MS = -2
+"""Arm at its expiry, unless the state has the session with one that is not later."""
 
 TAIL_RUN_BYTES = 1 << 20
 
@@ -49,7 +56,7 @@ class Pending(msgspec.Struct, frozen=True):
     end: StatePosition
     segment_lsn: int
     offset: int
-    entries: list[tuple[bytes, Entry]]
+    entries: dict[bytes, Entry]
 
 
 class View:
@@ -59,6 +66,8 @@ class View:
         self.log = log
         self.backend = backend
         self.mutex = log.mutex
+        self._acquire = self.mutex.acquire  # half the price of a with statement
+        self._release = self.mutex.release
         self.tail: dict[bytes, Entry] = {}
         self.pending: dict[bytes, Entry] = {}
         self.pending_frames: deque[Pending] = deque()
@@ -79,7 +88,8 @@ class View:
 
     def read(self, key: bytes) -> Record | None:
         """The record that readers see, None if there is none. Takes the mutex."""
-        with self.mutex:
+        self._acquire()
+        try:
             log = self.log
             words = log.words
             if words[_APPENDED] > log.cursor.at[1] or words[_GENERATION] != log.generation:
@@ -89,25 +99,24 @@ class View:
             if not self.is_open:
                 self.refresh()
             found = self.tail.get(key)
-            if found is not None:
-                return found[1]
-            try:
-                return self.backend.get(key)
-            except self.backend.engine_errors as error:
-                raise unreadable(error) from error
+            return self.backend.get(key) if found is None else found[1]
+        except self.backend.engine_errors as error:
+            raise unreadable(error) from error
+        finally:
+            self._release()
 
     def newest(self, key: bytes) -> Record | None:
         """The record that writers build on: uncommitted frames included. Takes the mutex."""
-        with self.mutex:
+        self._acquire()
+        try:
             if not self.is_open:
                 self.refresh()
             found = (self.pending and self.pending.get(key)) or self.tail.get(key)
-            if found:
-                return found[1]
-            try:
-                return self.backend.get(key)
-            except self.backend.engine_errors as error:
-                raise unreadable(error) from error
+            return found[1] if found else self.backend.get(key)
+        except self.backend.engine_errors as error:
+            raise unreadable(error) from error
+        finally:
+            self._release()
 
     def catch_up(self) -> None:
         """Follow the log to the page's last frame."""
@@ -162,7 +171,10 @@ class View:
         lsn = state.lsn
         while self.pending_frames and self.pending_frames[0].end.lsn <= lsn:
             self._show(self.pending_frames.popleft())
-        self.tail = {key: entry for key, entry in self.tail.items() if entry[0] > lsn}
+        if self.visible.lsn <= lsn:
+            self.tail = {}
+        else:
+            self.tail = {key: entry for key, entry in self.tail.items() if entry[0] > lsn}
         if self.visible.lsn < lsn:
             self.visible = state
 
@@ -208,17 +220,31 @@ class View:
     def took_control(self) -> None:
         """A frame that changes no session was appended by this process."""
         self.follow_config()
-        self.took([])
+        self.took({})
 
-    def took(self, entries: list[tuple[bytes, Entry]]) -> None:
+    def took(self, entries: dict[bytes, Entry]) -> None:
         """Apply a frame that this process has just appended."""
         cursor = self.log.cursor
         segment = cursor.header.first_lsn if cursor.header else 0
         self._add(cursor.at, segment, cursor.offset, entries)
 
-    def _add(
-        self, end: StatePosition, segment_lsn: int, offset: int, entries: list[tuple[bytes, Entry]]
-    ) -> None:
+    def took_one(self, key: bytes, record: Record, arm_ms: int, end: StatePosition) -> None:
+        """As took, for the record of one key and what it asks to arm. Takes the mutex."""
+        self._acquire()
+        try:
+            if arm_ms <= 0:
+                found = (self.pending and self.pending.get(key)) or self.tail.get(key)
+                arm_ms = arm_after(found, arm_ms) if found else arm_ms
+            entry = (end[1], record, arm_ms)
+            if self.needs_commit:
+                self.took({key: entry})
+                return
+            self.tail[key] = entry
+            self.visible = end
+        finally:
+            self._release()
+
+    def _add(self, end: StatePosition, segment_lsn: int, offset: int, entries: dict[bytes, Entry]) -> None:
         if self.needs_commit:
             self.pending_frames.append(Pending(end, segment_lsn, offset, entries))
             self.pending.update(entries)
@@ -229,37 +255,37 @@ class View:
 
     def _show(self, frame: Pending) -> None:
         pending = self.pending
-        for key, entry in frame.entries:
+        for key, entry in frame.entries.items():
             self.tail[key] = entry
             if pending.get(key) is entry:
                 del pending[key]
         self.visible = frame.end
         self.visible_place = (frame.segment_lsn, frame.offset)
 
-    def _entries(self, events: list[Event], lsn: int) -> list[tuple[bytes, Entry]]:
+    def _entries(self, events: list[Event], lsn: int) -> dict[bytes, Entry]:
         changed: dict[bytes, Entry] = {}
         for kind, reason, _operation_id, key, value in events:
             if kind == _PUT:
                 old = changed.get(key) or self._entry(key)
-                is_new = old[2] if old else reason == _CREATED
-                changed[key] = (lsn, record_of(key, value), is_new)
+                arm_ms = arm_after(old, NEW_MS if reason == _CREATED else UNKNOWN_MS)
+                changed[key] = (lsn, record_of(key, value), arm_ms)
             elif kind >= _CONTROL:
                 continue
             elif kind == _TOUCH:
                 old = changed.get(key) or self._entry(key)
                 record = old[1] if old else self.backend.get(key)
                 new = record_of(key, touched(key, record, value))
-                changed[key] = (lsn, new, old[2] if old else False)
+                changed[key] = (lsn, new, arm_after(old, UNKNOWN_MS))
             elif kind == _RENAME:
                 old = changed.get(key) or self._entry(key)
                 record = old[1] if old else self.backend.get(key)
                 if record is None:
                     raise CorruptError(f"a rename of session {key!r}, which is not there", lsn=lsn)
-                changed[key] = (lsn, None, False)
-                changed[value] = (lsn, record_of(value, record[HASH_BYTES:]), False)
+                changed[key] = (lsn, None, UNKNOWN_MS)
+                changed[value] = (lsn, record_of(value, record[HASH_BYTES:]), UNKNOWN_MS)
             else:
-                changed[key] = (lsn, None, False)
-        return list(changed.items())
+                changed[key] = (lsn, None, UNKNOWN_MS)
+        return changed
 
     def _entry(self, key: bytes) -> Entry | None:
         return self.pending.get(key) or self.tail.get(key)
@@ -279,18 +305,24 @@ class View:
             return None
         changes: list[Change] = []
         armed: list[Deadline] = []
-        get = self.backend.get
         tail = self.tail
         for key in sorted(tail):
-            _, record, is_new = tail[key]
+            _, record, arm_ms = tail[key]
             changes.append((key, record))
-            if record is not None:
-                expiry = expiry_of(record, HASH_BYTES)
-                if expiry != NEVER_MS:
-                    old = None if is_new else get(key)
-                    if old is None or expiry_of(old, HASH_BYTES) > expiry:
-                        armed.append((expiry, key))
+            if arm_ms and record is not None:
+                if arm_ms < 0:
+                    arm_ms = self._deadline_to_arm(key, record, arm_ms)
+                if arm_ms:
+                    armed.append((arm_ms, key))
         return changes, armed, self.visible
+
+    def _deadline_to_arm(self, key: bytes, record: Record, arm_ms: int) -> int:
+        """What NEW_MS or UNKNOWN_MS comes to, now that the read view is at what the fold builds on."""
+        expiry = expiry_of(record, HASH_BYTES)
+        if expiry == NEVER_MS:
+            return KEPT_MS
+        old = self.backend.get(key) if arm_ms == UNKNOWN_MS else None
+        return KEPT_MS if old is not None and expiry_of(old, HASH_BYTES) <= expiry else expiry
 
     def folded(self, position: StatePosition) -> None:
         """The fold up to `position` is in the state: publish it, and drop it from the tail map."""
@@ -330,6 +362,18 @@ class View:
         finally:
             scan.close()
         return found
+
+
+def arm_after(before: Entry | None, arm_ms: int) -> int:
+    """What is left to arm once a change that asks for `arm_ms` follows an entry of the tail map. Pure.
+
+    To arm a deadline that is not needed is safe, and only makes the index longer; KEPT_MS needs proof.
+    """
+    if before is None:
+        return arm_ms
+    if arm_ms == KEPT_MS:
+        return before[2]
+    return NEW_MS if before[2] > 0 or before[2] == NEW_MS else arm_ms
 
 
 def prefix_floor(prefix: bytes) -> bytes:

@@ -91,7 +91,7 @@ def _state_ahead_of_log() -> None:
         view = getattr(self.on_run, "__self__", None)
         if isinstance(view, View):
             entries = view._entries(decode_events(payload, event_count), self.cursor.at.lsn + 1)
-            changes = sorted((key, entry[1]) for key, entry in entries)
+            changes = sorted((key, entry[1]) for key, entry in entries.items())
             view.backend.fold(changes, [], [], view.state)
         return append(self, payload, event_count, *more)
 

@@ -30,7 +30,7 @@ from perdure.store.session import (
     stored_bytes,
     unpack_header,
     with_accessed,
-    with_header,
+    with_stamps,
 )
 from tests.support.fuzz import cuts, damaged, flips, fuzz
 
@@ -131,13 +131,17 @@ def test_session_when_merged_or_replaced_gives_a_changed_copy() -> None:
     assert session.replace().metadata == session.metadata
 
 
-def test_with_header_and_with_accessed_when_applied_change_only_those_fields() -> None:
+def test_with_stamps_and_with_accessed_when_applied_change_only_those_fields() -> None:
     value = encode(group="g", tags=("a", "b"))
-    changed = Session("id", with_header(value, version=9, accessed_ms=77))
+    changed = Session("id", with_stamps(value, 9, 1000, 77))
     assert (changed.version, changed.last_accessed, changed.created_at) == (9, 77, 1000)
+    assert (changed.timeout_ms, changed.max_expires_at) == (
+        Session("id", value).timeout_ms,
+        Session("id", value).max_expires_at,
+    )
     assert (changed.group, changed.tags, changed.metadata) == ("g", ("a", "b"), {"user": 7})
     touched = with_accessed(value, (77).to_bytes(8, "little"))
-    assert touched == with_header(value, version=1, accessed_ms=77)
+    assert touched == with_stamps(value, 1, 1000, 77)
 
 
 @pytest.mark.parametrize(
@@ -266,8 +270,11 @@ def test_time_when_written_is_iso_8601_in_utc() -> None:
     ],
 )
 def test_value_when_it_is_no_stored_session_is_refused_when_it_is_read(value: bytes) -> None:
+    for field in ("version", "metadata", "tags", "expires_at"):
+        with pytest.raises(CorruptError, match="'id'"):
+            getattr(Session("id", value), field)
     with pytest.raises(CorruptError, match="'id'"):
-        Session("id", value)
+        Session("id", value).merge({"a": 1})
 
 
 @pytest.mark.parametrize(
