@@ -33,6 +33,7 @@ from perdure.store import SessionStore
 path, durability, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 metadata = {"user_id": 12345, "name": "a person of some name", "roles": ["reader"], "csrf": "0" * 32}
 with SessionStore.open(path, durability=durability) as store:
+    print("ready", flush=True)
     sys.stdin.readline()
     clock = time.perf_counter
     slowest = count = 0
@@ -90,8 +91,13 @@ def _writers(folder: Path, durability: str, processes: int, seconds: float) -> t
         )
         for _ in range(processes)
     ]
-    time.sleep(2.0)
-    answers = [process.communicate("go\n", timeout=seconds + WAIT_S)[0].split() for process in running]
+    for process in running:  # each says that it is ready before any of them begins
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.communicate(timeout=seconds + WAIT_S)[0].split() for process in running]
     return sum(int(count) for count, _ in answers), max(float(slowest) for _, slowest in answers)
 
 

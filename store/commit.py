@@ -45,7 +45,7 @@ TAIL_ENTRIES_MAX = 65_536
 GROUP_OPERATIONS_MAX = 512
 GROUP_BYTES_MAX = 1 << 20
 QUORUM_POLL_S = 0.002
-FOLD_ENTRIES = 4096
+FOLD_ENTRIES = 2048
 """A writer that finds so many sessions in its tail map folds them."""
 _HEADROOM_BYTES = 4096
 _EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
@@ -55,6 +55,7 @@ get_ident = threading.get_ident
 _GENERATION = int(Word.GENERATION)
 _SHIPPER_IDLE = int(Word.SHIPPER_IDLE)
 _VOTERS = int(Word.VOTERS_CONNECTED)
+_TURN = int(Word.TURN)
 _PUT = int(Kind.PUT)
 _CREATED = int(Reason.CREATED)
 _UPDATED = int(Reason.UPDATED)
@@ -245,6 +246,8 @@ class Writer:
             return self._submit(Operation(lambda stage: stage.put(key, value, Reason.CREATED, operation_id)))
         try:
             log, view = self.log, self.view
+            if log.words[_TURN]:
+                log.give_way()
             try:
                 flock(log.write_lock.descriptor, _EXCLUSIVE)
             except (OSError, ValueError):
@@ -311,6 +314,8 @@ class Writer:
         log, view = self.log, self.view
         self._acquire_threads()
         try:
+            if log.words[_TURN]:
+                log.give_way()
             try:
                 flock(log.write_lock.descriptor, _EXCLUSIVE)
             except (OSError, ValueError):

@@ -10,6 +10,7 @@ import fcntl
 import os
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 from .errors import ForkedError, LockTimeoutError, PerdureError, StoreClosedError
@@ -21,6 +22,7 @@ _RELEASE = fcntl.LOCK_UN
 _YIELDS = 4
 _SLEEP_S_MIN = 0.00005
 _SLEEP_S_MAX = 0.001
+SLEEP_S_WATCHED_MAX = 0.0002
 flock = fcntl.flock
 
 
@@ -44,10 +46,18 @@ class FileLock:
             raise self._closed() from error
         return True
 
-    def acquire(self, timeout_ms: int, owner: str = "", *, shared: bool = False) -> None:
+    def acquire(
+        self,
+        timeout_ms: int,
+        owner: str = "",
+        *,
+        shared: bool = False,
+        while_waiting: Callable[[float], None] | None = None,
+    ) -> None:
         """Take it within `timeout_ms`.
 
-        Raises LockTimeoutError; `owner` (who holds it, as far as known) goes into its message.
+        `while_waiting` is called between tries with the seconds waited so far; what it raises comes
+        through. Raises LockTimeoutError; `owner` (who holds it, as far as known) goes into its message.
         """
         if self.try_acquire(shared=shared):
             return
@@ -55,9 +65,12 @@ class FileLock:
             os.sched_yield()
             if self.try_acquire(shared=shared):
                 return
-        deadline = time.monotonic() + timeout_ms / 1000
+        began = time.monotonic()
         sleep_s = _SLEEP_S_MIN
-        while time.monotonic() < deadline:
+        while (waited_s := time.monotonic() - began) * 1000 < timeout_ms:
+            if while_waiting:
+                while_waiting(waited_s)
+                sleep_s = min(sleep_s, SLEEP_S_WATCHED_MAX)
             time.sleep(sleep_s)
             if self.try_acquire(shared=shared):
                 return

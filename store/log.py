@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,10 @@ from .settle import Known, Settled, settle
 SEGMENT_BYTES = 64 << 20
 SEGMENT_AGE_MS = 3_600_000
 LOCK_TIMEOUT_MS = 5_000
+TURN_AFTER_S = 0.004
+"""A writer that waits so long for the write lock asks the others to let it in."""
+TURN_NS = 2_000_000
+GIVE_WAY_S = 0.0001
 _APPENDED = int(Word.APPENDED)
 _GENERATION = int(Word.GENERATION)
 _DIRTY = int(Word.DIRTY)
@@ -53,6 +58,7 @@ _END = int(Word.END)
 _LAST_FRAME = int(Word.LAST_FRAME)
 _CHAIN = int(Word.CHAIN)
 _OWNER = int(Word.OWNER)
+_TURN = int(Word.TURN)
 _FLUSHED = int(Word.FLUSHED)
 _LOST_FRAMES = int(Word.LOST_FRAMES)
 _SEGMENT = int(Word.SEGMENT)
@@ -175,10 +181,40 @@ class EventLog:
             raise
 
     def _acquire(self) -> None:
+        if self.words[_TURN]:
+            self.give_way()
         try:
-            self.write_lock.acquire(self.lock_timeout_ms, f"process {self.words[_OWNER]}")
+            self.write_lock.acquire(
+                self.lock_timeout_ms, f"process {self.words[_OWNER]}", while_waiting=self._while_waiting
+            )
+            self.words[_TURN] = 0
         except OSError as error:
             raise translate(error, "cannot take the write lock", self.write_lock.path) from error
+
+    def _while_waiting(self, waited_s: float) -> None:
+        """Read on, so that little is left to do under the lock; after a while, ask for a turn.
+
+        Whoever has just released the lock is the most likely to get it again: without turns a writer
+        beside three busy ones waited for up to half a second.
+        """
+        words = self.words
+        is_behind = words[_GENERATION] == self.generation and words[_APPENDED] > self.cursor.at.lsn
+        if is_behind and self.mutex.acquire(blocking=False):
+            try:
+                self.follow()
+            finally:
+                self.mutex.release()
+        if waited_s >= TURN_AFTER_S:
+            words[_TURN] = time.monotonic_ns() + TURN_NS
+
+    def give_way(self) -> None:
+        """Another writer waited long for the lock: let it go first. A stale request counts for nothing."""
+        words = self.words
+        while (left_ns := words[_TURN] - time.monotonic_ns()) > 0:
+            if left_ns > TURN_NS:
+                break
+            time.sleep(GIVE_WAY_S)
+        words[_TURN] = 0
 
     def unlock(self) -> None:
         self.write_lock.release()

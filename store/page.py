@@ -55,8 +55,8 @@ class Word(IntEnum):
     """1 while the shipper waits to be poked."""
     SHIPPER = 15
     """Process id of the shipper, 0 if there is none."""
-    WRITABLE = 16
-    """Reserved: always 0."""
+    TURN = 16
+    """Until when a writer that waited long asks the others to let it in, ns of the monotonic clock; 0: none."""
     VOTERS_CONNECTED = 17
     """Replicas that acknowledge at the moment."""
     CHAIN = 18
