@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from .commit import Stage
 from .errors import SessionTooLargeError, UsageError
 from .event import EVENTS_LIMIT, Kind, Reason
 from .session import (
@@ -19,6 +18,7 @@ from .session import (
     expiry_of,
     unpack_header,
 )
+from .stage import Stage
 
 _Change: TypeAlias = "tuple[bytes, bytes] | Callable[[Stage], None]"
 """A creation, as key and stored session; anything else as what it does to the stage."""

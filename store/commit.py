@@ -13,7 +13,7 @@ import fcntl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, TypeAlias, TypeVar
 
@@ -28,16 +28,16 @@ from .errors import (
     ReentrantWriteError,
     UsageError,
 )
-from .event import EVENTS_LIMIT, Kind, Reason, encode_event
+from .event import EVENTS_LIMIT, Kind, Reason
 from .event import pack_header as pack_event
-from .fold import HASH_BYTES, value_of
-from .frame import FRAME_BYTES_MAX
+from .fold import HASH_BYTES
 from .ids import MASK64, StatePosition
 from .log import EventLog
 from .page import Word
 from .ports import CommitGate, Record
-from .session import NEVER_MS, with_accessed
-from .view import KEPT_MS, NEW_MS, UNKNOWN_MS, Entry, View, arm_after
+from .session import NEVER_MS
+from .stage import Stage
+from .view import KEPT_MS, View
 
 PENDING_FRAMES_MAX = 1000
 TAIL_ENTRIES_MAX = 65_536
@@ -47,7 +47,6 @@ GROUP_BYTES_MAX = 1 << 20
 QUORUM_POLL_S = 0.002
 FOLD_ENTRIES = 2048
 """A writer that finds so many sessions in its tail map folds them."""
-_HEADROOM_BYTES = 4096
 _EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
 _RELEASE = fcntl.LOCK_UN
 flock = fcntl.flock
@@ -82,113 +81,8 @@ def parse_durability(text: str) -> Durability:
         raise UsageError(f"durability is 'os', 'interval' or 'disk', not {text!r}") from error
 
 
-class Stage:
-    """The events of one frame while it is made, over what the view holds."""
-
-    __slots__ = ("_view", "digest", "entries", "event_count", "lsn", "parts", "session_count", "size_bytes")
-
-    def __init__(self, view: View) -> None:
-        at = view.log.cursor.at
-        self._view = view
-        self.digest = at.digest
-        self.session_count = at.session_count
-        self.lsn = at.lsn + 1
-        """Of the frame's first event: what the entries carry."""
-        self.parts: list[bytes] = []
-        self.size_bytes = 0
-        self.event_count = 0
-        self.entries: dict[bytes, Entry] = {}
-
-    def get(self, key: bytes) -> Record | None:
-        """The newest record of a key, this frame's own changes included."""
-        found = self.entries.get(key)
-        return found[1] if found is not None else self._view.newest(key)
-
-    def value(self, key: bytes) -> bytes | None:
-        """The stored session of a key, checked against its hash."""
-        record = self.get(key)
-        return None if record is None else value_of(key, record)
-
-    def put(self, key: bytes, value: bytes, reason: Reason, operation_id: bytes) -> None:
-        is_new = reason is Reason.CREATED
-        old = None if is_new else self.get(key)
-        self._set(key, value, old, NEW_MS if is_new else self._arm(key))
-        self._emit(Kind.PUT, reason, operation_id, key, value)
-
-    def create(self, sessions: Iterable[tuple[bytes, bytes]], operation_id: bytes) -> None:
-        """As put with the reason CREATED, of (key, value) pairs whose keys were never used."""
-        parts, entries, lsn = self.parts, self.entries, self.lsn
-        size, digest, count = self.size_bytes, self.digest, len(entries)
-        for key, value in sessions:
-            hashed = xxh3_64(value, xxh3_64(key))
-            entries[key] = (lsn, hashed.to_bytes(8, "little") + value, NEW_MS)
-            digest += hashed
-            event = pack_event(_PUT, _CREATED, len(key), len(value), operation_id) + key + value
-            parts.append(event)
-            size += len(event)
-        count = len(entries) - count
-        self.size_bytes, self.digest = size, digest
-        self.session_count += count
-        self.event_count += count
-
-    def touch(self, key: bytes, accessed: bytes, operation_id: bytes) -> None:
-        old = self.get(key)
-        if old is not None:
-            self._set(key, with_accessed(old[HASH_BYTES:], accessed), old, self._arm(key))
-            self._emit(Kind.TOUCH, Reason.TOUCHED, operation_id, key, accessed)
-
-    def remove(self, key: bytes, kind: Kind, reason: Reason, operation_id: bytes) -> None:
-        old = self.get(key)
-        if old is not None:
-            self.digest = (self.digest - int.from_bytes(old[:HASH_BYTES], "little")) & MASK64
-            self.session_count -= 1
-        self.entries[key] = (self.lsn, None, UNKNOWN_MS)
-        self._emit(kind, reason, operation_id, key, b"")
-
-    def rename(self, key: bytes, new_key: bytes, operation_id: bytes) -> None:
-        """The session of `key` goes on under `new_key`, which must be free."""
-        old = self.get(key)
-        if old is not None:
-            self.digest = (self.digest - int.from_bytes(old[:HASH_BYTES], "little")) & MASK64
-            self.session_count -= 1
-            self.entries[key] = (self.lsn, None, UNKNOWN_MS)
-            self._set(new_key, old[HASH_BYTES:], None, UNKNOWN_MS)
-            self._emit(Kind.RENAME, Reason.RENAMED, operation_id, key, new_key)
-
-    def _set(self, key: bytes, value: bytes, old: Record | None, arm_ms: int) -> None:
-        new = xxh3_64(value, xxh3_64(key))
-        if old is None:
-            self.session_count += 1
-            self.digest = (self.digest + new) & MASK64
-        else:
-            self.digest = (self.digest + new - int.from_bytes(old[:HASH_BYTES], "little")) & MASK64
-        self.entries[key] = (self.lsn, new.to_bytes(8, "little") + value, arm_ms)
-
-    def _arm(self, key: bytes) -> int:
-        view = self._view
-        found = self.entries.get(key) or view.pending.get(key) or view.tail.get(key)
-        return arm_after(found, UNKNOWN_MS)
-
-    def _emit(self, kind: int, reason: int, operation_id: bytes, key: bytes, value: bytes) -> None:
-        event = encode_event(kind, reason, operation_id, key, value)
-        self.parts.append(event)
-        self.size_bytes += len(event)
-        self.event_count += 1
-
-
 Evaluate: TypeAlias = Callable[[Stage], Any]
 """What a change does, under the lock: reads the stage, puts events on it, gives the call's result."""
-
-
-def _is_too_large(stage: Stage) -> bool:
-    return stage.size_bytes > FRAME_BYTES_MAX - _HEADROOM_BYTES or stage.event_count > EVENTS_LIMIT
-
-
-def _too_large(stage: Stage) -> UsageError:
-    return UsageError(
-        f"{stage.event_count} changes of {stage.size_bytes} bytes do not fit into one frame",
-        hint=f"Commit at most {EVENTS_LIMIT} changes and {FRAME_BYTES_MAX >> 20} MiB at once.",
-    )
 
 
 class Operation:
@@ -484,10 +378,10 @@ class Writer:
                     # It left half of itself in the stage: the others are evaluated anew, without it.
                     operation.is_done = True
                     return [other for other in group if other is not operation]
-            if _is_too_large(stage):
+            if stage.is_too_large():
                 if taken:  # beside the others: it gets a frame of its own
                     return self._append_some(group[:taken]) + group[taken:]
-                operation.error, operation.is_done = _too_large(stage), True
+                operation.error, operation.is_done = stage.too_large(), True
                 return group[1:]
             taken += 1
             if stage.size_bytes >= GROUP_BYTES_MAX or stage.event_count >= EVENTS_LIMIT // 2:

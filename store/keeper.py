@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from . import names
-from .commit import FOLD_ENTRIES, TAIL_ENTRIES_MAX, Durability, Stage, Writer
+from .commit import FOLD_ENTRIES, TAIL_ENTRIES_MAX, Durability, Writer
 from .cursor import LogCursor
 from .errors import BacklogError, LockTimeoutError, NotPrimaryError, StorageFullError
 from .event import NO_OPERATION, Kind, Reason
@@ -21,6 +21,7 @@ from .lock import FileLock
 from .ports import Deadline
 from .sealing import seal_segment, unsealed_segments
 from .session import NEVER_MS, expiry_of
+from .stage import Stage
 
 if TYPE_CHECKING:
     from .opening import Opened, OpenOptions

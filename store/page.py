@@ -56,7 +56,7 @@ class Word(IntEnum):
     SHIPPER = 15
     """Process id of the shipper, 0 if there is none."""
     TURN = 16
-    """Until when a writer that waited long asks the others to let it in, ns of the monotonic clock; 0: none."""
+    """Until when a writer that waited long asks the others to let it in, ns (monotonic clock); 0: none."""
     VOTERS_CONNECTED = 17
     """Replicas that acknowledge at the moment."""
     CHAIN = 18

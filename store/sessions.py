@@ -16,7 +16,7 @@ from typing import Any
 import xxhash
 
 from .batch import Batch
-from .commit import Durability, Stage, Writer, parse_durability
+from .commit import Durability, Writer, parse_durability
 from .errors import (
     BusyError,
     CorruptError,
@@ -55,6 +55,7 @@ from .session import (
     unpack_record,
     with_stamps,
 )
+from .stage import Stage
 from .view import KEPT_MS, UNKNOWN_MS, View
 
 SESSION_BYTES_MAX = 65_536

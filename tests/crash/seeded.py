@@ -157,7 +157,7 @@ def _fence_missing() -> None:
         header = self.cursor.header
         self.is_primary = header is not None and header.primary == self.identity.node
 
-    EventLog.look_again = look_past_the_promise  # type: ignore[method-assign]
+    EventLog.look_again = look_past_the_promise  # type: ignore[method-assign, assignment]
 
 
 def _two_candidates_in_one_epoch() -> None:

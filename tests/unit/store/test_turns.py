@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.store import log as log_module
-from perdure.store import names
+from perdure.store import follow, names
 from perdure.store.lock import FileLock
 from perdure.store.page import Word
 from perdure.store.sessions import SessionStore
@@ -68,11 +67,11 @@ def test_a_request_for_a_turn_is_waited_for_until_it_is_taken(store: SessionStor
             if len(seen) == 3:
                 words[Word.TURN] = 0
 
-    words[Word.TURN] = 1000 + log_module.TURN_NS
+    words[Word.TURN] = 1000 + follow.TURN_NS
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(log_module, "time", Clock)
+        patch.setattr(follow, "time", Clock)
         store._log.give_way()
-    assert seen == [1000 + log_module.TURN_NS] * 3
+    assert seen == [1000 + follow.TURN_NS] * 3
 
 
 def test_a_writer_that_waits_reads_on_and_asks_for_a_turn(store: SessionStore, tmp_path: Path) -> None:

@@ -1,0 +1,449 @@
+"""Following the event log of one store, as one process does: the write lock, the end, the role.
+
+Owns the write lock, the control page and the process's place at the end of the log. It knows frames
+and control events, not sessions: what a frame means is for whoever listens (`on_run`). What is appended,
+log.py says.
+
+Invariants: between lock() and unlock() the log is clean and followed to its end; what this process has
+followed is what the page's last frame says, or an error names where the log ends before it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import names
+from .control import ALONE, Config, config_of
+from .cursor import READ_BYTES, LogCursor, Run, list_segments
+from .errors import (
+    CorruptError,
+    ForkedError,
+    NotPrimaryError,
+    PerdureError,
+    StoreClosedError,
+    StoreMissingError,
+)
+from .event import decode_events
+from .files import pread_exactly, translate
+from .flush import Flusher
+from .frame import HEADER_BYTES as FRAME_HEADER_BYTES
+from .frame import Frame, Verdict, cluster_key, decode_frame
+from .identity import Identity
+from .lock import FileLock
+from .page import ControlPage, Word
+from .promise import Promise, read_promise
+from .role import is_primary, why_not_primary
+from .segment import HEADER_BYTES
+from .settle import Known, Settled, settle
+
+SEGMENT_BYTES = 64 << 20
+LOCK_TIMEOUT_MS = 5_000
+TURN_AFTER_S = 0.004
+"""A writer that waits so long for the write lock asks the others to let it in."""
+TURN_NS = 2_000_000
+GIVE_WAY_S = 0.0001
+_APPENDED = int(Word.APPENDED)
+_GENERATION = int(Word.GENERATION)
+_DIRTY = int(Word.DIRTY)
+_END = int(Word.END)
+_LAST_FRAME = int(Word.LAST_FRAME)
+_CHAIN = int(Word.CHAIN)
+_OWNER = int(Word.OWNER)
+_TURN = int(Word.TURN)
+_LOST_FRAMES = int(Word.LOST_FRAMES)
+_SEGMENT = int(Word.SEGMENT)
+_EPOCH = int(Word.EPOCH)
+_MOVING = -2
+"""No generation: frames are being taken, or whoever took them broke off in the middle."""
+
+_open_logs: weakref.WeakSet[LogFollower] = weakref.WeakSet()
+
+
+class _Refusing:
+    """Stands where the page's words were: every look at them raises."""
+
+    def __init__(self, error: PerdureError) -> None:
+        self._error = error
+
+    def __getitem__(self, word: int) -> int:
+        raise self._error
+
+    def __setitem__(self, word: int, value: int) -> None:
+        raise self._error
+
+
+class LogFollower:
+    """One process's place in a store's log.
+
+    `lock()` and `unlock()` frame every append; between them the log is clean and followed to its end.
+    `at` (the cursor's state position) is where this process stands; `on_run` is called, in order, with
+    every run of frames that some other process appended, and `on_reset` when the log was cut.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        identity: Identity,
+        *,
+        boot_id: str,
+        now_ms: Callable[[], int],
+        lock_timeout_ms: int = LOCK_TIMEOUT_MS,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        self.store = store
+        self.identity = identity
+        self.now_ms = now_ms
+        self.segment_bytes = segment_bytes
+        self.lock_timeout_ms = lock_timeout_ms
+        self.key = cluster_key(identity.cluster_id)
+        self.config: Config = ALONE
+        self.promise = Promise(0, "")
+        self.is_primary = False
+        self.must_roll = False
+        self.generation = -1
+        self.on_run: Callable[[Run], None] | None = None
+        self.on_control: Callable[[], None] | None = None
+        self.on_reset: Callable[[], None] | None = None
+        self.settled: Settled | None = None
+        self.pid = os.getpid()
+        self.mutex = threading.Lock()
+        """Held by whoever follows the log or looks at what was followed: threads share one place in it."""
+        self.thread_locks = [self.mutex]
+        """Locks between threads of this process, which are free in a child: its other threads are gone."""
+        if not (store / names.LOG).is_dir():
+            raise StoreMissingError("the store has no log", path=store / names.LOG)
+        self.write_lock = FileLock(store / names.WRITE_LOCK)
+        self.page = ControlPage(store / names.CONTROL_PAGE, boot_id)
+        self.words: Any = self.page.words
+        self.cursor = LogCursor(names.log_path(store), identity.cluster_id, self.key, identity.shard)
+        self.cursor.keep_retired = True
+        self.flusher = Flusher(store, self.cursor, self.words, lock_timeout_ms)
+        self.thread_locks.append(self.flusher.threads)
+        _open_logs.add(self)
+
+    # -- the write lock --------------------------------------------------------------------------
+
+    def lock(self) -> None:
+        """Take the write lock; then the log is clean, followed to its end, and ours to append to.
+
+        Raises LockTimeoutError, NotPrimaryError, FencedError, PoisonedError, CorruptError; the lock is
+        not held then.
+        """
+        self._acquire()
+        self.locked()
+
+    def lock_any(self) -> None:
+        """As lock(), on a node of any role."""
+        self._acquire()
+        try:
+            words = self.words
+            if (
+                words[_DIRTY]
+                or words[_GENERATION] != self.generation
+                or words[_APPENDED] != self.cursor.at[1]
+                or words[_END] != self.cursor.offset
+            ):
+                with self.mutex:  # another thread of this process may be reading on at this very moment
+                    self._catch_up()
+            words[_OWNER] = self.pid
+        except BaseException:
+            self.write_lock.release()
+            raise
+
+    def locked(self) -> None:
+        """The second half of lock(): the lock was taken; release it again if this node may not write."""
+        try:
+            words = self.words
+            if (
+                words[_DIRTY]
+                or words[_GENERATION] != self.generation
+                or words[_APPENDED] != self.cursor.at[1]
+                or words[_END] != self.cursor.offset
+            ):
+                with self.mutex:  # another thread of this process may be reading on at this very moment
+                    self._catch_up()
+            if not self.is_primary:
+                raise self.not_primary()
+            words[_OWNER] = self.pid
+        except BaseException:
+            self.write_lock.release()
+            raise
+
+    def _acquire(self) -> None:
+        if self.words[_TURN]:
+            self.give_way()
+        try:
+            self.write_lock.acquire(
+                self.lock_timeout_ms, f"process {self.words[_OWNER]}", while_waiting=self._while_waiting
+            )
+            self.words[_TURN] = 0
+        except OSError as error:
+            raise translate(error, "cannot take the write lock", self.write_lock.path) from error
+
+    def _while_waiting(self, waited_s: float) -> None:
+        """Read on, so that little is left to do under the lock; after a while, ask for a turn.
+
+        Whoever has just released the lock is the most likely to get it again: without turns a writer
+        beside three busy ones waited for up to half a second.
+        """
+        words = self.words
+        is_behind = words[_GENERATION] == self.generation and words[_APPENDED] > self.cursor.at.lsn
+        if is_behind and self.mutex.acquire(blocking=False):
+            try:
+                self.follow()
+            finally:
+                self.mutex.release()
+        if waited_s >= TURN_AFTER_S:
+            words[_TURN] = time.monotonic_ns() + TURN_NS
+
+    def give_way(self) -> None:
+        """Another writer waited long for the lock: let it go first. A stale request counts for nothing."""
+        words = self.words
+        while (left_ns := words[_TURN] - time.monotonic_ns()) > 0:
+            if left_ns > TURN_NS:
+                break
+            time.sleep(GIVE_WAY_S)
+        words[_TURN] = 0
+
+    def unlock(self) -> None:
+        self.write_lock.release()
+
+    def follow(self) -> None:
+        """Read on to the page's last frame, giving every run to `on_run`."""
+        target = self.words[_APPENDED]
+        while self.cursor.at.lsn < target and self.read_on() is not None:
+            continue
+
+    def read_on(self, limit_bytes: int = READ_BYTES) -> Run | None:
+        """One step of follow(): the next run up to the page's last frame, None if there is none.
+
+        None also if the generation changed meanwhile: the role, or the log itself, has to be looked at.
+        Raises CorruptError if the log ends before the page's last frame.
+        """
+        cursor, words = self.cursor, self.words
+        target = words[_APPENDED]
+        if cursor.at.lsn >= target:
+            return None
+        generation = self.generation
+        if self.on_run:
+            self.generation = _MOVING
+        try:
+            run = cursor.read(target, limit_bytes)
+        except PerdureError:
+            self.generation = generation
+            raise
+        if run is None:
+            self.generation = generation
+            if words[_GENERATION] != generation:
+                return None
+            raise CorruptError(
+                f"the log ends at LSN {cursor.at.lsn}, the control page says {target}",
+                path=cursor.path,
+                offset=cursor.offset,
+                lsn=cursor.at.lsn + 1,
+                hint="Frames that were written have gone; do not write on. See `perdure verify`.",
+            )
+        self._take(run)
+        self.generation = generation
+        return run
+
+    def _take(self, run: Run) -> None:
+        """Give a run to whoever listens. If that breaks off, the next look at the log begins it anew."""
+        if self.cursor.last_frame - run.frames[-1][0] == HEADER_BYTES:
+            self._read_config(run)
+            self._judge_role()
+        if self.on_run:
+            self.generation = _MOVING
+            self.on_run(run)
+
+    def _catch_up(self) -> None:
+        words = self.words
+        if words[_GENERATION] != self.generation:
+            self.refresh_role()
+        if words[_DIRTY]:
+            known = Known(self.identity.node, 0, 0, True, page_lsn=words[_APPENDED])
+            self.settle(known)
+            self.look_again()
+        self.follow()
+        self._enter_tail()
+
+    def _enter_tail(self) -> None:
+        """Go on into a tail segment that has no frame yet: who made it died, or had no room for its first."""
+        words, cursor = self.words, self.cursor
+        header, segment = cursor.header, words[_SEGMENT]
+        if header is None or segment != cursor.at.lsn + 1:
+            return
+        if (header.first_lsn, header.epoch) != (segment, words[_EPOCH]):
+            cursor.enter_next()
+            self.must_roll = True
+            self.look_again()
+
+    def settle(self, known: Known) -> None:
+        """Put the end of the log in order (see settle). The caller holds the write lock."""
+        generation = self.generation
+        settled = settle(self.cursor, self.store, known, self._take)
+        self.generation = generation
+        self.settled = settled
+        self.must_roll = settled.is_sealed or self.cursor.offset == HEADER_BYTES
+        if settled.cut_bytes and not known.same_boot:
+            self.lost_frames = True
+        self.publish_place()
+
+    # -- role ------------------------------------------------------------------------------------
+
+    @property
+    def lost_frames(self) -> bool:
+        """The log may have lost frames: the boot changed, or a torn tail was cut after a power loss.
+
+        It stands in the page, so that it is true in every process until a new epoch has begun.
+        """
+        return bool(self.words[_LOST_FRAMES])
+
+    @lost_frames.setter
+    def lost_frames(self, value: bool) -> None:
+        self.words[_LOST_FRAMES] = int(value)
+
+    def refresh_role(self) -> None:
+        """Read again what a changed generation may have changed: poison, cut log, promise, role."""
+        self.flusher.check_poison()
+        if self.generation == _MOVING or not self._still_there():
+            self._reopen()
+        self.look_again()
+
+    def take_anew(self) -> None:
+        """Frames were passed that nobody took: whoever listens begins again at the next look."""
+        self.generation = _MOVING
+
+    def look_again(self) -> None:
+        """Read poison, promise, config and role anew."""
+        self.flusher.check_poison()
+        self.generation = self.words[_GENERATION]
+        self.promise = read_promise(self.store)
+        self.load_config()
+        self._judge_role()
+
+    def _judge_role(self) -> None:
+        header, at = self.cursor.header, self.cursor.at
+        self.is_primary = (
+            is_primary(header, at.epoch, self.promise, self.identity.node) and not self.lost_frames
+        )
+
+    def not_primary(self) -> NotPrimaryError:
+        """Why this node may not write."""
+        return why_not_primary(self.cursor.header, self.promise, self.identity.node)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def publish_place(self) -> None:
+        """Say in the page where this process stands; the log ends there, cleanly."""
+        cursor, words = self.cursor, self.words
+        header = cursor.header
+        words[Word.SEGMENT] = header.first_lsn if header else 0
+        words[Word.EPOCH] = header.epoch if header else 0
+        words[_END] = cursor.offset
+        words[_LAST_FRAME] = cursor.last_frame
+        words[_CHAIN] = cursor.at.chain
+        words[_APPENDED] = cursor.at.lsn
+        words[_DIRTY] = 0
+
+    def close(self) -> None:
+        """Give back every descriptor. Nothing is written."""
+        if isinstance(self.words, _Refusing):
+            return
+        self._refuse(StoreClosedError("the store was closed", path=self.store))
+        self.cursor.close()
+        self.flusher.close()
+        self.write_lock.close()
+        self.page.close()
+
+    def _refuse(self, error: PerdureError) -> None:
+        self.words = self.flusher.words = _Refusing(error)
+
+    # -- what stands in the log ------------------------------------------------------------------
+
+    def _read_config(self, run: Run) -> None:
+        offset, frame = run.frames[0]
+        config = config_of(run.events(offset, frame))
+        if config is not None:
+            self.config = config
+
+    def load_config(self) -> None:
+        """The newest CONFIG: the first frame of the tail segment has it."""
+        if self.cursor.descriptor < 0:
+            return
+        frame, payload = self.frame_at(HEADER_BYTES)
+        if frame is not None:
+            config = config_of(decode_events(payload, frame.event_count))
+            if config is not None:
+                self.config = config
+        elif self.cursor.offset == HEADER_BYTES:
+            self._load_older_config()
+
+    def _load_older_config(self) -> None:
+        """A crash left the tail without its first frame: the segment before it has the newest CONFIG."""
+        older = [file for file in list_segments(self.cursor.log) if file.first_lsn <= self.cursor.at.lsn]
+        if not older:
+            return
+        reader = LogCursor(
+            self.cursor.log, self.identity.cluster_id, self.key, self.identity.shard, is_writable=False
+        )
+        try:
+            reader.open_segment(older[-1])
+            run = reader.read(limit_bytes=HEADER_BYTES)
+            if run is not None:
+                self._read_config(run)
+        finally:
+            reader.close()
+
+    def _still_there(self) -> bool:
+        """Is the last frame that this process followed still where it was?"""
+        cursor = self.cursor
+        if cursor.descriptor < 0:
+            return not list_segments(cursor.log)
+        try:
+            if not os.path.samestat(os.fstat(cursor.descriptor), os.stat(cursor.path)):
+                return False  # a cut rewrites the segment that it ends in
+        except FileNotFoundError:
+            return False
+        if not cursor.last_frame:
+            return True
+        frame, _ = self.frame_at(cursor.last_frame)
+        return frame is not None and frame.chain == cursor.at.chain
+
+    def frame_at(self, offset: int) -> tuple[Frame | None, bytes]:
+        head = pread_exactly(self.cursor.descriptor, FRAME_HEADER_BYTES, offset)
+        size = self.cursor._size_claimed(head)
+        data = pread_exactly(self.cursor.descriptor, min(size, 17 << 20), offset)
+        verdict, frame = decode_frame(data, 0, self.key)
+        if verdict is not Verdict.OK or frame is None:
+            return None, b""
+        return frame, data[FRAME_HEADER_BYTES : frame.size_bytes]
+
+    def _reopen(self) -> None:
+        """The log was cut or made anew by another process: whoever listens begins again from its state."""
+        if list_segments(self.cursor.log) and self.on_reset:
+            self.on_reset()
+
+
+def _after_fork_in_child() -> None:
+    for log in list(_open_logs):
+        if isinstance(log.words, _Refusing):
+            continue
+        log._refuse(
+            ForkedError(
+                "this handle was opened before a fork; it belongs to the parent process",
+                path=log.store,
+                hint="Open the store anew in the child.",
+            )
+        )
+        for lock in log.thread_locks:
+            getattr(lock, "_at_fork_reinit")()  # noqa: B009 - it has no typed name
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
