@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,6 @@ from .batch import Batch
 from .commit import Durability, Writer, parse_durability
 from .errors import (
     BusyError,
-    CorruptError,
     Indeterminate,
     PerdureError,
     SessionNotFoundError,
@@ -28,14 +27,13 @@ from .errors import (
     VersionConflictError,
 )
 from .event import Kind, Reason
-from .fold import HASH_BYTES, unreadable
+from .fold import HASH_BYTES
 from .ids import Position, StatePosition
 from .keeper import Keeper
-from .log import EventLog
 from .opening import Opened, OpenOptions, open_store
-from .outcome import Outcome, find_outcome
 from .page import Word
 from .ports import CommitGate
+from .reading import SessionReader
 from .session import (
     ACCESSED,
     DEFAULT_TIMEOUT_MS,
@@ -43,7 +41,6 @@ from .session import (
     HEAD_LABELS_SHIFT,
     HEAD_MASK,
     HEADER_BYTES,
-    REFRESH_WINDOW_MS_MAX,
     TIMEOUT_OFFSET,
     Priority,
     Session,
@@ -56,14 +53,11 @@ from .session import (
     with_stamps,
 )
 from .stage import Stage
-from .view import KEPT_MS, UNKNOWN_MS, View
+from .view import KEPT_MS, UNKNOWN_MS
 
 SESSION_BYTES_MAX = 65_536
-REFRESHES_MAX = 10_000
-"""Coalesced refreshes that wait in memory; a get that meets so many writes them."""
 _GENERATION = int(Word.GENERATION)
 _ID_POOL_BYTES = 4096
-_SCAN_CHUNK = 1000
 xxh3_64 = xxhash.xxh3_64_intdigest
 
 
@@ -84,24 +78,17 @@ class _Ids:
             return random[:16]
 
 
-class SessionStore:
+class SessionStore(SessionReader):
     """The sessions of one store. Safe for threads; after a fork open it anew.
 
     Get one with `SessionStore.open(path)`, or `perdure.open(path)` where replicas must confirm.
     """
 
     def __init__(self, opened: Opened, options: OpenOptions, gate: CommitGate | None) -> None:
-        self._opened = opened
-        self._options = options
-        self._log: EventLog = opened.log
-        self._view: View = opened.view
-        self._read_record = opened.view.read
-        self._now_ms = options.clock.now_ms
-        self._durability = options.durability
+        super().__init__(opened, options)
         self._is_lazy = options.durability is Durability.OS and gate is None
         self._size_bytes_max = options.session_bytes_max
         self._ids = _Ids()
-        self._touches: dict[bytes, int] = {}
         self._keeper = Keeper(opened, options, self._flush_touches)
         self._writer = Writer(
             opened.log,
@@ -417,83 +404,7 @@ class SessionStore:
         """Remove sessions that have expired, as logged events; answers how many (at most `limit`)."""
         return self._keeper.sweep(limit)
 
-    # -- reading ---------------------------------------------------------------------------------
-
-    def get(self, id: str) -> Session | None:
-        """The session, or None if it is missing or expired. Refreshes its life.
-
-        The refresh is coalesced: it is written only once the deadline moves by more than a tenth of the
-        timeout (at most a minute), with other changes. `last_accessed` is what was last written.
-        """
-        return self._read(id, True)
-
-    def peek(self, id: str) -> Session | None:
-        """As get, without refreshing."""
-        return self._read(id, False)
-
-    def _read(self, id: str, refreshes: bool) -> Session | None:
-        """The hot path of reading, in one plain function."""
-        key = id.encode()
-        record = self._read_record(key)
-        if record is None:
-            return None
-        value = record[HASH_BYTES:]
-        try:
-            hashed, head, _, _, accessed, timeout, cap = unpack_record(record)
-        except struct.error as error:
-            raise self._damaged(id) from error
-        if xxh3_64(value, xxh3_64(key)) != hashed:
-            raise self._damaged(id)
-        if head & HEAD_MASK != FORMAT:
-            raise self._unknown_format(id)
-        now_ms = self._now_ms()
-        if timeout:
-            window = timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX
-            idle = now_ms - accessed
-            if idle > window:
-                if idle > timeout + window:
-                    return None
-                if refreshes and not 0 < cap < now_ms:
-                    if len(self._touches) >= REFRESHES_MAX:
-                        self._make_room_for_refreshes()
-                    self._touches[key] = now_ms
-        if 0 < cap < now_ms:
-            return None
-        return Session(id, value, 0 if head >> HEAD_LABELS_SHIFT else HEADER_BYTES)
-
-    def count(self) -> int:
-        """How many sessions are stored; one that has expired counts until it is swept."""
-        view = self._view
-        with view.mutex:
-            view.catch_up()
-            view.advance()
-            view.refresh()
-            return view.visible.session_count
-
-    def ids(self, prefix: str = "", after: str = "") -> Iterator[str]:
-        """The ids in key order, from above `after`, those that begin with `prefix`.
-
-        Reads in chunks: what is changed meanwhile may be seen or not. Raises CorruptError if the state is
-        damaged.
-        """
-        start, last = prefix.encode(), after.encode()
-        while True:
-            chunk = self._view.keys(start, last, _SCAN_CHUNK)
-            yield from map(_id_of, chunk)
-            if len(chunk) < _SCAN_CHUNK:
-                return
-            last = chunk[-1]
-
-    def position(self) -> Position:
-        """Where this handle's view of the log stands."""
-        with self._view.mutex:
-            self._view.catch_up()
-            self._view.advance()
-        return self._view.visible.position
-
-    def outcome(self, what: Position | tuple[int, int, int] | str) -> Outcome:
-        """What became of a write that was Indeterminate, by its position or operation id."""
-        return find_outcome(self._log, self._view, what)
+    # -- durability and fold ---------------------------------------------------------------------
 
     def flush(self) -> Position:
         """Make everything that was written durable on this node's disk; says up to where."""
@@ -505,28 +416,6 @@ class SessionStore:
     def fold(self) -> int:
         """Fold the visible tail into the state now; answers the LSN that the state then holds."""
         return self._keeper.fold_now()
-
-    def stats(self) -> dict[str, Any]:
-        """Marks, counts and role of this store, as this process sees them."""
-        words, log = self._log.words, self._log
-        with self._view.mutex:
-            self._view.catch_up()
-        return {
-            "node": log.identity.node,
-            "cluster_id": log.identity.cluster_id.hex(),
-            "backend": log.identity.backend,
-            "is_primary": log.is_primary,
-            "epoch": log.cursor.at.epoch,
-            "voters": list(log.config.voters),
-            "sync_replicas": log.config.sync_replicas,
-            "appended_lsn": words[Word.APPENDED],
-            "flushed_lsn": words[Word.FLUSHED],
-            "committed_lsn": words[Word.COMMITTED] if log.config.sync_replicas else words[Word.APPENDED],
-            "folded_lsn": words[Word.FOLDED],
-            "sessions": self.count(),
-            "digest": f"{log.cursor.at.digest:016x}",
-            "durability": self._durability.name.lower(),
-        }
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -561,20 +450,6 @@ class SessionStore:
         session = Session(id, value)
         session.check()
         return session
-
-    def _damaged(self, id: str) -> CorruptError:
-        return CorruptError(
-            f"the state's record of session {id!r} does not match its hash",
-            path=self._opened.state_path,
-            hint="The state is damaged; close the store and rebuild it with `perdure verify`, `replay`.",
-        )
-
-    def _unknown_format(self, id: str) -> CorruptError:
-        return CorruptError(
-            f"the stored session {id!r} has a format that this version does not know",
-            path=self._opened.state_path,
-            hint="A newer perdure wrote it: read it with that one.",
-        )
 
     def _missing(self, id: str) -> SessionNotFoundError:
         return SessionNotFoundError(f"no session {id!r}, or it has expired")
@@ -622,11 +497,3 @@ def check_version(id: str, old: Session | None, expected: int | None) -> None:
             expected=expected,
             actual=actual or None,
         )
-
-
-def _id_of(key: bytes) -> str:
-    """The id that a key of the state is; keys carry no hash of their own."""
-    try:
-        return key.decode()
-    except UnicodeDecodeError as error:
-        raise unreadable(error) from error
