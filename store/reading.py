@@ -13,7 +13,7 @@ from typing import Any
 
 import xxhash
 
-from .errors import CorruptError
+from .errors import CorruptError, InvalidIdError, UsageError
 from .fold import HASH_BYTES, unreadable
 from .ids import Position
 from .log import EventLog
@@ -55,7 +55,8 @@ class SessionReader(ABC):
         """The session, or None if it is missing or expired. Refreshes its life.
 
         The refresh is coalesced: it is written only once the deadline moves by more than a tenth of the
-        timeout (at most a minute), with other changes. `last_accessed` is what was last written.
+        timeout (at most a minute), with other changes. `last_accessed` is what was last written. Text that
+        can be no id names no session: None; what is no text at all raises InvalidIdError.
         """
         return self._read(id, True)
 
@@ -65,8 +66,13 @@ class SessionReader(ABC):
 
     def _read(self, id: str, refreshes: bool) -> Session | None:
         """The hot path of reading, in one plain function."""
-        key = id.encode()
-        record = self._read_record(key)
+        try:
+            key = id.encode()
+        except UnicodeEncodeError:
+            return None
+        except AttributeError as error:
+            raise InvalidIdError(f"a session id is text, not {type(id).__name__}") from error
+        record = self._read_record(key) if key else None
         if record is None:
             return None
         value = record[HASH_BYTES:]
@@ -106,9 +112,12 @@ class SessionReader(ABC):
         """The ids in key order, from above `after`, those that begin with `prefix`.
 
         Reads in chunks: what is changed meanwhile may be seen or not. Raises CorruptError if the state is
-        damaged.
+        damaged, UsageError for text that is not valid Unicode.
         """
-        start, last = prefix.encode(), after.encode()
+        try:
+            start, last = prefix.encode(), after.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError("prefix and after are valid Unicode") from error
         while True:
             chunk = self._view.keys(start, last, _SCAN_CHUNK)
             yield from map(_id_of, chunk)

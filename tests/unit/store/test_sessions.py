@@ -237,6 +237,19 @@ def test_bad_ids_are_refused_before_anything_is_written(store: SessionStore, bad
     assert store.position() == before
 
 
+@pytest.mark.parametrize("id", ["", "\ud800", "x" * 1025])
+def test_text_that_can_be_no_id_names_no_session(store: SessionStore, id: str) -> None:
+    assert store.get(id) is None
+    assert store.peek(id) is None
+
+
+@pytest.mark.parametrize("id", [None, 5, b"bytes"])
+def test_what_is_no_text_is_refused_as_an_id(store: SessionStore, id: object) -> None:
+    for call in (store.get, store.peek):
+        with pytest.raises(InvalidIdError, match="text"):
+            call(id)  # type: ignore[arg-type]
+
+
 def test_ids_up_to_1024_bytes_work(store: SessionStore) -> None:
     long_ids = ["k" * size for size in (510, 511, 512, 1024)]
     for number, id in enumerate(long_ids):
