@@ -28,6 +28,7 @@ METADATA: dict[str, Any] = {
     "csrf": "0123456789abcdef0123456789abcdef",
 }
 RECORD_BYTES = 300
+THREADS = 8
 
 
 def measure_all(only: str, quick: bool, directory: str | None) -> Iterator[Figure]:
@@ -153,16 +154,19 @@ def _update(name: str, folder: Path, size: int) -> Figure:
     return _against_naive(name, folder, ours, naive)
 
 
-def raw_sync(folder: Path, count: int) -> Slice:
-    """A write of 300 bytes and an fdatasync, again and again: what the device allows one caller."""
+def raw_sync(folder: Path, count: int, *, together: int = 1) -> Slice:
+    """A write of 300 bytes and an fdatasync, again and again: what the device allows one caller.
+
+    With `together` records in each write: what it allows so many callers who share every sync.
+    """
     descriptor = os.open(folder / "raw", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    data = os.urandom(RECORD_BYTES)
+    data = os.urandom(RECORD_BYTES) * together
 
     def work() -> int:
         for _ in range(count):
             os.write(descriptor, data)
             os.fdatasync(descriptor)
-        return count
+        return count * together
 
     return work
 
@@ -174,44 +178,53 @@ def _create_disk(name: str, folder: Path, size: int) -> Figure:
         return compare(name, ours, "raw write + fdatasync", raw_sync(folder, count), ratio_aim=1 / 1.3)
 
 
-def _threads_disk(name: str, folder: Path, size: int) -> Figure:
-    count = 400 // size
-    with SessionStore.open(folder / "ours", durability="disk") as store:
+def _threads_disk(together: int, peer_name: str, aim: float) -> Callable[[str, Path, int], Figure]:
+    def figure(name: str, folder: Path, size: int) -> Figure:
+        count = 400 // size
+        with SessionStore.open(folder / "ours", durability="disk") as store:
 
-        def work() -> int:
-            threads = [
-                threading.Thread(target=_repeat(count, lambda: store.create(METADATA))) for _ in range(8)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            return 8 * count
+            def work() -> int:
+                threads = [
+                    threading.Thread(target=_repeat(count, lambda: store.create(METADATA)))
+                    for _ in range(THREADS)
+                ]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                return THREADS * count
 
-        return compare(name, work, "raw write + fdatasync, one thread", raw_sync(folder, count))
+            return compare(name, work, peer_name, raw_sync(folder, count, together=together), ratio_aim=aim)
+
+    return figure
 
 
-def _replay(name: str, folder: Path, size: int) -> Figure:
-    events = 200_000 // size
-    with SessionStore.open(folder / "ours") as store:
-        for _ in range(events // 100):
-            with store.batch() as batch:
-                for _ in range(100):
-                    batch.create(METADATA)
-        log = store._log
-        numbers = iter(range(1000))
+def _replay(per_frame: int) -> Callable[[str, Path, int], Figure]:
+    def figure(name: str, folder: Path, size: int) -> Figure:
+        events = 200_000 // size
+        with SessionStore.open(folder / "ours") as store:
+            if per_frame == 1:
+                _repeat(events, lambda: store.create(METADATA))()
+            else:
+                for _ in range(events // per_frame):
+                    with store.batch() as batch:
+                        _repeat(per_frame, lambda batch=batch: batch.create(METADATA))()  # type: ignore[misc]
+            log = store._log
+            numbers = iter(range(1000))
 
-        def work() -> int:
-            backend = open_backend("lmdb", folder / f"replayed-{next(numbers)}")
-            cursor = LogCursor(log.cursor.log, log.identity.cluster_id, log.key)
-            try:
-                return replay(backend, cursor, NOWHERE).events
-            finally:
-                cursor.close()
-                backend.close()
+            def work() -> int:
+                backend = open_backend("lmdb", folder / f"replayed-{next(numbers)}")
+                cursor = LogCursor(log.cursor.log, log.identity.cluster_id, log.key)
+                try:
+                    return replay(backend, cursor, NOWHERE).events
+                finally:
+                    cursor.close()
+                    backend.close()
 
-        peer = _raw_load(folder, events)
-        return compare(name, work, "LMDB append of as many sorted records", peer, slices=3, ratio_aim=0.1)
+            peer = _raw_load(folder, events)
+            return compare(name, work, "LMDB append of as many sorted records", peer, slices=3, ratio_aim=0.1)
+
+    return figure
 
 
 def _raw_load(folder: Path, count: int) -> Slice:
@@ -235,6 +248,10 @@ _FIGURES: dict[str, Callable[[str, Path, int], Figure]] = {
     "update, os": _update,
     "batch of 100, os": _batch,
     "create, disk": _create_disk,
-    "create, disk, 8 threads": _threads_disk,
-    "replay, events": _replay,
+    "create, disk, 8 threads": _threads_disk(1, "raw write + fdatasync, one thread", 1.0),
+    "create, disk, 8 threads, group limit": _threads_disk(
+        THREADS, "raw write of 8 records + one fdatasync", 0.6
+    ),
+    "replay, events": _replay(100),
+    "replay, events in frames of one": _replay(1),
 }

@@ -15,7 +15,7 @@ import msgspec
 import xxhash
 
 from ..store import names
-from ..store.cursor import EVERYTHING, READ_BYTES, LogCursor, Run, SegmentFile, list_segments
+from ..store.cursor import LogCursor, SegmentFile, T, Take, list_segments
 from ..store.errors import CorruptError, PositionGoneError
 from ..store.files import read_small
 from ..store.frame import cluster_key
@@ -44,12 +44,12 @@ class SourceCursor(LogCursor):
         super().__init__(log, identity.cluster_id, key, identity.shard, is_writable=False)
         self.damage: CorruptError | None = None
 
-    def read(self, upto_lsn: int = EVERYTHING, limit_bytes: int = READ_BYTES) -> Run | None:
-        """As LogCursor.read; None also where the log is damaged, and ever after."""
+    def advance(self, take: Take[T], upto_lsn: int, limit_bytes: int) -> T | None:
+        """As LogCursor.advance, for read() and fold(); None also where the log is damaged, and ever after."""
         if self.damage is not None:
             return None
         try:
-            return super().read(upto_lsn, limit_bytes)
+            return super().advance(take, upto_lsn, limit_bytes)
         except CorruptError as error:
             self.damage = error
             return None

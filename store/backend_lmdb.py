@@ -11,7 +11,8 @@ import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
+from operator import add, itemgetter
 from pathlib import Path
 from typing import Final, NoReturn, Protocol, TypeVar
 
@@ -41,10 +42,11 @@ from .scan_lmdb import LmdbScan, get_long, put_position, read_position
 LOAD_RECORDS: Final = 16_384
 DUE_SPARE: Final = 4096
 NO_WORK: Final = Work(0, 0, 0, 0)
-"""Where no blocks are allocated ahead, nobody asks for how many."""
 
 _RUN_KEY = struct.Struct(">QQI")
 _FIRST = struct.Struct(">Q")
+_KEY = itemgetter(0)
+_RECORD = itemgetter(1)
 T = TypeVar("T")
 
 
@@ -153,7 +155,7 @@ class LmdbBackend:
                 change for change in changes if change[1] is None or len(change[0]) > ENGINE_KEY_BYTES_MAX
             ]
         runs = list(runs_of(armed))
-        work = _work_of(puts, others, runs, len(disarmed)) if self._shared.mapped else NO_WORK
+        work = self._work_of(puts, others, runs, len(disarmed))
 
         def apply(txn: Txn) -> None:
             if disarmed:
@@ -223,20 +225,41 @@ class LmdbBackend:
         self._check_empty()
         pairs, deadlines = iter(records), iter(armed)
         while batch := list(islice(pairs, LOAD_RECORDS)):
-            self._write(partial(self._append, batch), _work_of(batch, (), [], 0))
+            self._write(partial(self._append, batch), self._work_of(batch, (), [], 0))
         while some := list(islice(deadlines, 4 * LOAD_RECORDS)):
             runs = list(runs_of(some))
-            self._write(lambda txn, runs=runs: _put_runs(txn, self._shared, runs), _work_of([], (), runs, 0))  # type: ignore[misc]
-        self._write(lambda txn: put_position(txn, self._shared, position), _work_of([], (), [], 0))
+            self._write(partial(self._put_runs, runs), self._work_of([], (), runs, 0))
+        self._write(lambda txn: put_position(txn, self._shared, position), self._work_of([], (), [], 0))
 
     def _append(self, batch: list[tuple[bytes, Record]], txn: Txn) -> None:
-        short = [pair for pair in batch if len(pair[0]) <= ENGINE_KEY_BYTES_MAX]
+        short = batch
+        if max(map(len, map(_KEY, batch))) > ENGINE_KEY_BYTES_MAX:
+            short = [pair for pair in batch if len(pair[0]) <= ENGINE_KEY_BYTES_MAX]
         if txn.cursor(self._sessions).putmulti(short, append=True)[1] != len(short):
             raise UsageError("the records to load are not in key order", path=self.path)
         if len(short) < len(batch):
             for key, record in batch:
                 if len(key) > ENGINE_KEY_BYTES_MAX:
                     self._apply_other(txn, key, record)
+
+    def _put_runs(self, runs: Iterable[tuple[int, bytes]], txn: Txn) -> None:
+        _put_runs(txn, self._shared, runs)
+
+    def _work_of(
+        self,
+        puts: Sequence[Change],
+        others: Sequence[Change],
+        runs: Sequence[tuple[int, bytes]],
+        disarmed: int,
+    ) -> Work:
+        """What a transaction is about to do; where no blocks are allocated ahead, nobody asks."""
+        if not self._shared.mapped:
+            return NO_WORK
+        sizes = [0, *map(add, map(len, map(_KEY, puts)), map(len, map(_RECORD, puts)))]
+        sizes += [2 * len(key) + len(record or b"") for key, record in others]
+        sizes += [len(run) + _RUN_KEY.size for _, run in runs]
+        writes = len(puts) + len(others) + len(runs) + 1
+        return Work(writes, len(others) + disarmed, sum(sizes), max(sizes))
 
     def _check_empty(self) -> None:
         if self.refresh() != NOWHERE or self._txn is None:
@@ -266,15 +289,6 @@ class LmdbBackend:
             self._refuse = self._begin = self._raise_forked
             self.get = self._get_without_view
         return inherited
-
-
-def _work_of(
-    puts: Sequence[Change], others: Sequence[Change], runs: Sequence[tuple[int, bytes]], disarmed: int
-) -> Work:
-    lengths = [0, *map(len, chain.from_iterable(puts))]  # type: ignore[arg-type]
-    lengths += [2 * len(key) + len(record or b"") for key, record in others]
-    lengths += [len(run) + _RUN_KEY.size for _, run in runs]
-    return Work(len(puts) + len(others) + len(runs) + 1, len(others) + disarmed, sum(lengths), max(lengths))
 
 
 def _put_runs(txn: Txn, shared: Environment, runs: Iterable[tuple[int, bytes]]) -> None:

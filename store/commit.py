@@ -37,7 +37,8 @@ from .page import Word
 from .ports import CommitGate, Record
 from .session import NEVER_MS
 from .stage import Stage
-from .view import KEPT_MS, View
+from .tail_map import KEPT_MS
+from .view import View
 
 PENDING_FRAMES_MAX = 1000
 TAIL_ENTRIES_MAX = 65_536

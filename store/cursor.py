@@ -7,8 +7,9 @@ it (chain, LSN, epoch); it never repairs. What a bad tail means is judged elsewh
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
@@ -16,6 +17,8 @@ from . import names
 from .errors import CorruptError, ForeignError, PositionGoneError
 from .event import Event, decode_events
 from .files import translated
+from .fold import Fold
+from .fold_frames import Folded, fold_frames
 from .frame import HEADER_BYTES as FRAME_HEADER_BYTES
 from .frame import Frame, Verdict, decode_frame, scan_frames, unpack_header
 from .ids import Position, StatePosition
@@ -31,6 +34,11 @@ from .segment import (
 
 READ_BYTES = 256 << 10
 EVERYTHING = (1 << 64) - 1
+
+
+T = TypeVar("T")
+Take: TypeAlias = "Callable[[bytes, int], tuple[T | None, Verdict]]"
+"""(bytes that follow the cursor, last LSN to take) -> (what was taken, what stands behind that)."""
 
 
 class SegmentFile(msgspec.Struct, frozen=True):
@@ -166,15 +174,55 @@ class LogCursor:
         At least one frame even if it is over `limit_bytes`. Raises CorruptError at a frame that is
         damaged or does not follow, with the path and offset; `at` then stands before it.
         """
+        return self.advance(self._take, upto_lsn, limit_bytes)
+
+    def fold(
+        self,
+        fold: Fold,
+        upto_lsn: int = EVERYTHING,
+        upto_ms: int | None = None,
+        limit_bytes: int = READ_BYTES,
+    ) -> Folded | None:
+        """Fold the next frames, as read() would answer them, that are not later than `upto_ms`.
+
+        `fold` must stand at `at`. None if there are none. Raises as read(), and as fold_frames().
+        """
+        latest_ms = EVERYTHING if upto_ms is None else upto_ms
+
+        def take(data: bytes, upto_lsn: int) -> tuple[Folded | None, Verdict]:
+            folded = fold_frames(
+                data,
+                fold,
+                key=self.key,
+                shard=self.shard,
+                epoch=self.header.epoch if self.header else 0,
+                lsn=self.at.lsn,
+                chain=self.at.chain,
+                upto_lsn=upto_lsn,
+                upto_ms=latest_ms,
+                path=self.path,
+            )
+            if folded.frame is None:
+                return None, folded.verdict
+            self.pass_frames(folded.last, folded.frame)
+            return folded, folded.verdict
+
+        return self.advance(take, upto_lsn, limit_bytes)
+
+    def advance(self, take: Take[T], upto_lsn: int, limit_bytes: int) -> T | None:
+        """What `take` makes of the bytes behind the last frame, from whatever segment they are in.
+
+        It is called until it takes something, which moves the cursor, or nothing is left to take: None.
+        """
         while self.at.lsn < upto_lsn:
             if self.descriptor < 0:  # the log was empty when this cursor came
                 if not self._next_segment():
                     return None
                 self.enter_next()
             data = os.pread(self.descriptor, limit_bytes, self.offset)
-            frames, verdict = self._take(data, upto_lsn)
-            if frames:
-                return Run(data, frames)
+            taken, verdict = take(data, upto_lsn)
+            if taken is not None:
+                return taken
             if verdict is Verdict.OK:
                 return None
             need = self._size_claimed(data) if verdict is Verdict.SHORT else 0
@@ -195,6 +243,16 @@ class LogCursor:
         """All runs up to `upto_lsn` or the end."""
         while run := self.read(upto_lsn, limit_bytes):
             yield run
+
+    def peek(self, limit_bytes: int) -> bytes:
+        """The bytes that follow in the open segment."""
+        return os.pread(self.descriptor, limit_bytes, self.offset) if limit_bytes > 0 else b""
+
+    def pass_frames(self, offset: int, last: Frame) -> None:
+        """Go behind a frame that stands `offset` bytes further on. The caller has checked all up to there."""
+        self.last_frame = self.offset + offset
+        self.offset += offset + last.size_bytes
+        self.at, self.time_ms = last.state_position, last.time_ms
 
     def enter_next(self) -> None:
         """Go on in the segment that begins with the next LSN; it must follow by chain."""
@@ -259,16 +317,13 @@ class LogCursor:
         self.offset = offset
         self.at = StatePosition(frame.epoch, frame.first_lsn - 1, frame.previous_chain, 0, 0)
 
-    def _take(self, data: bytes, upto_lsn: int) -> tuple[list[tuple[int, Frame]], Verdict]:
+    def _take(self, data: bytes, upto_lsn: int) -> tuple[Run | None, Verdict]:
         if self.is_sparse:
             return self._take_ends(data, upto_lsn)
         frames: list[tuple[int, Frame]] = []
         start = 0
         lsn, chain = self.at.lsn, self.at.chain
         key, epoch = self.key, self.header.epoch if self.header else 0
-        verdict = Verdict.END
-        frame: Frame | None = None
-        last: Frame | None = None
         while True:
             verdict, frame = decode_frame(data, start, key)
             if frame is None:
@@ -281,15 +336,9 @@ class LogCursor:
             frames.append((start, frame))
             start += FRAME_HEADER_BYTES + frame.payload_bytes
             lsn, chain = frame.first_lsn + frame.event_count - 1, frame.chain
-            last = frame
-        if last is not None:
-            self.last_frame = self.offset + frames[-1][0]
-            self.offset += start
-            self.at = last.state_position
-            self.time_ms = last.time_ms
-        return frames, verdict
+        return self._run(data, frames), verdict
 
-    def _take_ends(self, data: bytes, upto_lsn: int) -> tuple[list[tuple[int, Frame]], Verdict]:
+    def _take_ends(self, data: bytes, upto_lsn: int) -> tuple[Run | None, Verdict]:
         scan = scan_frames(
             data,
             0,
@@ -301,18 +350,20 @@ class LogCursor:
             upto_lsn=upto_lsn,
         )
         if scan.last < 0:
-            return [], scan.verdict
+            return None, scan.verdict
         frames = [
             (offset, frame)
             for offset in sorted({0, scan.last})
             if (frame := decode_frame(data, offset, self.key)[1]) is not None
         ]
-        last = frames[-1][1]
-        self.last_frame = self.offset + scan.last
-        self.offset += scan.end
-        self.at = last.state_position
-        self.time_ms = last.time_ms
-        return frames, scan.verdict
+        return self._run(data, frames), scan.verdict
+
+    def _run(self, data: bytes, frames: list[tuple[int, Frame]]) -> Run | None:
+        """The run of these frames, with the cursor moved behind them; None if there are none."""
+        if not frames:
+            return None
+        self.pass_frames(*frames[-1])
+        return Run(data, frames)
 
     def _size_claimed(self, data: bytes) -> int:
         """Bytes that the frame at the start of `data` says it has, 0 if it does not get that far."""

@@ -37,16 +37,14 @@ def runs_of(armed: Sequence[Deadline]) -> Iterator[tuple[int, bytes]]:
     """(time to store it under, run) for each run that `armed` makes."""
     if not armed:
         return
-    deadlines: Sequence[int]
-    keys: Sequence[bytes]
-    deadlines, keys = zip(*armed, strict=True)
+    deadlines, keys = _columns(armed)
     size = max(1, (RUN_BYTES_MAX - _COUNT.size) // (ENTRY_BYTES + max(map(len, keys))))
     first = min(deadlines)
     if max(deadlines) - first <= UNSORTED_SPAN_MS:
         for start in range(0, len(keys), size):
             yield first, _pack(deadlines[start : start + size], keys[start : start + size])
         return
-    deadlines, keys = zip(*sorted(armed, key=_DEADLINE), strict=True)
+    deadlines, keys = _columns(sorted(armed, key=_DEADLINE))
     start = 0
     while start < len(keys):
         first = deadlines[start]
@@ -58,7 +56,7 @@ def runs_of(armed: Sequence[Deadline]) -> Iterator[tuple[int, bytes]]:
 
 def pack_run(entries: Sequence[Deadline]) -> bytes:
     """The run of `entries`."""
-    return _pack(*zip(*entries, strict=True))
+    return _pack(*_columns(entries))
 
 
 def unpack_run(run: bytes | memoryview, until_ms: int | None = None) -> list[Deadline]:
@@ -83,6 +81,10 @@ def unpack_run(run: bytes | memoryview, until_ms: int | None = None) -> list[Dea
             entries.append((deadline, bytes(run[offset : offset + length])))
         offset += length
     return entries
+
+
+def _columns(armed: Sequence[Deadline]) -> tuple[list[int], list[bytes]]:
+    return [deadline for deadline, _ in armed], [key for _, key in armed]
 
 
 def _pack(deadlines: Sequence[int], keys: Sequence[bytes]) -> bytes:

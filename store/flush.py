@@ -2,7 +2,8 @@
 
 Owns the sync lock, the mark, and what a failed sync means: poison, final for the store in every
 process until all have closed it. A sync covers everything that any process had appended before it
-began, so whoever waits finds its own bytes covered.
+began. Of the threads of one process one leads: it syncs, the others sleep until their bytes are
+covered, and the first whose bytes are not leads next.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import msgspec
 
 from . import names
 from .cursor import LogCursor, list_segments
-from .errors import PoisonedError, StorageError
+from .errors import LockTimeoutError, PoisonedError, StorageError
 from .files import read_small, translate
 from .ids import Position
 from .lock import FileLock
@@ -29,6 +30,10 @@ from .page import Word
 from .smallfile import publish_small
 
 MARK_SYNC_MS = 1000
+LOOK_S = 0.2
+"""A thread that waits for another one's sync looks for itself this often, should that one have died."""
+RETRY_S = 0.0001
+"""The sync lock is tried again this often while another process syncs."""
 POISON_MAGIC = b"PDRPOIS1"
 POISON_VERSION = 1
 _FLUSHED = int(Word.FLUSHED)
@@ -39,6 +44,10 @@ _EPOCH = int(Word.EPOCH)
 _SEGMENT = int(Word.SEGMENT)
 _POISON = int(Word.POISON)
 _COMMITTED = int(Word.COMMITTED)
+_MARK_SEQUENCE = int(Word.MARK_SEQUENCE)
+_MARK_SYNCED = int(Word.MARK_SYNCED_MS)
+_EVERYTHING = (1 << 64) - 1
+get_ident = threading.get_ident
 
 
 class Poison(msgspec.Struct, frozen=True):
@@ -47,6 +56,17 @@ class Poison(msgspec.Struct, frozen=True):
     reason: str
     position: tuple[int, int, int]
     time_ms: int
+
+
+class _Turn:
+    """What a thread that does not lead waits for: its LSN is covered, or it leads next."""
+
+    __slots__ = ("lock", "lsn")
+
+    def __init__(self, lsn: int) -> None:
+        self.lsn = lsn
+        self.lock = threading.Lock()
+        self.lock.acquire()
 
 
 class Flusher:
@@ -58,6 +78,10 @@ class Flusher:
         self.timeout_ms = timeout_ms
         self._cursor = cursor
         self.threads = threading.Lock()
+        """Held for a moment by whoever looks at, or changes, who leads and who waits."""
+        self.leader = 0
+        """The thread of this process that syncs at this moment, or is about to; 0 if none does."""
+        self._waiting: list[_Turn] = []
         self._lock = FileLock(store / names.SYNC_LOCK)
         self.mark = MarkFile(names.log_path(store) / names.MARK, cursor.key)
 
@@ -70,24 +94,30 @@ class Flusher:
         words = self.words
         if words[_FLUSHED] >= lsn and not words[_POISON]:
             return
-        with self.threads:
-            if words[_FLUSHED] >= lsn and not words[_POISON]:
-                return
-            self._lock.acquire(self.timeout_ms)
-            try:
-                self.check_poison()
-                if words[_FLUSHED] < lsn:
-                    self._sync()
-                if words[_FLUSHED] < lsn:
-                    raise StorageError(f"LSN {lsn} is not in this log any more", path=self.store, lsn=lsn)
-            finally:
-                self._lock.release()
+        covered = _EVERYTHING  # if this fails all wake up, and see for themselves
+        try:
+            while not self._leads_or_waited(_Turn(lsn)):
+                if words[_FLUSHED] >= lsn and not words[_POISON]:
+                    return
+            self._lead(lsn)
+            covered = words[_FLUSHED]
+        finally:
+            if self.leader == get_ident():
+                self._hand_over(covered)
 
     def drop_retired(self) -> None:
         """Close segments that were read to their end and that some process has synced."""
-        if self._cursor.retired:
+        if not self._cursor.retired:
+            return
+        try:
             with self.threads:
-                self._close_retired(self.words[_FLUSHED])
+                if self.leader:
+                    return  # who leads syncs them at this moment, and closes them itself
+                self.leader = get_ident()
+            self._close_retired(self.words[_FLUSHED])
+        finally:
+            if self.leader == get_ident():
+                self._hand_over(_EVERYTHING)
 
     def check_poison(self) -> None:
         """Raise PoisonedError if a sync failed in any process since the log was last made anew."""
@@ -120,36 +150,106 @@ class Flusher:
     def sync_mark(self) -> None:
         """Sync the mark if that was not done within the last second."""
         now_ms = time.monotonic_ns() // 1_000_000
-        if now_ms - self.words[int(Word.MARK_SYNCED_MS)] >= MARK_SYNC_MS:
-            self.words[int(Word.MARK_SYNCED_MS)] = now_ms
+        if now_ms - self.words[_MARK_SYNCED] >= MARK_SYNC_MS:
+            self.words[_MARK_SYNCED] = now_ms
             self._guarded(self.mark.sync)
 
     def close(self) -> None:
         self._lock.close()
         self.mark.close()
 
+    # -- taking turns ----------------------------------------------------------------------------
+
+    def _leads_or_waited(self, turn: _Turn) -> bool:
+        """True if this thread leads now; False after it waited for the one that does."""
+        with self.threads:
+            if not self.leader:
+                self.leader = get_ident()
+                return True
+            self._waiting.append(turn)
+        self._sleep(turn)
+        return False
+
+    def _sleep(self, turn: _Turn) -> None:
+        if not turn.lock.acquire(timeout=LOOK_S):
+            with self.threads:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+
+    def _hand_over(self, covered: int) -> None:
+        """Lead no longer: wake all whose LSN is covered, and who leads next."""
+        with self.threads:
+            self.leader = 0
+            waiting = self._waiting
+            if not waiting:
+                return
+            self._waiting = left = []
+            leads_next = None
+            for turn in waiting:
+                if turn.lsn <= covered:
+                    turn.lock.release()
+                elif leads_next is None:
+                    leads_next = turn
+                else:
+                    left.append(turn)
+            if leads_next is not None:
+                leads_next.lock.release()
+
+    def _lead(self, lsn: int) -> None:
+        words, lock = self.words, self._lock
+        if not lock.try_acquire() and not self._acquire_or_covered(lsn):
+            return
+        try:
+            self.check_poison()
+            if words[_FLUSHED] < lsn:
+                self._sync()
+                if words[_FLUSHED] < lsn:
+                    raise StorageError(f"LSN {lsn} is not in this log any more", path=self.store, lsn=lsn)
+        finally:
+            lock.release()
+
+    def _acquire_or_covered(self, lsn: int) -> bool:
+        """Take the sync lock: True. False if the process that has it covered `lsn` meanwhile."""
+        words = self.words
+        deadline = time.monotonic() + self.timeout_ms / 1000
+        while True:
+            time.sleep(RETRY_S)
+            if words[_FLUSHED] >= lsn and not words[_POISON]:
+                return False
+            if self._lock.try_acquire():
+                return True
+            if time.monotonic() >= deadline:
+                raise LockTimeoutError(
+                    f"another process kept the sync lock for {self.timeout_ms} ms",
+                    path=self._lock.path,
+                    hint="See whether that process hangs or is stopped, or whether the disk does.",
+                )
+
+    # -- one sync --------------------------------------------------------------------------------
+
     def _sync(self) -> None:
+        words, cursor = self.words, self._cursor
         target = self._target()
-        cursor = self._cursor
         # In this order: another thread that moves on to a new segment first puts the old descriptor into
         # `retired`, so that whatever holds bytes up to the target is in one of the two.
         current = cursor.descriptor
         retired = cursor.retired[:]
-        for descriptor in {entry[1] for entry in retired} | {current}:
+        for descriptor in {entry[1] for entry in retired} | {current} if retired else (current,):
             if descriptor >= 0:
                 self._guarded(partial(os.fdatasync, descriptor))
-        self._sync_older(target.lsn)
+        header = cursor.header
+        if header is not None and words[_FLUSHED] + 1 < header.first_lsn:
+            self._sync_older(target.lsn)
         self.check_poison()
-        if target.lsn <= self.words[_FLUSHED]:
+        if target.lsn <= words[_FLUSHED]:
             return  # the mark never goes back
         self.publish(target)
-        self._close_retired(target.lsn)
+        if retired:
+            self._close_retired(target.lsn)
 
     def _sync_older(self, lsn: int) -> None:
         """Sync what nobody has yet of segments before the tail, which this process may never have read."""
-        header, flushed = self._cursor.header, self.words[_FLUSHED]
-        if header is None or flushed + 1 >= header.first_lsn:
-            return
+        flushed = self.words[_FLUSHED]
         for file, following in pairwise(list_segments(self._cursor.log)):
             if following.first_lsn <= flushed + 1 or file.first_lsn > lsn:
                 continue
@@ -173,13 +273,16 @@ class Flusher:
     def publish(self, target: Position) -> None:
         """Say that everything up to `target` is on disk: mark, then page."""
         words = self.words
+        sequence = words[_MARK_SEQUENCE]
+        words[_MARK_SEQUENCE] = 0  # whoever dies in between leaves it to the next one to read the file
         try:
-            self.mark.write(target, words[_COMMITTED])
+            sequence = self.mark.write(target, words[_COMMITTED], sequence)
         except OSError as error:
             raise translate(error, "cannot write the mark", self.mark.path) from error
         self.sync_mark()
         if words[_FLUSHED] < target.lsn:
             words[_FLUSHED] = target.lsn
+        words[_MARK_SEQUENCE] = sequence
 
     def _target(self) -> Position:
         """What a sync that begins now covers: the page's last frame if it can be read whole."""

@@ -48,6 +48,8 @@ TURN_AFTER_S = 0.004
 """A writer that waits so long for the write lock asks the others to let it in."""
 TURN_NS = 2_000_000
 GIVE_WAY_S = 0.0001
+NOT_PLAIN_BYTES = 2048
+"""How much is read the longer way where frames are not plain: those behind them may be again."""
 _APPENDED = int(Word.APPENDED)
 _GENERATION = int(Word.GENERATION)
 _DIRTY = int(Word.DIRTY)
@@ -108,6 +110,8 @@ class LogFollower:
         self.must_roll = False
         self.generation = -1
         self.on_run: Callable[[Run], None] | None = None
+        self.take_plain: Callable[[int], bool] | None = None
+        """Takes what frames up to an LSN it can by itself; says whether it took any."""
         self.on_control: Callable[[], None] | None = None
         self.on_reset: Callable[[], None] | None = None
         self.settled: Settled | None = None
@@ -215,10 +219,20 @@ class LogFollower:
         self.write_lock.release()
 
     def follow(self) -> None:
-        """Read on to the page's last frame, giving every run to `on_run`."""
+        """Read on to the last frame of the page, giving every run to `on_run` or `take_plain`."""
         target = self.words[_APPENDED]
-        while self.cursor.at.lsn < target and self.read_on() is not None:
-            continue
+        while self.cursor.at.lsn < target:
+            if self.take_plain is None:
+                if self.read_on() is None:
+                    return
+            elif not self._follow_plain(target) and self.read_on(NOT_PLAIN_BYTES) is None:
+                return
+
+    def _follow_plain(self, target: int) -> bool:
+        generation, self.generation = self.generation, _MOVING
+        taken = self.take_plain is not None and self.take_plain(target)
+        self.generation = generation
+        return taken
 
     def read_on(self, limit_bytes: int = READ_BYTES) -> Run | None:
         """One step of follow(): the next run up to the page's last frame, None if there is none.

@@ -127,20 +127,23 @@ class MarkFile:
     def read(self) -> Mark | None:
         return decode_marks(pread_exactly(self._descriptor, FILE_BYTES, 0), self._key)[0]
 
-    def write(self, position: Position, committed_lsn: int) -> None:
-        """Write the older slot. Survives the death of the process at once, power loss after sync().
+    def write(self, position: Position, committed_lsn: int, newest: int = 0) -> int:
+        """Write the older slot; answers the new mark's sequence number.
 
-        Raises OSError: the mark then says what it said before, and the sync must not be acknowledged.
+        `newest` is the sequence number of the newest mark if the caller knows it, so that the file is not
+        read. Survives the death of the process at once, power loss after sync(). Raises OSError: the mark
+        then says what it said before, and the sync must not be acknowledged.
         """
-        newest = self.read()
-        sequence = newest.sequence + 1 if newest else 1
+        mark = None if newest else self.read()
+        sequence = (mark.sequence if mark else newest) + 1
         data = encode_slot(Mark(position, committed_lsn, sequence), self._key)
         offset = (sequence % 2) * SLOT_BYTES
-        if newest is None:
+        if sequence == 1 and mark is None:
             data = encode_slot(Mark(position, committed_lsn, 0), self._key) + data
             offset = 0
         if os.pwrite(self._descriptor, data, offset) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        return sequence
 
     def sync(self) -> None:
         os.fdatasync(self._descriptor)

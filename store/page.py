@@ -69,6 +69,8 @@ class Word(IntEnum):
     """Offset (bytes) there."""
     LOST_FRAMES = 22
     """1 if the log may have lost frames (another boot, a torn tail): it needs a new epoch before a write."""
+    MARK_SEQUENCE = 23
+    """Sequence number of the newest mark; 0 if the file has to be read: somebody writes it, or died so."""
 
 
 def read_boot_id() -> str:

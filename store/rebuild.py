@@ -8,15 +8,14 @@ first frame whose digest or session count does not come out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
+from typing import Final
 
 import msgspec
 
 from .cursor import EVERYTHING, LogCursor
 from .errors import DivergedError
-from .event import decode_events
-from .fold import HASH_BYTES, Fold, Lookup, plan_deadlines, record_of, unreadable
-from .frame import HEADER_BYTES as FRAME_HEADER_BYTES
-from .frame import Frame
+from .fold import Fold, plan_deadlines, record_of, unreadable
 from .ids import NOWHERE, StatePosition
 from .ports import Backend, Deadline, Record
 from .session import NEVER_MS, expiry_of
@@ -25,6 +24,7 @@ CHUNK_BYTES = 256 << 20
 """How much changed state is gathered in memory before it goes to the back end."""
 
 READ_BYTES = 1 << 20
+_KEY: Final = itemgetter(0)
 Progress = Callable[[int], None]
 """Called with the number of events (or sessions) done so far."""
 
@@ -78,7 +78,7 @@ def replay(
     """Fold the log behind `base`, where the back end stands, up to a target.
 
     `upto_ms` is the time of the last frame to take, in ms. The back end is written once about
-    `chunk_bytes` of payloads are folded, and at the end; `on_written` is told where it stands then, with
+    `chunk_bytes` of frames are folded, and at the end; `on_written` is told where it stands then, with
     the cursor behind that frame. Raises DivergedError at the first frame
     after which digest or session count are not what it says, CorruptError for damaged frames,
     PositionGoneError if the log does not reach back to `base`.
@@ -88,39 +88,31 @@ def replay(
         raise DivergedError("the back end does not stand where the replay begins", lsn=base.lsn)
     fold = _fresh_fold(backend, base)
     at = written = base
-    time_ms = events = frames = size = 0
-    stopped = False
-    while not stopped and (run := cursor.read(upto_lsn, READ_BYTES)):
-        data, last, apply = run.data, None, fold.apply
-        for offset, frame in run.frames:
-            if upto_ms is not None and frame.time_ms > upto_ms:
-                stopped = True
-                break
-            start = offset + FRAME_HEADER_BYTES
-            payload = data[start : start + frame.payload_bytes]
-            apply(decode_events(payload, frame.event_count))
-            if fold.digest != frame.digest or fold.session_count != frame.session_count:
-                raise _other_digest(fold, frame, cursor)
-            events += frame.event_count
-            frames += 1
-            size += frame.payload_bytes
-            last = frame
-        if last is not None:
-            at, time_ms = last.state_position, last.time_ms
-        if size >= chunk_bytes:
-            _write(backend, fold, at)
-            written = at
-            if on_written:
-                on_written(at)
-            fold, size = _fresh_fold(backend, at), 0
-        if progress:
-            progress(events)
+    frames = size = 0
+    try:
+        while folded := cursor.fold(fold, upto_lsn, upto_ms, READ_BYTES):
+            at = cursor.at
+            frames += folded.frames
+            size += folded.end
+            if size + fold.moved_bytes >= chunk_bytes:
+                _write(backend, fold, at)
+                written = at
+                if on_written:
+                    on_written(at)
+                fold, size = _fresh_fold(backend, at), 0
+            if progress:
+                progress(at.lsn - base.lsn)
+    except backend.engine_errors as error:
+        raise unreadable(error) from error
+    time_ms = cursor.time_ms if frames else 0
     if at != written:
         _write(backend, fold, at)
         if on_written:
             on_written(at)
+    # What stands behind the target, if anything: then the cursor goes on past `at`, as callers are told.
+    stopped = upto_ms is not None and cursor.read(upto_lsn) is not None
     rounded = upto_lsn not in (EVERYTHING, at.lsn) and not stopped and cursor.read() is not None
-    return Replayed(at, time_ms, events, frames, rounded)
+    return Replayed(at, time_ms, at.lsn - base.lsn, frames, rounded)
 
 
 def go_behind(cursor: LogCursor, base: StatePosition) -> None:
@@ -139,46 +131,17 @@ def go_behind(cursor: LogCursor, base: StatePosition) -> None:
         cursor.at = base
 
 
-def _other_digest(fold: Fold, frame: Frame, cursor: LogCursor) -> DivergedError:
-    return DivergedError(
-        f"after this frame the sessions have digest {fold.digest:016x} and count "
-        f"{fold.session_count}, the frame says {frame.digest:016x} and {frame.session_count}",
-        path=cursor.path,
-        lsn=frame.last_lsn,
-        hint="The base of the replay is not what the log was written on.",
-    )
-
-
 def _fresh_fold(backend: Backend, at: StatePosition) -> Fold:
     if at == NOWHERE:
-        return Fold(_nothing)
+        return Fold(None)
     backend.refresh()
-    return Fold(reading(backend), at.digest, at.session_count)
-
-
-def reading(backend: Backend) -> Lookup:
-    """The back end's get, with the engine's own errors turned into CorruptError."""
-
-    def read(key: bytes) -> Record | None:
-        try:
-            return backend.get(key)
-        except backend.engine_errors as error:
-            raise unreadable(error) from error
-
-    return read
-
-
-def _nothing(_key: bytes) -> Record | None:
-    return None
+    return Fold(backend.get, at.digest, at.session_count)
 
 
 def _write(backend: Backend, fold: Fold, at: StatePosition) -> None:
-    folded = fold.changes
-    changes = [(key, folded[key]) for key in sorted(folded)]
+    pairs = sorted(fold.changes.items(), key=_KEY)
+    armed = plan_deadlines(fold.changes.items(), fold.base_expiries)
     if backend.refresh() == NOWHERE:
-        kept = [(key, record) for key, record in changes if record is not None]
-        armed = [(expiry_of(record, HASH_BYTES), key) for key, record in kept]
-        backend.load(kept, [entry for entry in armed if entry[0] != NEVER_MS], at)
-        return
-    armed = plan_deadlines(changes, reading(backend))
-    backend.fold(changes, armed, [], at)
+        backend.load(((key, record) for key, record in pairs if record is not None), armed, at)
+    else:
+        backend.fold(pairs, list(armed), [], at)

@@ -53,7 +53,7 @@ from .session import (
     with_stamps,
 )
 from .stage import Stage
-from .view import KEPT_MS, UNKNOWN_MS
+from .tail_map import KEPT_MS, UNKNOWN_MS
 
 SESSION_BYTES_MAX = 65_536
 _GENERATION = int(Word.GENERATION)

@@ -18,7 +18,8 @@ from .frame import FRAME_BYTES_MAX
 from .ids import MASK64
 from .ports import Record
 from .session import with_accessed
-from .view import NEW_MS, UNKNOWN_MS, Entry, View, arm_after
+from .tail_map import NEW_MS, UNKNOWN_MS, Entry, arm_after
+from .view import View
 
 _HEADROOM_BYTES = 4096
 _PUT = int(Kind.PUT)

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from typing import TypeAlias
 
 import msgspec
 
-from .cursor import Run
+from .cursor import READ_BYTES, Run
 from .errors import CorruptError
 from .event import Event, Kind, Reason
 from .fold import HASH_BYTES, record_of, touched, unreadable
@@ -27,8 +26,11 @@ from .page import Word
 from .placing import place
 from .ports import Backend, Change, Deadline, Record
 from .session import NEVER_MS, expiry_of
+from .tail_map import KEPT_MS, NEW_MS, UNKNOWN_MS, Entry, arm_after, follow_frames
 
 _APPENDED = int(Word.APPENDED)
+_SEGMENT = int(Word.SEGMENT)
+_END = int(Word.END)
 _COMMITTED = int(Word.COMMITTED)
 _GENERATION = int(Word.GENERATION)
 _PUT = int(Kind.PUT)
@@ -36,18 +38,6 @@ _TOUCH = int(Kind.TOUCH)
 _RENAME = int(Kind.RENAME)
 _CONTROL = int(Kind.EPOCH_START)
 _CREATED = int(Reason.CREATED)
-
-Entry: TypeAlias = "tuple[int, Record | None, int]"
-"""(an LSN of the frame, record or None, deadline to arm at the fold: ms, or one of the words below)."""
-
-KEPT_MS = 0
-"""Nothing to arm: the state has a deadline at or before the expiry, or the session never expires."""
-NEW_MS = -1
-"""Arm at its expiry: the key is new to the state."""
-UNKNOWN_MS = -2
-"""Arm at its expiry, unless the state has the session with one that is not later."""
-
-TAIL_RUN_BYTES = 1 << 20
 
 
 class Pending(msgspec.Struct, frozen=True):
@@ -81,6 +71,7 @@ class View:
         """sync_replicas >= 1: frames wait for the commit LSN before they are visible."""
         self.needs_commit = False
         log.on_run = self.take_run
+        log.take_plain = self.take_plain
         log.on_control = self.took_control
         log.on_reset = self.begin_again
 
@@ -201,6 +192,41 @@ class View:
         return self.state
 
     # -- taking frames ---------------------------------------------------------------------------
+
+    def take_plain(self, upto_lsn: int) -> bool:
+        """Take the plain frames that follow straight into the tail map; says whether there were any.
+
+        They were taken if so, as take_run() would have: for all else, and while frames wait for the commit
+        LSN, the log has to be read.
+        """
+        if self.needs_commit or self.log.config.sync_replicas:
+            return False
+        if not self.is_open:
+            self._renew()
+        log, state_lsn = self.log, self.state.lsn
+        cursor, header = log.cursor, log.cursor.header
+        if header is None:
+            return False
+        words = log.words
+        bytes_left = words[_END] - cursor.offset if words[_SEGMENT] == header.first_lsn else READ_BYTES
+        frame, offset = follow_frames(
+            cursor.peek(min(bytes_left, READ_BYTES)),
+            self.tail,
+            key=cursor.key,
+            shard=cursor.shard,
+            epoch=header.epoch,
+            lsn=cursor.at.lsn,
+            chain=cursor.at.chain,
+            upto_lsn=upto_lsn,
+            folded_lsn=state_lsn,
+        )
+        if frame is None:
+            return False
+        cursor.pass_frames(offset, frame)
+        if cursor.at.lsn > state_lsn:
+            self.visible = cursor.at
+            self.visible_place = (header.first_lsn, cursor.offset)
+        return True
 
     def take_run(self, run: Run) -> None:
         """Apply frames that were read from the log; those that the read view holds already are skipped."""
@@ -362,18 +388,6 @@ class View:
         finally:
             scan.close()
         return found
-
-
-def arm_after(before: Entry | None, arm_ms: int) -> int:
-    """What is left to arm once a change that asks for `arm_ms` follows an entry of the tail map. Pure.
-
-    To arm a deadline that is not needed is safe, and only makes the index longer; KEPT_MS needs proof.
-    """
-    if before is None:
-        return arm_ms
-    if arm_ms == KEPT_MS:
-        return before[2]
-    return NEW_MS if before[2] > 0 or before[2] == NEW_MS else arm_ms
 
 
 def prefix_floor(prefix: bytes) -> bytes:

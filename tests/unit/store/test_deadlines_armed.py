@@ -15,7 +15,7 @@ from perdure.store.fold import HASH_BYTES
 from perdure.store.opening import OpenOptions, open_store
 from perdure.store.session import NEVER_MS, expiry_of
 from perdure.store.sessions import SessionStore, _Ids
-from perdure.store.view import KEPT_MS, NEW_MS, UNKNOWN_MS, arm_after
+from perdure.store.tail_map import KEPT_MS, NEW_MS, UNKNOWN_MS, arm_after
 
 FOR_EVER_MS = 1 << 62
 

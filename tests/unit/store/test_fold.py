@@ -168,7 +168,7 @@ def test_deadlines_when_planned_are_armed_for_what_is_new_or_expires_earlier() -
         b"was never": value(),
     }
     changes = [(key, None if data is None else record_of(key, data)) for key, data in new.items()]
-    armed = plan_deadlines(changes, old.get)
+    armed = list(plan_deadlines(changes, {key: expiry_of(record, 8) for key, record in old.items()}))
     assert [key for _, key in armed] == [b"earlier", b"new", b"was never"]
     for deadline, key in armed:
         data = new[key]
@@ -179,4 +179,4 @@ def test_deadlines_when_planned_are_armed_for_what_is_new_or_expires_earlier() -
 @pytest.mark.parametrize("accessed", [NEVER_MS, (1 << 64) - 1])
 def test_deadlines_when_an_expiry_is_beyond_all_time_are_not_armed(accessed: int) -> None:
     data = pack_header(1, 0, 2, 0, 0, 0, 1, 1, accessed, (1 << 64) - 1, 0) + b"\x80"
-    assert plan_deadlines([(b"a", record_of(b"a", data))], lambda key: None) == []
+    assert list(plan_deadlines([(b"a", record_of(b"a", data))], {})) == []

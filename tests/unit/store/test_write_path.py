@@ -247,8 +247,9 @@ def test_a_batch_that_fails_half_way_fails_alone(open_one: Open, tmp_path: Path)
 # -- interruptions ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("is_read", [True, False])
 def test_frames_whose_taking_broke_off_are_taken_again(
-    open_one: Open, monkeypatch: pytest.MonkeyPatch
+    open_one: Open, monkeypatch: pytest.MonkeyPatch, is_read: bool
 ) -> None:
     one, two = open_one(), open_one()
     one.put("mine", {"n": 1}, None)
@@ -257,6 +258,7 @@ def test_frames_whose_taking_broke_off_are_taken_again(
         def interrupted(*_: object) -> None:
             raise KeyboardInterrupt
 
+        patch.setattr(two._log, "take_plain", None if is_read else interrupted)
         patch.setattr(two._view, "_entries", interrupted)
         with pytest.raises(KeyboardInterrupt):
             two.peek("mine")

@@ -1,0 +1,254 @@
+"""The flusher: threads that share a sync, taking turns, and what a failed sync does to all of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from perdure.store import SessionStore, names
+from perdure.store.errors import Indeterminate, LockTimeoutError, PoisonedError
+from perdure.store.flush import Flusher
+from perdure.store.lock import FileLock
+from perdure.store.mark import read_marks
+from perdure.store.page import Word
+
+DEADLINE_S = 10.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SessionStore]:
+    with SessionStore.open(tmp_path / "store", durability="os") as opened:
+        yield opened
+
+
+def flusher_of(store: SessionStore) -> Flusher:
+    return store._log.flusher
+
+
+def append(store: SessionStore) -> int:
+    """Append a frame that nobody has synced; answers its LSN."""
+    store.create({"n": 1})
+    return store._log.cursor.at.lsn
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+class Disk:
+    """Stands in the way of fdatasync: counts the calls, and lets none through until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls = 0
+        self.is_broken = False
+        self._open = threading.Event()
+        self._real = os.fdatasync
+        monkeypatch.setattr(os, "fdatasync", self._sync)
+
+    def _sync(self, descriptor: int) -> None:
+        self.calls += 1
+        assert self._open.wait(DEADLINE_S)
+        if self.is_broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self._real(descriptor)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+class Caller(threading.Thread):
+    """A thread that flushes up to an LSN, and what it was told."""
+
+    def __init__(self, flusher: Flusher, lsn: int) -> None:
+        super().__init__()
+        self.lsn = lsn
+        self.error: Exception | None = None
+        self.flushed = 0
+        self._flusher = flusher
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._flusher.flush(self.lsn)
+            self.flushed = self._flusher.words[Word.FLUSHED]
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            self.error = error
+
+    def ended(self) -> bool:
+        self.join(DEADLINE_S)
+        return not self.is_alive()
+
+
+def sleeping(flusher: Flusher) -> int:
+    return len(flusher._waiting)
+
+
+def behind_a_leader(store: SessionStore, disk: Disk, followers: int) -> list[Caller]:
+    """One thread that is inside its sync, then so many that wait, each for a frame of its own."""
+    flusher = flusher_of(store)
+    callers = [Caller(flusher, append(store))]
+    until(lambda: disk.calls == 1)
+    callers += [Caller(flusher, append(store)) for _ in range(followers)]
+    until(lambda: sleeping(flusher) == followers)
+    return callers
+
+
+def test_threads_that_come_during_a_sync_when_it_ends_share_the_next_one(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flusher_of(store).words[Word.MARK_SYNCED_MS] = time.monotonic_ns() // 1_000_000  # no sync of the mark
+    disk = Disk(monkeypatch)
+    callers = behind_a_leader(store, disk, 7)
+    disk.open()
+    assert all(caller.ended() for caller in callers)
+    assert [caller.error for caller in callers] == [None] * 8
+    assert all(caller.flushed >= caller.lsn for caller in callers)
+    assert disk.calls <= 3  # one for the leader, one for the seven, and the mark's if its second is over
+    assert flusher_of(store).leader == 0
+    assert sleeping(flusher_of(store)) == 0
+
+
+def test_every_waiting_thread_when_the_sync_fails_hears_of_it(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    callers = behind_a_leader(store, disk, 5)
+    disk.is_broken = True
+    disk.open()
+    assert all(caller.ended() for caller in callers)
+    assert all(isinstance(caller.error, PoisonedError) for caller in callers)
+    assert disk.calls == 1  # a second one could succeed, and would say nothing
+    assert flusher_of(store).words[Word.FLUSHED] < callers[0].lsn
+
+
+def test_thread_whose_lsn_was_covered_when_the_store_was_poisoned_meanwhile_is_not_acknowledged(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lsn = append(store)
+    flusher = flusher_of(store)
+    flusher.flush(lsn)
+    flusher.poison("a test")
+    with pytest.raises(PoisonedError):
+        flusher.flush(lsn)
+
+
+def test_thread_that_waits_when_the_leader_went_without_waking_it_leads_itself(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flusher = flusher_of(store)
+    lsn = append(store)
+    with flusher.threads:
+        flusher.leader = -1  # a leader that will wake nobody
+    caller = Caller(flusher, lsn)
+    until(lambda: sleeping(flusher) == 1)
+    with flusher.threads:
+        flusher.leader = 0
+    assert caller.ended()
+    assert caller.error is None
+    assert caller.flushed >= lsn
+
+
+def test_flush_when_another_process_covers_the_lsn_returns_without_the_sync_lock(
+    store: SessionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flusher = flusher_of(store)
+    lsn = append(store)
+    disk = Disk(monkeypatch)
+    other = FileLock(tmp_path / "store" / names.SYNC_LOCK)
+    try:
+        other.acquire(0)
+        caller = Caller(flusher, lsn)
+        until(lambda: flusher.leader != 0)
+        flusher.words[Word.FLUSHED] = lsn  # what the other process says after its sync
+        assert caller.ended()
+        assert caller.error is None
+        assert disk.calls == 0
+    finally:
+        disk.open()
+        other.close()
+
+
+def test_flush_when_another_process_keeps_the_sync_lock_times_out(
+    store: SessionStore, tmp_path: Path
+) -> None:
+    flusher = flusher_of(store)
+    flusher.timeout_ms = 30
+    lsn = append(store)
+    other = FileLock(tmp_path / "store" / names.SYNC_LOCK)
+    try:
+        other.acquire(0)
+        with pytest.raises(LockTimeoutError, match="30 ms"):
+            flusher.flush(lsn)
+    finally:
+        other.close()
+    flusher.flush(lsn)
+    assert flusher.words[Word.FLUSHED] >= lsn
+
+
+def test_create_when_the_sync_lock_is_kept_is_indeterminate(tmp_path: Path) -> None:
+    with SessionStore.open(tmp_path / "store", durability="disk") as store:
+        flusher_of(store).timeout_ms = 30
+        other = FileLock(tmp_path / "store" / names.SYNC_LOCK)
+        try:
+            other.acquire(0)
+            with pytest.raises(Indeterminate):
+                store.create({"n": 1})
+        finally:
+            other.close()
+
+
+def test_mark_when_two_handles_sync_in_turn_is_always_the_newest(tmp_path: Path) -> None:
+    with SessionStore.open(tmp_path / "store") as one, SessionStore.open(tmp_path / "store") as two:
+        for store in (one, two, two, one, one, two):
+            lsn = append(store)
+            flusher_of(store).flush(lsn)
+            mark, _ = read_marks(tmp_path / "store" / "log" / names.MARK, store._log.key)
+            assert mark is not None
+            assert (mark.position.lsn, mark.sequence) == (lsn, store._log.words[Word.MARK_SEQUENCE])
+
+
+def test_mark_when_its_writers_died_before_they_said_so_is_read_from_the_file(tmp_path: Path) -> None:
+    """Two marks that no page word tells of: a number remembered would hide the third behind them."""
+    with SessionStore.open(tmp_path / "store") as store:
+        flusher = flusher_of(store)
+        flusher.flush(append(store))
+        flusher.mark.write(store._log.cursor.at.position, 0)
+        sequence = flusher.mark.write(store._log.cursor.at.position, 0)
+        flusher.words[Word.MARK_SEQUENCE] = 0
+        lsn = append(store)
+        flusher.flush(lsn)
+        mark, _ = read_marks(tmp_path / "store" / "log" / names.MARK, store._log.key)
+        assert mark is not None
+        assert (mark.position.lsn, mark.sequence) == (lsn, sequence + 1)
+
+
+def test_mark_when_its_write_fails_leaves_no_number_to_rely_on(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flusher = flusher_of(store)
+    flusher.flush(append(store))
+    lsn = append(store)
+    real = os.pwrite
+
+    def full(descriptor: int, data: bytes, offset: int) -> int:
+        if descriptor == flusher.mark._descriptor:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(Exception, match="mark"):
+            flusher.flush(lsn)
+    assert flusher.words[Word.FLUSHED] < lsn
+    assert flusher.words[Word.MARK_SEQUENCE] == 0
+    flusher.flush(lsn)
+    assert flusher.words[Word.FLUSHED] == lsn
