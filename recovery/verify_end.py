@@ -115,15 +115,16 @@ def _prove(
 ) -> Iterator[Finding]:
     """Can whole frames have been cut off without a trace?"""
     path = str(source.log)
-    missing = [
-        name
-        for name, there in (
-            ("mark", mark is not None),
-            ("control page", (source.store / names.CONTROL_PAGE).exists()),
+    missing = {
+        what: file
+        for what, file, is_there in (
+            ("mark", source.log / names.MARK, mark is not None),
+            ("control page", source.store / names.CONTROL_PAGE, (source.store / names.CONTROL_PAGE).exists()),
         )
-        if not there
-    ]
+        if not is_there
+    }
     if missing and end.lsn:
+        path = str(next(iter(missing.values())))
         says = f"without {' and '.join(missing)} nothing proves that the log did not go further"
         hint = "A replica's or an archive's log shows it."
         yield Finding(Level.UNKNOWN, "tail-unproven", says, path, lsn=end.lsn, hint=hint)

@@ -41,6 +41,8 @@ class _Before(msgspec.Struct, frozen=True):
     """Where the next one must begin; None if that cannot be told."""
     epoch: int
     time_ms: int
+    name: str = ""
+    """Of the file of the segment before."""
 
 
 def check_log(
@@ -80,7 +82,7 @@ class _SegmentCheck:
         self.before = before
         self.depth = depth
         self.facts = facts
-        self.after = _Before(None, before.epoch, before.time_ms)
+        self.after = _Before(None, before.epoch, before.time_ms, file.path.name)
         self.path = str(file.path)
 
     def run(self) -> Iterator[Finding]:
@@ -136,7 +138,9 @@ class _SegmentCheck:
             return
         if header.first_lsn > end.lsn + 1:
             says = f"LSN {end.lsn + 1} to {header.first_lsn - 1} are in no segment"
-            hint = "Bring the missing segment back from a replica or an archive."
+            if self.before.name:
+                says += f": {self.before.name} ends before them"
+            hint = "It was cut, or a segment is missing; a replica or an archive has them."
             yield self._corrupt("segment-missing", says, hint, lsn=end.lsn + 1)
         elif header.first_lsn <= end.lsn:
             says = f"it begins with LSN {header.first_lsn}, the one before it goes up to {end.lsn}"
@@ -160,7 +164,7 @@ class _SegmentCheck:
 
     def _note_structure(self, scan: SegmentScan, footer: SegmentFooter | None) -> None:
         end = footer.end if footer else None
-        self.after = _Before(end, scan.header.epoch, self.before.time_ms)
+        self.after = _Before(end, scan.header.epoch, self.before.time_ms, self.file.path.name)
         if self.is_tail:
             self.facts.end = end or scan.header.previous
 
@@ -185,7 +189,7 @@ class _SegmentCheck:
                 yield from self._check_frame(offset, frame, events, previous, time_ms, flushed, scan.header)
             time_ms, flushed, previous = frame.time_ms, frame.flushed_lsn, frame.state_position
             self.facts.remember(previous)
-        self.after = _Before(scan.at, scan.header.epoch, time_ms)
+        self.after = _Before(scan.at, scan.header.epoch, time_ms, self.file.path.name)
         if self.is_tail:
             self.facts.end = scan.at
         yield from self._check_behind(scan, footer, limit_lsn)
@@ -243,7 +247,8 @@ class _SegmentCheck:
             more = "no good frame follows" if resumes is None else f"good frames go on at offset {resumes}"
             lost = f"LSN {scan.at.lsn + 1} to {limit_lsn}" if limit_lsn else f"what follows LSN {scan.at.lsn}"
             self.facts.is_whole = False
-            self.after = _Before(footer.end if footer else None, scan.header.epoch, self.after.time_ms)
+            end = footer.end if footer else None
+            self.after = _Before(end, scan.header.epoch, self.after.time_ms, self.file.path.name)
             hint = f"{lost} cannot be relied on here; a replica or an archive has it intact."
             yield msgspec.structs.replace(found, message=f"{found.message}; {more}", hint=hint)
         elif footer is None and not self.is_tail and scan.offset < scan.size_bytes:

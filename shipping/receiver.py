@@ -122,6 +122,7 @@ class Receiver:
             self._install_if_whole()
         if shipper is None:
             self.node.skip_ahead()
+        self.node.log.flusher.sync_mark()
 
     # -- connections -----------------------------------------------------------------------------
 

@@ -46,6 +46,7 @@ _POISON = int(Word.POISON)
 _COMMITTED = int(Word.COMMITTED)
 _MARK_SEQUENCE = int(Word.MARK_SEQUENCE)
 _MARK_SYNCED = int(Word.MARK_SYNCED_MS)
+_MARK_SYNCED_SEQUENCE = int(Word.MARK_SYNCED_SEQUENCE)
 _EVERYTHING = (1 << 64) - 1
 get_ident = threading.get_ident
 
@@ -58,7 +59,7 @@ class Poison(msgspec.Struct, frozen=True):
     time_ms: int
 
 
-class _Turn:
+class _Waiter:
     """What a thread that does not lead waits for: its LSN is covered, or it leads next."""
 
     __slots__ = ("lock", "lsn")
@@ -81,7 +82,7 @@ class Flusher:
         """Held for a moment by whoever looks at, or changes, who leads and who waits."""
         self.leader = 0
         """The thread of this process that syncs at this moment, or is about to; 0 if none does."""
-        self._waiting: list[_Turn] = []
+        self._waiting: list[_Waiter] = []
         self._lock = FileLock(store / names.SYNC_LOCK)
         self.mark = MarkFile(names.log_path(store) / names.MARK, cursor.key)
 
@@ -96,7 +97,7 @@ class Flusher:
             return
         covered = _EVERYTHING  # if this fails all wake up, and see for themselves
         try:
-            while not self._leads_or_waited(_Turn(lsn)):
+            while not self._leads_or_waited(_Waiter(lsn)):
                 if words[_FLUSHED] >= lsn and not words[_POISON]:
                     return
             self._lead(lsn)
@@ -147,34 +148,43 @@ class Flusher:
         except Exception:  # noqa: BLE001 - the disk that failed refuses this too; the page still says it to all
             return
 
-    def sync_mark(self) -> None:
-        """Sync the mark if that was not done within the last second."""
+    def sync_mark(self, *, at_once: bool = False) -> None:
+        """Sync the newest mark if it is not synced, and no mark was within the last second (or `at_once`).
+
+        Called behind each flush and by whatever works in the background, so that the mark of the last
+        flush before a quiet spell is synced within a second too. Raises PoisonedError if that fails.
+        """
+        words = self.words
+        sequence = words[_MARK_SEQUENCE]
+        if not sequence or sequence == words[_MARK_SYNCED_SEQUENCE] or words[_POISON]:
+            return
         now_ms = time.monotonic_ns() // 1_000_000
-        if now_ms - self.words[_MARK_SYNCED] >= MARK_SYNC_MS:
-            self.words[_MARK_SYNCED] = now_ms
+        if at_once or now_ms - words[_MARK_SYNCED] >= MARK_SYNC_MS:
+            words[_MARK_SYNCED] = now_ms
             self._guarded(self.mark.sync)
+            words[_MARK_SYNCED_SEQUENCE] = sequence
 
     def close(self) -> None:
         self._lock.close()
         self.mark.close()
 
-    # -- taking turns ----------------------------------------------------------------------------
+    # -- who leads -------------------------------------------------------------------------------
 
-    def _leads_or_waited(self, turn: _Turn) -> bool:
+    def _leads_or_waited(self, waiter: _Waiter) -> bool:
         """True if this thread leads now; False after it waited for the one that does."""
         with self.threads:
             if not self.leader:
                 self.leader = get_ident()
                 return True
-            self._waiting.append(turn)
-        self._sleep(turn)
+            self._waiting.append(waiter)
+        self._sleep(waiter)
         return False
 
-    def _sleep(self, turn: _Turn) -> None:
-        if not turn.lock.acquire(timeout=LOOK_S):
+    def _sleep(self, waiter: _Waiter) -> None:
+        if not waiter.lock.acquire(timeout=LOOK_S):
             with self.threads:
-                if turn in self._waiting:
-                    self._waiting.remove(turn)
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
 
     def _hand_over(self, covered: int) -> None:
         """Lead no longer: wake all whose LSN is covered, and who leads next."""
@@ -185,13 +195,13 @@ class Flusher:
                 return
             self._waiting = left = []
             leads_next = None
-            for turn in waiting:
-                if turn.lsn <= covered:
-                    turn.lock.release()
+            for waiter in waiting:
+                if waiter.lsn <= covered:
+                    waiter.lock.release()
                 elif leads_next is None:
-                    leads_next = turn
+                    leads_next = waiter
                 else:
-                    left.append(turn)
+                    left.append(waiter)
             if leads_next is not None:
                 leads_next.lock.release()
 
@@ -279,10 +289,10 @@ class Flusher:
             sequence = self.mark.write(target, words[_COMMITTED], sequence)
         except OSError as error:
             raise translate(error, "cannot write the mark", self.mark.path) from error
+        words[_MARK_SEQUENCE] = sequence
         self.sync_mark()
         if words[_FLUSHED] < target.lsn:
             words[_FLUSHED] = target.lsn
-        words[_MARK_SEQUENCE] = sequence
 
     def _target(self) -> Position:
         """What a sync that begins now covers: the page's last frame if it can be read whole."""

@@ -18,6 +18,7 @@ from .errors import BacklogError, LockTimeoutError, NotPrimaryError, StorageFull
 from .event import NO_OPERATION, Kind, Reason
 from .fold import HASH_BYTES
 from .lock import FileLock
+from .page import Word
 from .ports import Deadline
 from .sealing import seal_segment, unsealed_segments
 from .session import NEVER_MS, expiry_of
@@ -65,7 +66,7 @@ class Keeper:
         if self._thread.is_alive():
             self._thread.join()
         self._thread = None
-        for work in (self._flush_touches, self._flush_last, self.fold_now):
+        for work in (self._flush_touches, self._flush_last, self._sync_mark, self.fold_now):
             try:
                 work()
             except Exception as error:  # noqa: BLE001 - each of them is tried, and closing goes on
@@ -75,6 +76,9 @@ class Keeper:
     def _flush_last(self) -> None:
         if self._options.durability is not Durability.OS:
             self._log.flush(self._log.cursor.at.lsn)
+
+    def _sync_mark(self) -> None:
+        self._log.flusher.sync_mark(at_once=True)
 
     # -- folding ---------------------------------------------------------------------------------
 
@@ -231,6 +235,7 @@ class Keeper:
             if len(view.tail) >= FOLD_ENTRIES // 2:
                 view.refresh()
         self._log.flusher.drop_retired()
+        self._log.flusher.sync_mark()
         if tick % TOUCH_TICKS == 0:
             self._flush_touches()
         if tick % FOLD_IDLE_TICKS == 0 and view.tail:
@@ -239,11 +244,14 @@ class Keeper:
 
     def _flush_if_due(self) -> None:
         """What durability "interval" promises; tried again at every tick until it is done."""
-        writer = self._writer
-        since_ms = writer.dirty_since_ms if writer is not None else 0
-        if writer is None or not since_ms:
+        writer, words = self._writer, self._log.words
+        if writer is None or self._options.durability is Durability.OS:
             return
-        if time.monotonic_ns() // 1_000_000 - since_ms + TICK_S * 1000 >= self._options.interval_ms:
+        now_ms = time.monotonic_ns() // 1_000_000
+        if not writer.dirty_since_ms and words[Word.APPENDED] > words[Word.FLUSHED]:
+            writer.dirty_since_ms = now_ms  # another process appended that, and may have died since
+        since_ms = writer.dirty_since_ms
+        if since_ms and now_ms - since_ms + TICK_S * 1000 >= self._options.interval_ms:
             writer.dirty_since_ms = 0  # before: a write during the flush counts anew
             try:
                 self._log.flush(self._log.cursor.at.lsn)

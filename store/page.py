@@ -70,7 +70,9 @@ class Word(IntEnum):
     LOST_FRAMES = 22
     """1 if the log may have lost frames (another boot, a torn tail): it needs a new epoch before a write."""
     MARK_SEQUENCE = 23
-    """Sequence number of the newest mark; 0 if the file has to be read: somebody writes it, or died so."""
+    """Sequence number of the newest mark; 0: ask the file, one is being written or its writer died."""
+    MARK_SYNCED_SEQUENCE = 24
+    """Sequence number of the newest mark that was synced."""
 
 
 def read_boot_id() -> str:

@@ -29,7 +29,8 @@ from tests.support.faults.shards import ShardResult
 
 SEGMENT_BYTES = 1500
 FILES = ("sealed segment", "tail segment", "snapshot", "mark", "promise", "slot", "identity")
-ALL_WELL = {Level.OK, Level.NOTICE}
+BAD = frozenset({Level.UNKNOWN, Level.WARNING, Level.CORRUPT})
+NAMED = BAD | {Level.NOTICE}
 DEATH = "the checking process died"
 
 
@@ -140,28 +141,18 @@ def opening(path: Path, expected: dict[str, object], what: str) -> list[str]:
     return [f"{what} gave other sessions: lost {lost}, {len(found)} in all"]
 
 
-def findings(path: Path, level: Depth = Depth.CHAIN) -> list[Finding]:
-    return [found for found in verify(path, level=level) if found.level not in ALL_WELL]
+def findings(path: Path, level: Depth = Depth.CHAIN, at_least: frozenset[Level] = BAD) -> list[Finding]:
+    return [found for found in verify(path, level=level) if found.level in at_least]
 
 
 def names_file(found: Iterable[Finding], path: Path) -> bool:
-    return any(one.path is not None and str(path) in one.path for one in found)
+    """By its path, or, of a segment that ends too early, in what is said of the one behind it."""
+    return any((one.path is not None and str(path) in one.path) or path.name in one.message for one in found)
 
 
-def is_said_otherwise(what: str, damage: Damage, data: bytes, found: list[Finding]) -> bool:
-    """Cuts after which the file by itself is right, as a crash may leave it, and what is said then.
-
-    An empty mark is as none: what is not proven without it is said. A segment that ends with a whole frame
-    is as one that was not sealed yet: the frames that are missing before the next one are named by their
-    LSNs, and a lost footer alone loses nothing.
-    """
-    if damage.kind != "cut":
-        return False
-    if what == "mark":
-        return damage.offset == 0 and any("without mark" in one.message for one in found)
-    if what != "sealed segment":
-        return False
-    return data.rfind(FOOTER_MAGIC) == damage.offset or any(one.kind == "segment-missing" for one in found)
+def lost_its_footer(what: str, damage: Damage, data: bytes) -> bool:
+    """A segment cut before its footer is as one that was not sealed yet: nothing is lost, and it is said."""
+    return damage.kind == "cut" and what == "sealed segment" and data.rfind(FOOTER_MAGIC) == damage.offset
 
 
 def sweep(template: Template, what: str, damages: Iterable[Damage], durability: str) -> ShardResult:
@@ -171,8 +162,8 @@ def sweep(template: Template, what: str, damages: Iterable[Damage], durability: 
     def judge(damage: Damage, damaged: bytes) -> Iterable[object]:
         template.restore()
         path.write_bytes(damaged)
-        found = findings(template.path)
-        if not (names_file(found, path) or is_said_otherwise(what, damage, data, found)):
+        found = findings(template.path, at_least=NAMED if lost_its_footer(what, damage, data) else BAD)
+        if not names_file(found, path):
             yield f"verify does not name {path.name}: {[str(one) for one in found]}"
         if what != "mark":
             copy = template.copy_of_another_boot(has_mark=False)

@@ -1,4 +1,4 @@
-"""The flusher: threads that share a sync, taking turns, and what a failed sync does to all of them."""
+"""The flusher: threads that share a sync, what a failed one does to all of them, and the mark behind it."""
 
 from __future__ import annotations
 
@@ -252,3 +252,65 @@ def test_mark_when_its_write_fails_leaves_no_number_to_rely_on(
     assert flusher.words[Word.MARK_SEQUENCE] == 0
     flusher.flush(lsn)
     assert flusher.words[Word.FLUSHED] == lsn
+
+
+def test_mark_of_the_last_flush_before_a_quiet_spell_is_synced_in_the_background(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store._keeper._stopping.set()
+    words, flusher = store._log.words, flusher_of(store)
+    for _ in range(2):
+        flusher.flush(append(store))
+    assert words[Word.MARK_SYNCED_SEQUENCE] < words[Word.MARK_SEQUENCE]  # less than a second ago
+    synced: list[int] = []
+    real = os.fdatasync
+
+    def note(descriptor: int) -> None:
+        synced.append(descriptor)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", note)
+    store._keeper._tick(1)
+    assert synced == []
+    words[Word.MARK_SYNCED_MS] -= 1000
+    store._keeper._tick(2)
+    assert synced == [flusher.mark._descriptor]
+    assert words[Word.MARK_SYNCED_SEQUENCE] == words[Word.MARK_SEQUENCE]
+    words[Word.MARK_SYNCED_MS] -= 1000
+    store._keeper._tick(3)
+    assert len(synced) == 1
+
+
+def test_mark_when_the_store_is_closed_is_synced(tmp_path: Path) -> None:
+    with SessionStore.open(tmp_path / "store") as other:
+        with SessionStore.open(tmp_path / "store") as store:
+            for _ in range(2):
+                flusher_of(store).flush(append(store))
+        words = other._log.words
+        assert words[Word.MARK_SYNCED_SEQUENCE] == words[Word.MARK_SEQUENCE] > 0
+
+
+def test_mark_when_its_sync_fails_poisons_the_store(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store._keeper._stopping.set()
+    flusher = flusher_of(store)
+    for _ in range(2):
+        flusher.flush(append(store))
+    disk = Disk(monkeypatch)
+    disk.is_broken = True
+    disk.open()
+    with pytest.raises(PoisonedError):
+        flusher.sync_mark(at_once=True)
+    with pytest.raises(PoisonedError):
+        store.create({"n": 1})
+
+
+def test_bytes_that_a_process_left_behind_at_an_interval_are_flushed_by_another(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with SessionStore.open(path, durability="interval", interval_ms=100_000) as dead:
+        dead._keeper._stopping.set()
+        with SessionStore.open(path, durability="interval", interval_ms=1) as other:
+            dead.create({"n": 1})
+            words = other._log.words
+            until(lambda: words[Word.FLUSHED] == words[Word.APPENDED])
