@@ -34,7 +34,7 @@ import xxhash
 
 from .errors import CorruptError, ForeignError, FormatVersionError
 from .files import pread_exactly
-from .ids import LSN_LIMIT, Position, StatePosition
+from .ids import LSN_LIMIT, StatePosition
 
 FORMAT_VERSION = 1
 HEADER_MAGIC = b"PDRSEG01"
@@ -263,8 +263,3 @@ def seek(index: Sequence[IndexEntry], lsn: int) -> int:
         else:
             high = middle
     return index[low - 1].offset if low else HEADER_BYTES
-
-
-def position_before(header: SegmentHeader) -> Position:
-    """Position of the last frame before the segment."""
-    return header.previous.position

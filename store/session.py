@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, Final
 
@@ -362,11 +361,6 @@ def _path_to_offender(value: object, path: str = "metadata", depth: int = 0) -> 
     return path
 
 
-def refresh_window_ms(timeout_ms: int) -> int:
-    """How far a persisted last access may lag: a tenth of the timeout, at most a minute."""
-    return min(timeout_ms // 10, REFRESH_WINDOW_MS_MAX)
-
-
 def deadline_of(fields: tuple[Any, ...]) -> int:
     """When a stored session expires if nobody uses it, ms; NEVER_MS for never."""
     timeout: int = fields[9]
@@ -416,8 +410,3 @@ def check_id(id: str) -> bytes:
     if not 0 < len(key) <= KEY_BYTES_MAX:
         raise InvalidIdError(f"a session id takes 1 to {KEY_BYTES_MAX} bytes of UTF-8, not {len(key)}")
     return key
-
-
-def iso_time(time_ms: int) -> str:
-    """A time in ms since 1970 as ISO 8601 in UTC."""
-    return datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(timespec="milliseconds")

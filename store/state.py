@@ -135,13 +135,6 @@ def mark_state(store_dir: Path, *, backend_name: str, cluster_id: bytes, boot_id
     publish_small(state / names.STATE_MARKER, MAGIC, VERSION, marker)
 
 
-def unmark_state(store_dir: Path) -> None:
-    """Take the marker away, durably: for a change after which the state is not complete for a while."""
-    state = names.state_path(store_dir)
-    with translated("cannot remove the state's marker", state):
-        remove_durably(state / names.STATE_MARKER)
-
-
 def set_aside(store_dir: Path, reason: str) -> Path | None:
     """Move the state to the directory `aside`, with the reason in a file; answers where it is now.
 

@@ -12,7 +12,6 @@ import msgspec
 import pytest
 from hypothesis import strategies as st
 
-from perdure.store import segment
 from perdure.store.errors import CorruptError, ForeignError, FormatVersionError
 from perdure.store.frame import xxh3_64
 from perdure.store.ids import LSN_LIMIT, StatePosition
@@ -80,7 +79,6 @@ def test_header_when_encoded_and_decoded_is_the_same(
     data = encode_header(header)
     assert len(data) == HEADER_BYTES
     assert decode_header(data + b"frames", path="x") == header
-    assert segment.position_before(header) == previous.position
 
 
 @fuzz(

@@ -22,7 +22,6 @@ from perdure.store.state import (
     mark_state,
     open_state,
     set_aside,
-    unmark_state,
 )
 from tests.contract.children import at
 
@@ -119,10 +118,9 @@ def test_a_load_that_was_not_completed_is_made_anew(tmp_path: Path, kind: str) -
     assert asides(tmp_path) == []
 
 
-def test_a_state_whose_marker_was_taken_away_is_not_trusted(tmp_path: Path, kind: str) -> None:
+def test_a_state_whose_marker_is_gone_is_not_trusted(tmp_path: Path, kind: str) -> None:
     filled(tmp_path, kind)
-    unmark_state(tmp_path)
-    unmark_state(tmp_path)
+    (names.state_path(tmp_path) / names.STATE_MARKER).unlink()
     backend, why = opened(tmp_path, kind)
     assert why == "it was never completed"
     backend.close()
