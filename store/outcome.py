@@ -6,7 +6,7 @@ from enum import Enum
 
 from .cursor import LogCursor, list_segments
 from .errors import PositionGoneError, UsageError
-from .ids import Position
+from .ids import Position, parse_position
 from .log import EventLog
 from .view import View
 
@@ -23,10 +23,16 @@ class Outcome(Enum):
 
 
 def find_outcome(log: EventLog, view: View, what: Position | tuple[int, int, int] | str) -> Outcome:
-    """The outcome of a write by its position, or by its operation id (32 hexadecimal characters).
+    """The outcome of a write by its position (also as the text that an error gives), or by its operation id.
 
-    By operation id the whole retained log is read.
+    An operation id is 32 hexadecimal characters; to find it the whole retained log is read. Raises
+    UsageError for text that is neither.
     """
+    if isinstance(what, str) and ":" in what:
+        try:
+            what = parse_position(what)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     with view.mutex:
         view.catch_up()
         view.advance()

@@ -280,14 +280,16 @@ def test_outcome_tells_committed_from_lost(store: SessionStore) -> None:
     id = store.create({})
     position = store.position()
     assert store.outcome(position) is Outcome.COMMITTED
+    assert store.outcome(str(position)) is Outcome.COMMITTED
     assert store.outcome((position.epoch, position.lsn, position.chain ^ 1)) is Outcome.LOST
     assert store.outcome((position.epoch, position.lsn + 10, 0)) is Outcome.UNKNOWN
     with store.batch() as batch:
         batch.delete(id)
     assert store.outcome(batch.operation_id) is Outcome.COMMITTED
     assert store.outcome("00" * 15 + "77") is Outcome.LOST
-    with pytest.raises(UsageError):
-        store.outcome("short")
+    for nonsense in ("short", "1:2", "1:2:xyz", f"1:{1 << 64}:{0:016x}"):
+        with pytest.raises(UsageError):
+            store.outcome(nonsense)
 
 
 @pytest.mark.parametrize("durability", ["os", "interval", "disk"])
