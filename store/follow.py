@@ -222,10 +222,10 @@ class LogFollower:
         """Read on to the last frame of the page, giving every run to `on_run` or `take_plain`."""
         target = self.words[_APPENDED]
         while self.cursor.at.lsn < target:
-            if self.take_plain is None:
-                if self.read_on() is None:
-                    return
-            elif not self._follow_plain(target) and self.read_on(NOT_PLAIN_BYTES) is None:
+            is_plain = self.take_plain is not None and not self.config.sync_replicas
+            if is_plain and self._follow_plain(target):
+                continue
+            if self.read_on(NOT_PLAIN_BYTES if is_plain else READ_BYTES) is None:
                 return
 
     def _follow_plain(self, target: int) -> bool:
