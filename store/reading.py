@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from random import randrange
 from typing import Any
 
 import xxhash
 
-from .errors import CorruptError, InvalidIdError, UsageError
+from .errors import CorruptError, InvalidIdError, SessionNotFoundError, UsageError
 from .fold import HASH_BYTES, unreadable
 from .ids import Position
 from .log import EventLog
@@ -33,6 +34,7 @@ from .view import View
 
 REFRESHES_MAX = 10_000
 """Coalesced refreshes that wait in memory; a get that meets so many writes them."""
+SAMPLE_MAX = 10_000
 _SCAN_CHUNK = 1000
 xxh3_64 = xxhash.xxh3_64_intdigest
 
@@ -99,6 +101,20 @@ class SessionReader(ABC):
             return None
         return Session(id, value, 0 if head >> HEAD_LABELS_SHIFT else HEADER_BYTES)
 
+    def exists(self, id: str) -> bool:
+        """Is there such a session, not expired? Refreshes nothing."""
+        return self._read(id, False) is not None
+
+    def __contains__(self, id: str) -> bool:
+        return self._read(id, False) is not None
+
+    def __getitem__(self, id: str) -> Session:
+        """As get, but raises SessionNotFoundError, which is a KeyError, for what is missing or expired."""
+        session = self._read(id, True)
+        if session is None:
+            raise self._missing(id)
+        return session
+
     def count(self) -> int:
         """How many sessions are stored; one that has expired counts until it is swept."""
         view = self._view
@@ -124,6 +140,34 @@ class SessionReader(ABC):
             if len(chunk) < _SCAN_CHUNK:
                 return
             last = chunk[-1]
+
+    def sessions(
+        self, matches: Callable[[Session], bool] | None = None, *, prefix: str = "", after: str = ""
+    ) -> Iterator[Session]:
+        """The sessions that `matches` (all without it), in key order, refreshing none of them.
+
+        As ids(): from above `after`, those whose id begins with `prefix`, and a chunk at a time. What has
+        expired is left out. What `matches` raises comes through.
+        """
+        for id in self.ids(prefix, after):
+            session = self._read(id, False)
+            if session is not None and (matches is None or matches(session)):
+                yield session
+
+    def sample(self, count: int) -> list[Session]:
+        """Up to `count` sessions (1 to 10,000) drawn at random, each equally likely, refreshing none.
+
+        Reads all ids, and holds as many as it draws (reservoir sampling: Vitter, algorithm R). Raises
+        UsageError.
+        """
+        _check_sample(count)
+        drawn: list[Session] = []
+        for seen, session in enumerate(self.sessions()):
+            if len(drawn) < count:
+                drawn.append(session)
+            elif (place := randrange(seen + 1)) < count:
+                drawn[place] = session
+        return drawn
 
     def position(self) -> Position:
         """Where this handle's view of the log stands."""
@@ -162,6 +206,9 @@ class SessionReader(ABC):
     def _make_room_for_refreshes(self) -> None:
         """Called when too many refreshes wait. Never raises: a reader is not refused for that."""
 
+    def _missing(self, id: str) -> SessionNotFoundError:
+        return SessionNotFoundError(f"no session {id!r}, or it has expired")
+
     def _damaged(self, id: str) -> CorruptError:
         return CorruptError(
             f"the state's record of session {id!r} does not match its hash",
@@ -175,6 +222,11 @@ class SessionReader(ABC):
             path=self._opened.state_path,
             hint="A newer perdure wrote it: read it with that one.",
         )
+
+
+def _check_sample(count: object) -> None:
+    if not isinstance(count, int) or not 0 < count <= SAMPLE_MAX:
+        raise UsageError(f"a sample takes 1 to {SAMPLE_MAX} sessions, not {count!r}")
 
 
 def _id_of(key: bytes) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from operator import methodcaller
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -299,6 +300,21 @@ class SessionStore(SessionReader):
             self._finish(position, durability, operation_id)
         return Session(id, stored)
 
+    def patch(
+        self,
+        id: str,
+        changes: Mapping[str, Any],
+        *,
+        if_version: int | None = None,
+        durability: str | None = None,
+    ) -> Session:
+        """Set these keys of a session's metadata, and leave the others; answers the session as stored.
+
+        Raises as update, and MetadataError.
+        """
+        merge = methodcaller("merge", changes)
+        return self.update(id, merge, if_version=if_version, durability=durability)
+
     def _updated(
         self,
         key: bytes,
@@ -343,14 +359,19 @@ class SessionStore(SessionReader):
         )
         return stored, KEPT_MS if is_later else UNKNOWN_MS
 
-    def touch(self, id: str, *, durability: str | None = None) -> None:
-        """Extend a session's life as if it was used now. Raises SessionNotFoundError."""
+    def touch(self, id: str, *, if_version: int | None = None, durability: str | None = None) -> None:
+        """Extend a session's life as if it was used now.
+
+        Raises SessionNotFoundError, VersionConflictError.
+        """
         key = check_id(id)
         operation_id = self._ids.take()
 
         def evaluate(stage: Stage) -> None:
             now_ms = self._now_ms()
-            if self._live(stage, id, key, now_ms) is None:
+            old = self._live(stage, id, key, now_ms)
+            check_version(id, old, if_version)
+            if old is None:
                 raise self._missing(id)
             self._touches.pop(key, None)
             stage.touch(key, ACCESSED.pack(now_ms), operation_id)
@@ -374,14 +395,19 @@ class SessionStore(SessionReader):
         was_there: bool = self._commit(evaluate, durability, operation_id)
         return was_there
 
-    def regenerate_id(self, id: str, *, durability: str | None = None) -> str:
-        """Move a session to a new random id, as one atomic event; answers the new id."""
+    def regenerate_id(self, id: str, *, if_version: int | None = None, durability: str | None = None) -> str:
+        """Move a session to a new random id, as one atomic event; answers the new id.
+
+        Raises SessionNotFoundError, VersionConflictError.
+        """
         key = check_id(id)
         new_id = self._ids.take().hex()
         operation_id = self._ids.take()
 
         def evaluate(stage: Stage) -> str:
-            if self._live(stage, id, key, self._now_ms()) is None:
+            old = self._live(stage, id, key, self._now_ms())
+            check_version(id, old, if_version)
+            if old is None:
                 raise self._missing(id)
             self._touches.pop(key, None)
             stage.rename(key, new_id.encode(), operation_id)
@@ -450,9 +476,6 @@ class SessionStore(SessionReader):
         session = Session(id, value)
         session.check()
         return session
-
-    def _missing(self, id: str) -> SessionNotFoundError:
-        return SessionNotFoundError(f"no session {id!r}, or it has expired")
 
     def _too_large(self, id: str, value: bytes) -> SessionTooLargeError:
         return SessionTooLargeError(

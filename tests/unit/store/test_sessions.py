@@ -170,6 +170,82 @@ def test_a_batch_is_one_frame_or_nothing(store: SessionStore) -> None:
     assert store.count() == 50
 
 
+def test_patch_sets_the_keys_that_it_names_and_leaves_the_others(store: SessionStore) -> None:
+    store.put("mine", {"a": 1, "b": 2}, None)
+    patched = store.patch("mine", {"b": 3, "c": 4}, if_version=1)
+    assert patched.metadata == {"a": 1, "b": 3, "c": 4}
+    assert store.peek("mine") == patched
+    with pytest.raises(VersionConflictError):
+        store.patch("mine", {"b": 5}, if_version=1)
+    with pytest.raises(MetadataError):
+        store.patch("mine", {"b": object()})
+    with pytest.raises(SessionNotFoundError):
+        store.patch("other", {})
+    assert store.peek("mine") == patched
+
+
+@pytest.mark.parametrize("call", ["touch", "regenerate_id"])
+def test_a_call_with_a_stale_version_changes_nothing(store: SessionStore, call: str) -> None:
+    store.put("mine", {"n": 1}, None)
+    before = store.position()
+    with pytest.raises(VersionConflictError) as caught:
+        getattr(store, call)("mine", if_version=2)
+    assert (caught.value.expected, caught.value.actual) == (2, 1)
+    assert store.position() == before
+    getattr(store, call)("mine", if_version=1)
+    assert store.position() != before
+    with pytest.raises(SessionNotFoundError):
+        getattr(store, call)("other")
+
+
+def test_a_store_is_asked_like_a_mapping(store: SessionStore) -> None:
+    store.put("mine", {"n": 1}, None)
+    assert store["mine"].metadata == {"n": 1}
+    assert "mine" in store
+    assert store.exists("mine")
+    assert "other" not in store
+    assert not store.exists("")
+    with pytest.raises(KeyError, match="other"):
+        store["other"]
+    with pytest.raises(SessionNotFoundError):
+        store[""]
+
+
+def test_sessions_are_listed_by_predicate_in_key_order_without_those_that_expired(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(30):
+        store.put(f"key-{number:02}", {"n": number}, 1000 if number % 10 == 0 else None)
+    store.fold()
+    for number in range(30, 40):
+        store.put(f"key-{number:02}", {"n": number}, None)
+    now_ms = store._now_ms() + 5000
+    monkeypatch.setattr(store, "_now_ms", lambda: now_ms)
+    even = [session.metadata["n"] for session in store.sessions(lambda found: found.metadata["n"] % 2 == 0)]
+    assert even == [number for number in range(0, 40, 2) if number not in (0, 10, 20)]
+    assert [found.id for found in store.sessions(prefix="key-3", after="key-36")] == [
+        "key-37",
+        "key-38",
+        "key-39",
+    ]
+
+
+def test_a_sample_is_drawn_without_repetition_and_evenly(store: SessionStore) -> None:
+    with store.batch() as batch:
+        for number in range(20):
+            batch.put(f"key-{number:02}", {"n": number}, None)
+    drawn = [session.id for _ in range(400) for session in store.sample(5)]
+    assert len(drawn) == 2000
+    counts = [drawn.count(f"key-{number:02}") for number in range(20)]
+    assert sum(counts) == 2000
+    assert min(counts) > 40  # 100 are expected; so few come once in a thousand million runs
+    assert len({session.id for session in store.sample(20)}) == 20
+    assert len(store.sample(100)) == 20
+    for wrong in (0, -1, 10_001, 1.5):
+        with pytest.raises(UsageError):
+            store.sample(wrong)  # type: ignore[arg-type]
+
+
 def test_ids_come_in_key_order_with_prefix_and_resume(store: SessionStore) -> None:
     names = [f"user-{number:03d}" for number in range(30)]
     for name in names[::2]:
