@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import log, retention, session, snapshot
+from ..store import UsageError
+from . import log, render, retention, session, snapshot
 from .bench import bench
 from .demo.command import demo
 from .init import init
@@ -66,5 +67,16 @@ def root(
 
 
 def main() -> None:
-    """Run the command line, and end the process with its exit code."""
-    app(prog_name="perdure" if not sys.argv[0].endswith(".py") else None)
+    """Run the command line, and end the process with its exit code.
+
+    With --json a command line that cannot be parsed is said as JSON, too.
+    """
+    name = "perdure" if not sys.argv[0].endswith(".py") else None
+    if "--json" not in sys.argv[1:]:
+        app(prog_name=name)
+    try:
+        sys.exit(app(prog_name=name, standalone_mode=False))
+    except typer.TyperException as error:
+        known = {"error": UsageError.__name__, "message": error.format_message(), "code": error.exit_code}
+        render.failure(known, as_json=True)
+        sys.exit(error.exit_code)

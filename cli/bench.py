@@ -10,6 +10,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from ..store import UsageError
 from . import render
 from .exits import reporting
 from .options import AsJson, BackendName
@@ -36,6 +37,8 @@ def bench(
     """
     from .measure import measure
 
+    if directory is not None and not directory.is_dir():
+        raise UsageError(f"{directory} is no directory", path=directory, hint="Give one to measure on.")
     with render.progress("measuring", total=7) as advance:
         started = iter(range(1, 100))
         figures = list(

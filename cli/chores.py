@@ -83,8 +83,7 @@ class Chores:
 
     def sweep(self) -> int:
         """Expire what is due, where this node is the primary; answers how many."""
-        known = shipping_status(self._directory)
-        if known.promise.candidate != known.node or known.promise.epoch != known.epoch:
+        if not shipping_status(self._directory).is_primary:
             return 0
         with open_replicated(self._directory, create=False) as store:
             return store.cleanup_expired()

@@ -45,6 +45,11 @@ def init(
       perdure init /srv/n2 --node n2 --cluster-id 5f0c...
     """
     config = _config(node, voter or [], sync_replicas, is_primary)
+    if not is_primary and cluster_id is None:
+        raise UsageError(
+            "a node that is not the first primary joins a cluster",
+            hint="Give --cluster-id, as the first node says it, or --primary.",
+        )
     identity = make_node(directory, node, _cluster_id(cluster_id), backend, config if is_primary else None)
     render.result(
         {

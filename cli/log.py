@@ -12,7 +12,7 @@ import typer
 
 from . import render
 from .exits import Exit, leave, reporting
-from .options import AsJson, Directory
+from .options import LSN_MAX, AsJson, Directory
 
 SEGMENT_COLUMNS = (
     "name",
@@ -35,8 +35,8 @@ def dump(
     place: Annotated[
         Path, typer.Argument(metavar="DIR_OR_SEGMENT", help="A store's directory, or one segment file.")
     ],
-    from_lsn: Annotated[int, typer.Option("--from-lsn", min=1, help="The first LSN.")] = 1,
-    to_lsn: Annotated[int | None, typer.Option("--to-lsn", min=1, help="The last LSN.")] = None,
+    from_lsn: Annotated[int, typer.Option("--from-lsn", min=1, max=LSN_MAX, help="The first LSN.")] = 1,
+    to_lsn: Annotated[int | None, typer.Option("--to-lsn", min=1, max=LSN_MAX, help="The last LSN.")] = None,
     session: Annotated[
         str | None, typer.Option("--session", metavar="ID", help="Only events of this session.")
     ] = None,
@@ -104,7 +104,9 @@ def stat(directory: Directory, as_json: AsJson = False) -> None:
 
 def _line(event: Mapping[str, Any]) -> str:
     if "damage" in event:
-        return f"DAMAGED {event['path']} offset {event['offset']} LSN {event['lsn']}: {event['damage']}"
+        return (
+            f"DAMAGED {event['path']} offset {event['offset']} LSN {event['lsn'] or '-'}: {event['damage']}"
+        )
     time = datetime.fromtimestamp(event["time_ms"] / 1000, UTC).isoformat(timespec="milliseconds")
     line = f"{event['lsn']:>10} {event['epoch']:>3} {time} {event['kind']:<11} {event['reason']:<10}"
     line += f" {event['key']}"

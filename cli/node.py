@@ -49,14 +49,18 @@ def node(
       perdure node /srv/n1 --listen 10.0.0.1:7001 \\
           --replica n2=10.0.0.2:7001 --replica n3=10.0.0.3:7001 --secret-file /etc/perdure.secret
     """
+    from ..shipping import check_secret
     from .chores import ChoreTask
     from .supervisor import NodePlan, Supervisor
 
     host, port = parse_address(listen)
+    replicas, secret = parse_nodes(replica), read_secret(secret_file)
+    for address in (host, *(to for to, _ in replicas.values())):
+        check_secret(secret, address)
     name = read_identity(directory).node
     level = "INFO" if is_verbose else "WARNING"
     chores = ChoreTask(str(directory), sweep_s, snapshot_s, snapshots_kept, retention_s, level)
-    plan = NodePlan(directory, host, port, parse_nodes(replica), read_secret(secret_file), chores, level)
+    plan = NodePlan(directory, host, port, replicas, secret, chores, level)
     with service.until_stopped(is_verbose=is_verbose) as should_stop:
         Supervisor(plan).run(
             should_stop,

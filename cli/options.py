@@ -17,6 +17,7 @@ from ..store import StorageError, UsageError
 SECRET_VARIABLE = "PERDURE_SECRET"
 SECRET_BYTES_MAX = 4096
 PORT_MAX = 65_535
+LSN_MAX = (1 << 62) - 1
 
 Directory: TypeAlias = Annotated[Path, typer.Argument(metavar="DIR", help="The store's directory.")]
 NewDirectory: TypeAlias = Annotated[
@@ -61,7 +62,11 @@ def read_secret(file: Path | None) -> bytes:
         except OSError as error:
             raise StorageError(f"cannot read the secret: {error.strerror}", path=file) from error
     if not 0 < len(secret) <= SECRET_BYTES_MAX:
-        raise UsageError(f"the secret in {where} must have 1 to {SECRET_BYTES_MAX} bytes")
+        what = f"has more than {SECRET_BYTES_MAX} bytes" if secret else "is empty"
+        raise UsageError(
+            f"the secret in {where} {what}",
+            hint="Make one with `openssl rand -hex 32`.",
+        )
     return secret
 
 

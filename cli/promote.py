@@ -50,9 +50,7 @@ def promote(
             alone=is_alone,
             on_step=on_step,
         )
-    values = msgspec.to_builtins(report)
-    if not as_json:
-        values |= {"start": str(report.start), "before": str(report.before)}
+    values = msgspec.to_builtins(report) | {"start": str(report.start), "before": str(report.before)}
     render.result(values, as_json=as_json, title=_title(report.node, report.epoch, report.was_primary))
 
 

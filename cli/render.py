@@ -140,7 +140,7 @@ def steps() -> Generator[Callable[[str], None], None, None]:
 
 def cell(value: Any) -> str:
     """A value as people read it."""
-    if value is None:
+    if value is None or value == "":
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"

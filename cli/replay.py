@@ -10,13 +10,15 @@ import typer
 from ..store import UsageError
 from . import render
 from .exits import Exit, leave, reporting
-from .options import AsJson, Backend, Directory, NewDirectory
+from .options import LSN_MAX, AsJson, Backend, Directory, NewDirectory
 
 if TYPE_CHECKING:
     from ..recovery import ReplayReport
 
 _MS_A_DAY_2001 = 978_307_200_000
 """A plain number below it is no time in ms that a log can hold, but surely one in seconds."""
+_DIGITS_MAX = 15
+"""Enough for the end of the year 9999, the last one that ISO 8601 has."""
 
 
 @reporting
@@ -24,7 +26,10 @@ def replay(
     directory: Directory,
     into: NewDirectory,
     to_lsn: Annotated[
-        int | None, typer.Option("--to-lsn", min=0, help="Up to this LSN; a frame that it cuts is left out.")
+        int | None,
+        typer.Option(
+            "--to-lsn", min=0, max=LSN_MAX, help="Up to this LSN; a frame that it cuts is left out."
+        ),
     ] = None,
     to_time: Annotated[
         str | None,
@@ -82,7 +87,8 @@ def _fields(report: ReplayReport) -> dict[str, Any]:
 def parse_time_ms(text: str) -> int:
     """Milliseconds since 1970 of an ISO 8601 time with an offset, or of a number that says so. Raises
     UsageError."""
-    if text.isascii() and text.isdigit() and int(text) >= _MS_A_DAY_2001:
+    is_number = text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX
+    if is_number and int(text) >= _MS_A_DAY_2001:
         return int(text)
     try:
         moment = datetime.fromisoformat(text)

@@ -12,6 +12,7 @@ from .exits import reporting
 from .options import AsJson, Directory
 
 MS_AN_HOUR = 3_600_000
+LOG_H_MAX = 1_000_000
 COLUMNS = ("kind", "name", "size_bytes", "is_dropped", "why")
 
 group = typer.Typer(help="What of log and snapshots may go: explain.", no_args_is_help=True)
@@ -21,7 +22,9 @@ group = typer.Typer(help="What of log and snapshots may go: explain.", no_args_i
 @reporting
 def explain(
     directory: Directory,
-    log_h: Annotated[float, typer.Option("--log-hours", min=0, help="Log that is younger stays.")] = 24.0,
+    log_h: Annotated[
+        float, typer.Option("--log-hours", min=0, max=LOG_H_MAX, help="Log that is younger stays.")
+    ] = 24.0,
     snapshots: Annotated[int, typer.Option("--snapshots", min=1, help="So many of the newest stay.")] = 3,
     as_json: AsJson = False,
 ) -> None:

@@ -14,6 +14,7 @@ from .exits import Exit, leave, reporting
 from .options import AsJson, Directory
 
 LIST_LIMIT = 100
+LIST_LIMIT_MAX = 1_000_000_000
 
 group = typer.Typer(help="Look at sessions: get, list, count.", no_args_is_help=True)
 
@@ -48,7 +49,9 @@ def list_(
     directory: Directory,
     prefix: Annotated[str, typer.Option("--prefix", help="Only ids that begin so.")] = "",
     after: Annotated[str, typer.Option("--after", help="Go on behind this id.")] = "",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many at most.")] = LIST_LIMIT,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, max=LIST_LIMIT_MAX, help="How many at most.")
+    ] = LIST_LIMIT,
     is_long: Annotated[bool, typer.Option("--long", help="Whole sessions, not only ids.")] = False,
     as_json: AsJson = False,
 ) -> None:

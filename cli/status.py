@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..shipping import ShippingStatus
 
 OPEN_TIMEOUT_MS = 1000
+OPENED = ("sessions", "digest", "voters", "sync_replicas")
+"""What only an open store knows."""
 WRONG_STATES = ("diverged", "refused")
 REPLICA_COLUMNS = ("node", "state", "acked_lsn", "applied_lsn", "lag_events", "lag_ms", "lag_bytes", "error")
 PEER_COLUMNS = (
@@ -50,8 +52,10 @@ def status(
 
     identity = read_identity(directory)
     known = shipping_status(directory)
-    is_primary = known.promise.candidate == known.node and known.promise.epoch == known.epoch
+    is_primary = known.is_primary
+    addresses, secret = parse_nodes(peer), read_secret(secret_file)
     opened, code = _opened(directory)
+    opened["problem"] = opened["problem"] or _problem(known, opened["sync_replicas"] or 0)
     values: dict[str, Any] = {
         "node": known.node,
         "cluster_id": identity.cluster_id.hex(),
@@ -64,39 +68,41 @@ def status(
         "flushed_lsn": known.flushed_lsn,
         "committed_lsn": known.committed_lsn,
         "folded_lsn": known.folded_lsn,
-        "pending_events": known.pending_events if is_primary and opened.get("sync_replicas") else 0,
+        "pending_events": known.pending_events if is_primary and opened["sync_replicas"] else 0,
         "shipper_pid": known.shipper_pid,
         "voters_connected": known.voters_connected,
         "fault": known.fault,
     }
     replicas = [msgspec.to_builtins(replica) for replica in known.replicas] if is_primary else []
-    peers = _ask(parse_nodes(peer), identity.cluster_id, read_secret(secret_file))
+    peers = _ask(addresses, identity.cluster_id, secret)
     _show(values, replicas, peers, as_json)
-    wrong = _is_wrong(known, is_primary, opened.get("sync_replicas") or 0) or any(
-        row["problem"] for row in peers
-    )
-    leave(code if code is not Exit.FINE else Exit.FINDINGS if wrong else Exit.FINE)
+    is_wrong = bool(opened["problem"]) or any(row["problem"] for row in peers)
+    leave(code if code is not Exit.FINE else Exit.FINDINGS if is_wrong else Exit.FINE)
 
 
 def _opened(directory: Path) -> tuple[dict[str, Any], Exit]:
-    """What only an open store knows; where it cannot be opened, why not."""
+    """The fields of OPENED; where the store cannot be opened, why not."""
     try:
         with SessionStore.open(directory, create=False, write_timeout_ms=OPEN_TIMEOUT_MS) as store:
             stats = store.stats()
     except PerdureError as error:
-        return {"problem": str(error)}, code_of(error)
-    return {name: stats[name] for name in ("sessions", "digest", "voters", "sync_replicas")} | {
-        "problem": ""
-    }, Exit.FINE
+        return dict.fromkeys(OPENED) | {"problem": str(error)}, code_of(error)
+    return {name: stats[name] for name in OPENED} | {"problem": ""}, Exit.FINE
 
 
-def _is_wrong(known: ShippingStatus, is_primary: bool, sync_replicas: int) -> bool:
+def _problem(known: ShippingStatus, sync_replicas: int) -> str:
+    """What is not as it should be with this node, empty if nothing."""
     if known.fault:
-        return True
-    if not is_primary:
-        return False
-    states = [replica.state for replica in known.replicas]
-    return any(state in WRONG_STATES for state in states) or known.voters_connected < sync_replicas
+        return f"folding stopped: {known.fault}"
+    if not known.is_primary:
+        return ""
+    for replica in known.replicas:
+        if replica.state in WRONG_STATES:
+            return f"replica {replica.node} is {replica.state}: {replica.error}"
+    if known.voters_connected < sync_replicas:
+        connected = f"{known.voters_connected} of the {sync_replicas} replica(s)"
+        return f"{connected} that must confirm a write are connected"
+    return ""
 
 
 def _ask(addresses: Mapping[str, tuple[str, int]], cluster_id: bytes, secret: bytes) -> list[dict[str, Any]]:

@@ -161,7 +161,7 @@ class Supervisor:
         except PerdureError as error:
             logger.error("cannot read the node's status: error=%s", error)
             return
-        is_primary = known.promise.candidate == self._node and known.promise.epoch == known.epoch
+        is_primary = known.is_primary
         if is_primary != self._is_primary:
             logger.warning("role: node=%s is_primary=%s epoch=%d", self._node, is_primary, known.epoch)
             self._is_primary = is_primary

@@ -1,13 +1,14 @@
-"""Snapshots, replay, verify, rejoin, retention and failover; imports the store and shipping rooms."""
+"""Snapshots, replay, verify, promotion, retention and log tools; imports the store and shipping rooms."""
 
 from .drop import apply_retention, explain_retention
 from .findings import Finding, Level, Summary, summarise
 from .logtool import EpochStat, LogStat, SegmentStat, dump, stat
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises, promises_needed
 from .promote import PromotionRefusedError, PromotionReport, promote
-from .replay import ReplayReport, is_unfinished, replay_to
+from .replay import ReplayReport, replay_to
 from .retention import Line, Plan, Policy, plan_retention
 from .take import SnapshotState, inspect_snapshots, prune_snapshots, take_snapshot
+from .target import is_unfinished
 from .verify import verify
 from .verify_end import Depth
 from .voters import WireVoters

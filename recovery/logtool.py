@@ -14,16 +14,14 @@ from typing import Any
 import msgspec
 
 from ..store.control import config_of, epoch_start_of
-from ..store.cursor import SegmentFile
-from ..store.errors import CorruptError, PerdureError, StoreMissingError
+from ..store.cursor import EVERYTHING, SegmentFile
+from ..store.errors import CorruptError, PerdureError, StoreMissingError, UsageError
 from ..store.event import Event, Kind, Reason, decode_events
 from ..store.frame import Frame
 from ..store.ids import Position
 from ..store.session import ACCESSED, NEVER_MS, Session, expiry_of
 from .scan import SegmentScan
 from .source import open_source
-
-EVERYTHING = (1 << 64) - 1
 
 
 class SegmentStat(msgspec.Struct, frozen=True):
@@ -90,10 +88,14 @@ def dump(
     its frame), flushed_lsn, digest and session_count after its frame; PUT also session, TOUCH
     last_accessed, RENAME new_key, EPOCH_START and CONFIG what they say. With `key` (a session's id) only
     events of that session, under its old id as well as its new one. What cannot be read is a dict with
-    damage, path, offset and lsn. Raises StoreMissingError if there is neither a store nor a segment.
+    damage, path, offset and lsn. Raises StoreMissingError if there is neither a store nor a segment,
+    UsageError for a key that is no text.
     """
     until = EVERYTHING if to_lsn is None else to_lsn
-    wanted = None if key is None else key.encode()
+    try:
+        wanted = None if key is None else key.encode()
+    except UnicodeEncodeError:
+        raise UsageError("a session's id is valid Unicode") from None
     for file in _files(Path(place), from_lsn, until):
         try:
             scan = SegmentScan(file.path)

@@ -24,16 +24,15 @@ from ..store.cursor import EVERYTHING
 from ..store.errors import (
     CorruptError,
     DivergedError,
-    ForeignError,
     PerdureError,
     PositionGoneError,
     UsageError,
 )
-from ..store.files import make_directory, remove_durably, translated
+from ..store.files import make_directory, remove_durably
 from ..store.identity import MAGIC as IDENTITY_MAGIC
 from ..store.identity import VERSION as IDENTITY_VERSION
 from ..store.identity import Identity, new_cluster_id
-from ..store.ids import NOWHERE, StatePosition
+from ..store.ids import LSN_LIMIT, NOWHERE, StatePosition
 from ..store.log import EventLog
 from ..store.opening import STANDALONE_NODE
 from ..store.page import Word, read_boot_id
@@ -48,19 +47,9 @@ from ..store.tail import TailVerdict
 from .findings import Finding, Level
 from .source import Source, SourceCursor, judge_end, open_source
 from .take import judge_snapshot
+from .target import UNFINISHED, claim, empty
 
-UNFINISHED = "replaying"
 DIRTY_TRIES = 50
-MAGIC = b"PDRREPL1"
-VERSION = 1
-
-
-class Unfinished(msgspec.Struct, frozen=True):
-    """Stands in a target until it is complete: what was to be replayed there."""
-
-    source: str
-    upto_lsn: int
-    upto_ms: int | None
 
 
 class ReplayReport(msgspec.Struct, frozen=True):
@@ -108,18 +97,25 @@ def replay_to(
     Raises UsageError for a target directory that is not empty, or both kinds of target;
     PositionGoneError if the log does not reach back or up to the target; DivergedError if a digest does
     not come out; CorruptError, with file, offset and LSN, for damage at or below the target;
-    StorageError. The source is never changed; an unfinished target is left for inspection.
+    StorageError. The source is never changed. An unfinished target is left for inspection, but is
+    emptied after PositionGoneError.
     """
     if upto_lsn is not None and upto_ms is not None:
         raise UsageError("a replay goes to an LSN or to a time, not to both")
-    if upto_lsn is not None and upto_lsn < 0:
-        raise UsageError(f"an LSN is at least 0, not {upto_lsn}")
+    if upto_lsn is not None and not 0 <= upto_lsn < LSN_LIMIT:
+        raise UsageError(f"an LSN is 0 to {LSN_LIMIT - 1}, not {upto_lsn}")
+    if upto_ms is not None and not 0 <= upto_ms < 1 << 63:
+        raise UsageError(f"a time in ms since 1970 is 0 to {(1 << 63) - 1}, not {upto_ms}")
     started = time.monotonic_ns()
     evidence = open_source(source, boot_id)
     place = Path(target)
-    _claim(evidence, place, upto_lsn, upto_ms)
+    claim(evidence.store, place, upto_lsn, upto_ms)
     job = _Replay(evidence, place, upto_lsn, upto_ms, backend or evidence.identity.backend, boot_id())
-    report = job.run(progress)
+    try:
+        report = job.run(progress)
+    except PositionGoneError:
+        empty(place)
+        raise
     elapsed_ms = (time.monotonic_ns() - started) // 1_000_000
     return msgspec.structs.replace(report, elapsed_ms=elapsed_ms)
 
@@ -356,11 +352,6 @@ class _Replay:
         )
 
 
-def is_unfinished(target: Path) -> bool:
-    """Was a replay into this directory begun and not completed?"""
-    return (target / UNFINISHED).exists() and not (target / names.IDENTITY).exists()
-
-
 def sync_replicas_of(cursor: SourceCursor, source: Source) -> int:
     """sync_replicas by the newest CONFIG in the log, 0 if none can be read."""
     files = source.segments()
@@ -375,27 +366,3 @@ def sync_replicas_of(cursor: SourceCursor, source: Source) -> int:
         return config.sync_replicas if config else 0
     except PerdureError:
         return 0
-
-
-def _claim(source: Source, target: Path, lsn: int | None, time_ms: int | None) -> None:
-    """Make the target ours: it must be new or empty, and not inside the source."""
-    inside = target.resolve().is_relative_to(source.store.resolve())
-    if inside:
-        raise UsageError("a store is not replayed into itself", path=target)
-    with translated("cannot make the target directory", target):
-        target.mkdir(parents=True, exist_ok=True)
-        found = [name for name in os.listdir(target) if name != "lost+found"]
-    if is_unfinished(target):
-        raise ForeignError(
-            "a replay into this directory was begun and not completed",
-            path=target,
-            hint="Remove the directory, or give another one.",
-        )
-    if found:
-        raise UsageError(
-            f"the target directory is not empty ({found[0]!r}, ...)",
-            path=target,
-            hint="Give an empty directory, or one that does not exist yet.",
-        )
-    note = Unfinished(str(source.store), -1 if lsn is None else lsn, time_ms)
-    publish_small(target / UNFINISHED, MAGIC, VERSION, note)

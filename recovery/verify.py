@@ -27,8 +27,8 @@ from ..store.smallfile import read_small_file
 from ..store.snapshot import SnapshotFile, SnapshotReader, list_snapshots, read_head, verify_snapshot
 from ..store.snapshot_format import SnapshotHead
 from .findings import Finding, Level, finding_of
-from .replay import UNFINISHED
 from .source import Source, is_in_use, open_source
+from .target import UNFINISHED
 from .verify_end import Depth, LogFacts, check_standing
 from .verify_log import check_log
 from .verify_state import check_state

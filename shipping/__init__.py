@@ -1,7 +1,8 @@
 """Every byte on the wire: shipper and receiver, slots, acknowledgements; imports only the store room."""
 
 from .asking import NodeClient
-from .children import Child, Task, spawn_folder, spawn_receiver, spawn_replica, spawn_shipper, start_child
+from .auth import check_secret
+from .children import Child, Task, spawn_receiver, start_child
 from .faults import read_fault
 from .folder import run_folder
 from .gate import Gate, open_gate
@@ -25,6 +26,7 @@ __all__ = [
     "Slot",
     "StatusReply",
     "Task",
+    "check_secret",
     "open_gate",
     "open_node_log",
     "read_fault",
@@ -36,10 +38,7 @@ __all__ = [
     "run_shipper",
     "serve_receiver",
     "shipping_status",
-    "spawn_folder",
     "spawn_receiver",
-    "spawn_replica",
-    "spawn_shipper",
     "start_child",
     "write_slot",
 ]

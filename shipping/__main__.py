@@ -117,7 +117,8 @@ def main() -> int:
         process.run(task)
     except PerdureError as error:
         logging.getLogger(__name__).error("ended: store=%s error=%s", task.store, error)
-        process.say(Ready(os.getpid(), error=str(error), error_kind=type(error).__name__))
+        kind = type(error).__name__
+        process.say(Ready(os.getpid(), 0, error.message, kind, path=error.path, hint=error.hint))
         if isinstance(error, NotPrimaryError):
             return EXIT_NOT_PRIMARY
         return EXIT_CORRUPT if isinstance(error, (CorruptError, DivergedError)) else EXIT_FAILED

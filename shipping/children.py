@@ -20,7 +20,23 @@ from typing import Final
 
 import msgspec
 
-from ..store.errors import WireError
+from ..store.errors import (
+    CorruptError,
+    DivergedError,
+    FencedError,
+    ForeignError,
+    FormatVersionError,
+    NotPrimaryError,
+    PerdureError,
+    PoisonedError,
+    StorageError,
+    StorageFullError,
+    StoreInUseError,
+    StoreMissingError,
+    StoreReadOnlyError,
+    UsageError,
+    WireError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +44,25 @@ READY_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 5.0
 TASK_BYTES_MAX: Final = 1 << 20
 _LINE_BYTES_MAX: Final = 64 << 10
+_KINDS: Final[Mapping[str, type[PerdureError]]] = {
+    kind.__name__: kind
+    for kind in (
+        CorruptError,
+        DivergedError,
+        FencedError,
+        ForeignError,
+        FormatVersionError,
+        NotPrimaryError,
+        PoisonedError,
+        StorageError,
+        StorageFullError,
+        StoreInUseError,
+        StoreMissingError,
+        StoreReadOnlyError,
+        UsageError,
+    )
+}
+"""Errors of a child that its parent raises as what they are; any other one is a WireError."""
 
 
 class Task(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -55,6 +90,8 @@ class Ready(msgspec.Struct, frozen=True):
     port: int = 0
     error: str = ""
     error_kind: str = ""
+    path: str | None = None
+    hint: str = ""
 
 
 class Child:
@@ -81,7 +118,7 @@ class Child:
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> Ready:
         """Wait until the child says that it is ready.
 
-        Raises WireError with the child's own words if it says that it can't, or ends, or says nothing.
+        Raises the child's own error if it says that it can't be, WireError if it ends or says nothing.
         """
         if self.ready is None:
             line = self._first_line(time.monotonic() + timeout_s)
@@ -90,7 +127,11 @@ class Child:
             except msgspec.DecodeError as error:
                 raise WireError(f"the {self.task.kind} did not start: it said {line[:200]!r}") from error
         if self.ready.error:
-            raise WireError(f"the {self.task.kind} did not start: {self.ready.error}")
+            raise _KINDS.get(self.ready.error_kind, WireError)(
+                f"the {self.task.kind} did not start: {self.ready.error}",
+                path=self.ready.path,
+                hint=self.ready.hint,
+            )
         return self.ready
 
     def kill(self) -> None:
@@ -176,49 +217,7 @@ def spawn_receiver(
     log_level: str = "WARNING",
 ) -> Child:
     """Start a receiver as a child and wait until it listens; its port is `child.port`."""
-    return _spawn(Task("receiver", str(store), host, port, secret, log_level=log_level))
-
-
-def spawn_folder(store: str | os.PathLike[str], *, log_level: str = "WARNING") -> Child:
-    """Start a folder as a child and wait until its state is open."""
-    return _spawn(Task("folder", str(store), log_level=log_level))
-
-
-def spawn_replica(
-    store: str | os.PathLike[str],
-    host: str = "127.0.0.1",
-    port: int = 0,
-    *,
-    secret: bytes = b"",
-    log_level: str = "WARNING",
-) -> Child:
-    """Start a replica (receiver and folder, supervised) as a child and wait until it listens."""
-    return _spawn(Task("replica", str(store), host, port, secret, log_level=log_level))
-
-
-def spawn_shipper(
-    store: str | os.PathLike[str],
-    replicas: Mapping[str, tuple[str, int]],
-    *,
-    secret: bytes = b"",
-    compress: bool = True,
-    log_level: str = "WARNING",
-) -> Child:
-    """Start a shipper as a child and wait until it ships."""
-    return _spawn(
-        Task(
-            "shipper",
-            str(store),
-            secret=secret,
-            replicas=dict(replicas),
-            compress=compress,
-            log_level=log_level,
-        )
-    )
-
-
-def _spawn(task: Task) -> Child:
-    child = start_child(task)
+    child = start_child(Task("receiver", str(store), host, port, secret, log_level=log_level))
     try:
         child.wait_ready()
     except BaseException:

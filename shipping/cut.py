@@ -87,7 +87,7 @@ def cut_log(node: NodeLog, to: Position) -> None:
             f"the state holds LSN {folded}, behind the last position in common with the primary, {to}",
             path=node.store,
             lsn=to.lsn,
-            hint="Make this replica anew from the primary, or rejoin it.",
+            hint="Make this replica anew from the primary.",
         )
     folder = next_free(node.store / names.DIVERGED / f"{to.lsn + 1:020d}-{node.log.cursor.at.epoch:08x}")
     plan = CutPlan(to.epoch, to.lsn, to.chain, committed, folder.name)

@@ -17,7 +17,6 @@ OUT_BYTES_MAX = 48 << 20
 """Unsent bytes a link may hold: room for credits, one largest message and what goes beside them."""
 RECEIVE_BYTES = 256 << 10
 BACKLOG = 64
-BUFFER_BYTES = 1 << 20
 
 
 class LinkClosed(WireError):
@@ -110,7 +109,9 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise WireError(
             f"cannot listen on {host}:{port}: {error.strerror or error}",
-            hint="Is another process using the port?",
+            hint="Is another process using the port?"
+            if error.errno == errno.EADDRINUSE
+            else "Give an address of this machine.",
         ) from error
     return listener
 

@@ -260,7 +260,7 @@ class Peer:
                 raise DivergedError(
                     f"the replica has another history: {why}",
                     node=self.name,
-                    hint="It keeps its own log; make it anew from this primary, or rejoin it.",
+                    hint="It keeps its own log; make it anew from this primary.",
                 )
         self._end_placement()
         return False

@@ -74,8 +74,6 @@ class Common(msgspec.Struct, frozen=True):
 
     epoch: int
     lsn: int
-    is_replica_end: bool
-    """The replica's log ends there: nothing has to be cut."""
 
 
 def last_common(
@@ -88,7 +86,7 @@ def last_common(
     KIP-101, leader epochs in Kafka).
     """
     if their_end.lsn == 0:
-        return Common(0, 0, True)
+        return Common(0, 0)
     our_ends = epoch_ends(ours, our_end)
     their_ends = epoch_ends(theirs, their_end)
     shared = [epoch for epoch in their_ends if epoch in our_ends]
@@ -96,7 +94,7 @@ def last_common(
         return None
     epoch = max(shared)
     lsn = min(our_ends[epoch], their_ends[epoch])
-    return Common(epoch, lsn, lsn == their_end.lsn and epoch == their_end.epoch)
+    return Common(epoch, lsn)
 
 
 def epoch_ends(epochs: list[tuple[int, int]], end: Position) -> dict[int, int]:

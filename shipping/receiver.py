@@ -59,7 +59,6 @@ TICK_MS: Final = 50
 FULL_RETRY_MS: Final = 250
 """Pause before a full disk is tried again."""
 FETCH_BYTES_MAX: Final = 1 << 20
-BATCH_BYTES: Final = 1 << 20
 
 
 class Receiver:

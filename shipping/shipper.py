@@ -20,7 +20,8 @@ from typing import Any, Final
 
 from ..store import names
 from ..store.cursor import Run, list_segments
-from ..store.errors import FencedError, LockTimeoutError
+from ..store.errors import FencedError, LockTimeoutError, UsageError
+from ..store.identity import read_identity
 from ..store.page import Word
 from ..store.promise import Promise
 from . import slots
@@ -338,11 +339,15 @@ def run_shipper(
 
     Raises StoreInUseError if a shipper runs already, NotPrimaryError if this node is not the primary,
     FencedError once a replica has promised a higher epoch (recorded in this store, too, so that local
-    writers stop), PoisonedError after a failed sync, and UsageError for a secret that is too short.
+    writers stop), PoisonedError after a failed sync, and UsageError for a secret that is too short or for
+    a node among its own replicas, whose slot would hold back retention for ever.
     """
     for host, _port in replicas.values():
         check_secret(secret, host)
     path = Path(store)
+    own = read_identity(path).node
+    if own in replicas:
+        raise UsageError(f"{own} is this node itself, and no replica of it", node=own)
     lock = take_process_lock(path, names.SHIPPER_LOCK)
     try:
         node = open_node_log(path, [lock])

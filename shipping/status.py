@@ -33,7 +33,8 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
     """Events on the primary's disk that the replica has not acknowledged."""
     lag_bytes: int
     """Log behind its position, in whole segments: at most so much."""
-    lag_ms: int
+    lag_ms: int | None
+    """None where it lacks events and was never seen from here."""
     round_trip_us: int
     last_seen_ms: int
     error: str
@@ -57,6 +58,11 @@ class ShippingStatus(msgspec.Struct, frozen=True):
     replicas: list[ReplicaStatus]
     fault: str
     """Why folding stopped, empty if it did not."""
+
+    @property
+    def is_primary(self) -> bool:
+        """Is the epoch of its log the one that it was promised itself?"""
+        return self.promise.candidate == self.node and self.promise.epoch == self.epoch
 
 
 def shipping_status(store: str | os.PathLike[str]) -> ShippingStatus:
@@ -99,7 +105,6 @@ def _replica(store: Path, slot: slots.Slot, flushed_lsn: int, is_shipping: bool)
     if not is_shipping and state in (slots.STREAMING, slots.CATCH_UP, slots.PAUSED):
         state = slots.DISCONNECTED
     is_away = state in (slots.DISCONNECTED, slots.SNAPSHOT, slots.REFUSED, slots.DIVERGED)
-    lag_ms = max(slot.lag_ms, now_ms() - slot.last_seen_ms) if lag_events and is_away else slot.lag_ms
     return ReplicaStatus(
         node=slot.node,
         state=state,
@@ -107,11 +112,18 @@ def _replica(store: Path, slot: slots.Slot, flushed_lsn: int, is_shipping: bool)
         applied_lsn=slot.applied_lsn,
         lag_events=lag_events,
         lag_bytes=log_bytes_behind(names.log_path(store), slot.lsn) if lag_events else 0,
-        lag_ms=lag_ms if lag_events else 0,
+        lag_ms=_lag_ms(slot, is_away) if lag_events else 0,
         round_trip_us=slot.round_trip_us,
         last_seen_ms=slot.last_seen_ms,
         error=slot.error,
     )
+
+
+def _lag_ms(slot: slots.Slot, is_away: bool) -> int | None:
+    """How long ago a replica that lacks events was as far as the primary, as far as is known."""
+    if not is_away:
+        return slot.lag_ms
+    return max(slot.lag_ms, now_ms() - slot.last_seen_ms) if slot.last_seen_ms else None
 
 
 def _is_running(pid: int) -> bool:

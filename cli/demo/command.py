@@ -41,7 +41,7 @@ def demo(
     sessions: Annotated[
         int | None,
         typer.Option(
-            "--sessions", min=1, help=f"How many sessions are alive [default: {SESSIONS}]; not with a log."
+            "--sessions", min=1, help=f"How many sessions are alive ({SESSIONS} unless told); not with a log."
         ),
     ] = None,
     writers: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -193,6 +194,24 @@ def test_status_says_role_sessions_and_marks(store: Path) -> None:
     assert said["replicas"] == said["peers"] == []
 
 
+def test_status_of_a_primary_without_its_replicas_is_code_1_and_says_why(tmp_path: Path) -> None:
+    place = tmp_path / "n1"
+    run_json(
+        "init", place, "--node", "n1", "--primary", "--voter", "n1", "--voter", "n2", "--sync-replicas", 1
+    )
+    assert run_json("status", place, code=1)["problem"].startswith("0 of the 1 replica(s)")
+
+
+def test_status_of_a_store_that_cannot_be_opened_has_the_same_keys(store: Path) -> None:
+    keys = list(run_json("status", store))
+    (store / names.USERS_LOCK).unlink()
+    (store / names.USERS_LOCK).mkdir()
+    said = run_json("status", store, code=5)
+    assert said["problem"]
+    assert said["sessions"] is None
+    assert list(said) == keys
+
+
 def test_retention_is_explained(store: Path) -> None:
     said = run_json("retention", "explain", store)
     assert said["segments"]
@@ -234,14 +253,15 @@ def test_a_directory_that_is_missing_is_code_5_and_stays_missing(
 
 def test_a_directory_of_somebody_else_is_code_4_and_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("private")
-    error = run_json("init", tmp_path, "--node", "n1", code=4)["error"]
+    error = run_json("init", tmp_path, "--node", "n1", "--primary", code=4)["error"]
     assert error["error"] == "ForeignError"
     assert "letter.txt" in error["message"]
     assert os.listdir(tmp_path) == ["letter.txt"]
 
 
 def test_a_second_init_is_refused(replica: Path) -> None:
-    assert run_json("init", replica, "--node", "n2", code=5)["error"]["error"] == "StorageError"
+    error = run_json("init", replica, "--node", "n2", "--cluster-id", "ab" * 16, code=5)["error"]
+    assert error["error"] == "StorageError"
 
 
 def test_shipping_from_a_node_that_is_no_primary_is_code_3(replica: Path) -> None:
@@ -249,7 +269,13 @@ def test_shipping_from_a_node_that_is_no_primary_is_code_3(replica: Path) -> Non
     assert error["error"] == "NotPrimaryError"
 
 
-def test_a_promotion_that_nobody_promises_is_code_3(tmp_path: Path) -> None:
+def test_a_promotion_of_a_node_without_a_log_is_code_3(replica: Path) -> None:
+    error = run_json("promote", replica, code=3)["error"]
+    assert error["error"] == "PromotionRefusedError"
+    assert "n2 has no log" in error["message"]
+
+
+def test_a_promotion_of_the_primary_says_that_it_was(tmp_path: Path) -> None:
     place = tmp_path / "n1"
     voters = ("--voter", "n1", "--voter", "n2", "--voter", "n3")
     run_json("init", place, "--node", "n1", "--primary", *voters, "--sync-replicas", "1")
@@ -279,11 +305,19 @@ def test_a_damaged_log_is_code_4_and_named(store: Path) -> None:
         ("nonsense",),
         ("init",),
         ("init", "/nowhere/at/all", "--node", "N 1"),
-        ("init", "/nowhere/at/all", "--node", "n1", "--voter", "n1"),
+        ("init", "/nowhere/at/all", "--node", "n1"),
+        ("init", "/nowhere/at/all", "--node", "n1", "--cluster-id", "ab" * 16, "--voter", "n1"),
         ("init", "/nowhere/at/all", "--node", "n1", "--primary", "--voter", "n2"),
         ("init", "/nowhere/at/all", "--node", "n1", "--primary", "--sync-replicas", "1"),
         ("init", "/nowhere/at/all", "--node", "n1", "--cluster-id", "abc"),
         ("receive", "/nowhere/at/all", "--listen", "7001"),
+        ("node", "/nowhere/at/all", "--listen", "0.0.0.0:7001"),
+        ("bench", "--dir", "/nowhere/at/all"),
+        ("retention", "explain", "/nowhere/at/all", "--log-hours", "inf"),
+        ("session", "list", "/nowhere/at/all", "--limit", "9" * 20),
+        ("log", "dump", "/nowhere/at/all", "--session", "\udcff"),
+        ("replay", "/nowhere/at/all", "--into", "/nowhere/else", "--to-lsn", "9" * 20),
+        ("replay", "/nowhere/at/all", "--into", "/nowhere/else", "--to-time", "9" * 30),
         ("replay", "/nowhere/at/all", "--into", "/nowhere/else", "--to-time", "noon"),
         ("demo", "--sync-replicas", "3"),
         ("demo", "--access-log", "x.log", "--sessions", "5"),
@@ -295,6 +329,25 @@ def test_a_wrong_command_line_is_code_2_and_does_nothing(arguments: tuple[str, .
     assert result.exit_code == 2
     assert "Traceback" not in result.output
     assert not Path("/nowhere").exists()
+
+
+def test_a_command_line_that_cannot_be_parsed_is_json_too() -> None:
+    import subprocess
+
+    words = [*COMMAND, "session", "list", "/nowhere/at/all", "--limit", "many", "--json"]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["error"], error["code"]) == (2, "UsageError", 2)
+    assert "--limit" in error["message"]
+    assert done.stderr == ""
+
+
+def test_a_second_receiver_of_a_node_is_code_3(replica: Path) -> None:
+    with open(replica / names.RECEIVER_LOCK, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for command in ("receive", "node"):
+            error = run_json(command, replica, "--listen", "127.0.0.1:0", code=3)["error"]
+            assert (error["error"], error["path"]) == ("StoreInUseError", str(replica / names.RECEIVER_LOCK))
 
 
 def test_a_replay_into_a_directory_that_is_not_empty_is_code_2(store: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from perdure.shipping import Child, Task, start_child
-from perdure.store import WireError
+from perdure.store import NotPrimaryError, PerdureError, StoreInUseError, StoreMissingError, UsageError
 from perdure.store.page import Word
 from tests.cluster.nodes import HOST, SECRET, Cluster, cluster_of, until
 
@@ -72,19 +72,19 @@ def test_the_secret_is_on_no_command_line_and_in_no_environment(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "why", "code"),
+    ("kind", "name", "error", "why", "code"),
     [
-        ("shipper", "n2", "accepts no writes", 3),
-        ("receiver", "nothing", "no store here", 5),
-        ("folder", "nothing", "no store here", 5),
+        ("shipper", "n2", NotPrimaryError, "accepts no writes", 3),
+        ("receiver", "nothing", StoreMissingError, "no store here", 5),
+        ("folder", "nothing", StoreMissingError, "no store here", 5),
     ],
 )
 def test_a_child_that_cannot_do_its_work_says_why_and_ends(
-    tmp_path: Path, kind: str, name: str, why: str, code: int
+    tmp_path: Path, kind: str, name: str, error: type[PerdureError], why: str, code: int
 ) -> None:
     with cluster_of(tmp_path, 2) as cluster:
         child = start_child(Task(kind, str(cluster.path(name))))
-        with pytest.raises(WireError, match=why):
+        with pytest.raises(error, match=why):
             child.wait_ready()
         assert child.process.wait(10) == code
         child.kill()
@@ -94,5 +94,15 @@ def test_only_one_shipper_serves_a_store(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 2) as cluster:
         cluster.ports["n2"] = 1
         cluster.ship_here("n1")
-        with pytest.raises(WireError, match="another process holds"):
+        with pytest.raises(StoreInUseError, match="another process holds"):
             cluster.start(cluster.shipper("n1"))
+
+
+def test_a_node_is_no_replica_of_itself(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        task = Task("shipper", str(cluster.path("n1")), replicas={"n1": ("127.0.0.1", 1)})
+        child = start_child(task)
+        with pytest.raises(UsageError, match="no replica of it"):
+            child.wait_ready()
+        child.kill()
+        assert not list((cluster.path("n1") / "slots").glob("n1*"))

@@ -113,6 +113,7 @@ def test_a_target_beyond_the_log_or_before_its_beginning_is_refused(tmp_path: Pa
     source = Recorded(tmp_path / "s")
     with pytest.raises(PositionGoneError, match=f"ends at LSN {source.end.lsn}"):
         replay_to(source.path, tmp_path / "t", upto_lsn=source.end.lsn + 100)
+    assert list((tmp_path / "t").iterdir()) == []
     first = list_segments(source.path / "log")[0]
     assert first.first_lsn == 1
     first.path.unlink()

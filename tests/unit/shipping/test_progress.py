@@ -88,11 +88,11 @@ def test_only_voters_besides_the_primary_are_counted_as_connected() -> None:
 @pytest.mark.parametrize(
     ("ours", "our_end", "theirs", "their_end", "expected"),
     [
-        ([(1, 1)], at(50, 1), [], at(0, 0), Common(0, 0, True)),
-        ([(1, 1)], at(50, 1), [(1, 1)], at(40, 1), Common(1, 40, True)),
-        ([(1, 1), (2, 91)], at(95), [(1, 1)], at(100, 1), Common(1, 90, False)),
-        ([(1, 1), (2, 91)], at(95), [(1, 1), (2, 91)], at(99), Common(2, 95, False)),
-        ([(1, 1), (3, 91)], at(95, 3), [(1, 1), (2, 81)], at(85), Common(1, 80, False)),
+        ([(1, 1)], at(50, 1), [], at(0, 0), Common(0, 0)),
+        ([(1, 1)], at(50, 1), [(1, 1)], at(40, 1), Common(1, 40)),
+        ([(1, 1), (2, 91)], at(95), [(1, 1)], at(100, 1), Common(1, 90)),
+        ([(1, 1), (2, 91)], at(95), [(1, 1), (2, 91)], at(99), Common(2, 95)),
+        ([(1, 1), (3, 91)], at(95, 3), [(1, 1), (2, 81)], at(85), Common(1, 80)),
         ([(3, 91)], at(95, 3), [(2, 1)], at(95, 2), None),
     ],
 )
