@@ -45,7 +45,7 @@ class Batch:
         self._durability = durability
         self._changes: list[_Change] = []
         self._operation_id = take()
-        self._is_over = False
+        self._is_entered = self._is_over = False
 
     @property
     def operation_id(self) -> str:
@@ -53,6 +53,9 @@ class Batch:
         return self._operation_id.hex()
 
     def __enter__(self) -> Batch:
+        if self._is_entered:
+            raise UsageError("a batch is entered once", hint="Begin another one.")
+        self._is_entered = True
         return self
 
     def __exit__(
@@ -81,7 +84,7 @@ class Batch:
             1,
             now_ms,
             now_ms,
-            timeout_ms if timeout_ms == DEFAULT_TIMEOUT_MS else check_timeout(timeout_ms),
+            timeout_ms if timeout_ms is DEFAULT_TIMEOUT_MS else check_timeout(timeout_ms),
             0,
             metadata if metadata is not None else {},
             priority,

@@ -14,9 +14,11 @@ import os
 from . import names
 from .control import Config, EpochStart, control_payload
 from .cursor import Run, SegmentFile
+from .errors import UsageError
 from .files import remove_durably, sync_directory, translate, translated
 from .follow import LOCK_TIMEOUT_MS, SEGMENT_BYTES, LogFollower
-from .frame import MAGIC, pack_body_header, pack_chain, xxh3_64
+from .frame import FRAME_BYTES_MAX, MAGIC, pack_body_header, pack_chain, xxh3_64
+from .frame import HEADER_BYTES as FRAME_HEADER_BYTES
 from .ids import Position, StatePosition
 from .page import Word
 from .promise import Promise, give_promise
@@ -26,6 +28,7 @@ from .segment import HEADER_BYTES, SegmentHeader
 __all__ = ["LOCK_TIMEOUT_MS", "SEGMENT_AGE_MS", "SEGMENT_BYTES", "EventLog"]
 
 SEGMENT_AGE_MS = 3_600_000
+PAYLOAD_BYTES_MAX = FRAME_BYTES_MAX - FRAME_HEADER_BYTES
 _APPENDED = int(Word.APPENDED)
 _DIRTY = int(Word.DIRTY)
 _END = int(Word.END)
@@ -73,6 +76,8 @@ class EventLog(LogFollower):
         it was before, or is settled by whoever locks it next.
         """
         cursor, words = self.cursor, self.words
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            raise UsageError(f"a frame takes at most {PAYLOAD_BYTES_MAX} bytes, not {len(payload)}")
         epoch, lsn, previous_chain, _, _ = cursor.at
         offset = cursor.offset
         if now_ms < cursor.time_ms:

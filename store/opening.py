@@ -34,6 +34,7 @@ from .errors import (
     StoreMissingError,
     UsageError,
 )
+from .event import VALUE_BYTES_MAX
 from .files import make_directory, publish, remove_durably, translated
 from .flush import is_poisoned
 from .identity import Identity, has_identity, new_cluster_id, read_identity, write_identity
@@ -63,6 +64,9 @@ class SystemClock:
         return time.monotonic_ns() // 1_000_000
 
 
+INTERVAL_MS_MAX = 86_400_000
+
+
 @dataclass(frozen=True)
 class OpenOptions:
     """How a store is opened. Times in ms, sizes in bytes."""
@@ -77,6 +81,20 @@ class OpenOptions:
     clock: Clock = field(default_factory=SystemClock)
     boot_id: Callable[[], str] = read_boot_id
     progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for a limit that the formats could not keep."""
+        for name, value, least, most in (
+            ("max_session_size_bytes", self.session_bytes_max, 1, VALUE_BYTES_MAX),
+            ("interval_ms", self.interval_ms, 1, INTERVAL_MS_MAX),
+            ("write_timeout_ms", self.write_timeout_ms, 0, INTERVAL_MS_MAX),
+        ):
+            _check_limit(name, value, least, most)
+
+
+def _check_limit(name: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, int) or not least <= value <= most:
+        raise UsageError(f"{name} is a whole number from {least} to {most}, not {value!r}")
 
 
 @dataclass

@@ -267,7 +267,7 @@ def encode_session(
     timeout_ms: int,
     cap_ms: int,
     metadata: Mapping[str, Any],
-    priority: int = 2,
+    priority: Any = 2,
     *,
     home_node: str = "",
     group: str = "",
@@ -284,6 +284,8 @@ def encode_session(
         data = b""
     if not data or not (data[0] & 0xF0 == 0x80 or data[0] in (0xDE, 0xDF)):
         data = encode_checked(metadata)
+    if not isinstance(priority, int) or not 0 <= priority <= PRIORITY_MAX:
+        raise UsageError(f"a priority is one of {', '.join(Priority.__members__)}, not {priority!r}")
     if not (home_node or group or tags):
         return (
             pack_header(FORMAT, 0, priority, 0, 0, 0, version, created_ms, accessed_ms, timeout_ms, cap_ms)

@@ -184,7 +184,7 @@ class SessionStore(SessionReader):
         if durability is not None:
             parse_durability(durability)
         now_ms = self._now_ms()
-        timeout = timeout_ms if timeout_ms == DEFAULT_TIMEOUT_MS else check_timeout(timeout_ms)
+        timeout = timeout_ms if timeout_ms is DEFAULT_TIMEOUT_MS else check_timeout(timeout_ms)
         cap = 0 if max_lifetime_ms is None else now_ms + check_timeout(max_lifetime_ms)
         value = encode_session(
             1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -244,6 +245,69 @@ def test_a_sample_is_drawn_without_repetition_and_evenly(store: SessionStore) ->
     for wrong in (0, -1, 10_001, 1.5):
         with pytest.raises(UsageError):
             store.sample(wrong)  # type: ignore[arg-type]
+
+
+def test_a_batch_is_entered_once(store: SessionStore) -> None:
+    batch = store.batch()
+    with batch:
+        batch.create({"n": 1})
+    with pytest.raises(UsageError, match="once"), batch:
+        pass
+    again = store.batch()
+    with pytest.raises(UsageError, match="once"), again, again:
+        pass
+    assert store.count() == 1
+
+
+@pytest.mark.parametrize("priority", [4, 255, 256, -1, 1.0, "high", None])
+def test_a_priority_that_is_none_is_refused(store: SessionStore, priority: Any) -> None:
+    before = store.position()
+    for call in (
+        lambda: store.create({}, priority=priority),
+        lambda: store.put("mine", {}, priority=priority),
+        lambda: store.batch().create({}, priority=priority),
+        lambda: store.batch().put("mine", {}, priority=priority),
+    ):
+        with pytest.raises(UsageError, match="priority"):
+            call()
+    assert store.position() == before
+
+
+def test_a_timeout_that_only_equals_the_default_is_refused_if_it_is_no_whole_number(
+    store: SessionStore,
+) -> None:
+    for create in (store.create, store.batch().create):
+        with pytest.raises(UsageError, match="timeout"):
+            create({}, timeout_ms=3_600_000.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_session_size_bytes": (8 << 20) + 1},
+        {"max_session_size_bytes": 0},
+        {"max_session_size_bytes": 1.5},
+        {"interval_ms": 0},
+        {"write_timeout_ms": -1},
+    ],
+)
+def test_a_limit_that_cannot_be_kept_is_refused_before_anything_is_made(
+    tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        SessionStore.open(tmp_path / "store", **wrong)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_session_of_the_largest_size_survives_reopening(tmp_path: Path) -> None:
+    with SessionStore.open(tmp_path / "store", max_session_size_bytes=8 << 20) as store:
+        id = store.create({"pad": "x" * ((8 << 20) - 100)})
+        with pytest.raises(SessionTooLargeError):
+            store.create({"pad": "x" * (8 << 20)})
+        with SessionStore.open(tmp_path / "store") as other:
+            assert other.exists(id)
+    with SessionStore.open(tmp_path / "store") as store:
+        assert store.exists(id)
 
 
 def test_ids_come_in_key_order_with_prefix_and_resume(store: SessionStore) -> None:
