@@ -9,12 +9,14 @@ whatever goes wrong after the append is Indeterminate, never success and never a
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
+from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
 import xxhash
@@ -52,6 +54,7 @@ _EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
 _RELEASE = fcntl.LOCK_UN
 flock = fcntl.flock
 get_ident = threading.get_ident
+_APPENDED = int(Word.APPENDED)
 _GENERATION = int(Word.GENERATION)
 _SHIPPER_IDLE = int(Word.SHIPPER_IDLE)
 _VOTERS = int(Word.VOTERS_CONNECTED)
@@ -118,10 +121,9 @@ class Writer:
         self.write_timeout_ms = write_timeout_ms
         self._after_append = after_append
         self._make_room = make_room
-        self._threads = threading.Lock()
-        log.thread_locks.append(self._threads)
-        self._acquire_threads = self._threads.acquire
-        self._release_threads = self._threads.release
+        self.threads = threading.Lock()
+        """Held by the thread that writes, and by whoever closes the store."""
+        log.thread_locks.append(self.threads)
         self._queue: deque[Operation] = deque()
         self._writing_thread = 0
         self.dirty_since_ms = 0
@@ -137,20 +139,25 @@ class Writer:
         The same as commit() with a put, in one plain function, because calls are what it would spend
         its time on; answers its frame's position, not yet durable.
         """
-        if self._queue or not self._acquire_threads(False):
+        log, view = self.log, self.view
+        if self._queue or self.threads.locked():
             return self._submit(Operation(lambda stage: stage.put(key, value, Reason.CREATED, operation_id)))
-        try:
-            log, view = self.log, self.view
+        if len(view.tail) > TAIL_ENTRIES_MAX:
+            self._make_room()
+        position = None
+        with self.threads:
             if log.words[_TURN]:
                 log.give_way()
-            try:
-                flock(log.write_lock.descriptor, _EXCLUSIVE)
-            except (OSError, ValueError):
-                log.lock()
-            else:
-                log.locked()
-            try:
-                if view.needs_commit or len(view.tail) > TAIL_ENTRIES_MAX:
+            descriptor = log.write_lock.descriptor
+            try:  # also around the lock: a signal's exception must not leave it held
+                self._writing_thread = get_ident()
+                try:
+                    flock(descriptor, _EXCLUSIVE)
+                except (OSError, ValueError):
+                    log.lock()
+                else:
+                    log.locked()
+                if view.needs_commit:
                     self._admit()
                 if log.cursor.offset >= log.segment_bytes or log.must_roll:
                     log.roll_if_due(now_ms)
@@ -169,24 +176,26 @@ class Writer:
                     expiry_ms if expiry_ms != NEVER_MS else KEPT_MS,
                     position,
                 )
-            except BaseException:
-                view.recheck()
+            except BaseException as error:
+                self._broke_off(error, position, operation_id)
                 raise
             finally:
-                flock(log.write_lock.descriptor, _RELEASE)
-        finally:
-            self._release_threads()
+                self._writing_thread = 0
+                flock(descriptor, _RELEASE)
         if len(view.tail) >= FOLD_ENTRIES:
             self._after_append()
         return position
 
-    def commit(self, evaluate: Evaluate) -> tuple[Any, StatePosition | None]:
+    def commit(self, evaluate: Evaluate, *, makes_room: bool = True) -> tuple[Any, StatePosition | None]:
         """Evaluate a change under the lock and append what it says, with others that wait.
 
         Answers (its result, the position of its frame, or None if it wrote nothing). Raises what
-        `evaluate` raises; then nothing was written for it.
+        `evaluate` raises; then nothing was written for it. Who holds the fold lock must not ask for room.
         """
         operation = Operation(evaluate)
+        if makes_room and len(self.view.tail) > TAIL_ENTRIES_MAX:
+            self.refuse_reentry()
+            self._make_room()
         position = self._submit(operation)
         return operation.result, position if operation.position else None
 
@@ -205,21 +214,24 @@ class Writer:
         session. One plain function, as create().
         """
         if self._writing_thread:
-            self._refuse_reentry()
+            self.refuse_reentry()
         log, view = self.log, self.view
-        self._acquire_threads()
-        try:
+        if len(view.tail) > TAIL_ENTRIES_MAX:
+            self._make_room()
+        position = None
+        with self.threads:
             if log.words[_TURN]:
                 log.give_way()
-            try:
-                flock(log.write_lock.descriptor, _EXCLUSIVE)
-            except (OSError, ValueError):
-                log.lock()
-            else:
-                log.locked()
+            descriptor = log.write_lock.descriptor
             try:
                 self._writing_thread = get_ident()
-                if view.needs_commit or len(view.tail) > TAIL_ENTRIES_MAX:
+                try:
+                    flock(descriptor, _EXCLUSIVE)
+                except (OSError, ValueError):
+                    log.lock()
+                else:
+                    log.locked()
+                if view.needs_commit:
                     self._admit()
                 now_ms = log.now_ms()
                 if log.cursor.offset >= log.segment_bytes or log.must_roll:
@@ -237,14 +249,12 @@ class Writer:
                     now_ms,
                 )
                 view.took_one(key, hashed.to_bytes(8, "little") + value, arm_ms, position)
-            except BaseException:
-                view.recheck()
+            except BaseException as error:
+                self._broke_off(error, position, operation_id)
                 raise
             finally:
                 self._writing_thread = 0
-                flock(log.write_lock.descriptor, _RELEASE)
-        finally:
-            self._release_threads()
+                flock(descriptor, _RELEASE)
         if len(view.tail) >= FOLD_ENTRIES:
             self._after_append()
         return position, value
@@ -271,7 +281,7 @@ class Writer:
                 self._check_still_ours(position)
         except Indeterminate:
             raise
-        except (PerdureError, OSError) as error:
+        except (PerdureError, OSError, ValueError) as error:  # ValueError: the page was closed meanwhile
             raise self._indeterminate(str(error), position, operation_id) from error
 
     def wait_visible(self) -> None:
@@ -281,10 +291,7 @@ class Writer:
 
     def _wait_committed(self, position: StatePosition) -> None:
         if self.gate is None:
-            raise NoQuorumError(
-                "the store asks for replicas, and this handle has no way to them",
-                hint="Open it with perdure.open(), which wires the shipper.",
-            )
+            raise self._no_way_to_replicas()
         self.gate.poke(position.lsn)
         if not self.gate.wait(position.position, self.write_timeout_ms):
             replicas = self.log.config.sync_replicas
@@ -313,14 +320,26 @@ class Writer:
             operation_id=operation_id.hex() if operation_id else None,
         )
 
+    def _broke_off(self, error: BaseException, position: StatePosition | None, operation_id: bytes) -> None:
+        """Something was raised under the lock. Raises Indeterminate if it was behind the append."""
+        self.view.recheck()
+        if position is not None and isinstance(error, Exception):
+            raise self._indeterminate(str(error), position, operation_id) from error
+
     # -- one frame -------------------------------------------------------------------------------
 
     def _submit(self, operation: Operation) -> StatePosition:
-        self._refuse_reentry()
+        self.refuse_reentry()
         self._queue.append(operation)
-        with self._threads:
-            while not operation.is_done:  # more may wait before it than one group takes
-                self._commit(self._drain())
+        try:
+            with self.threads:
+                while not operation.is_done:  # more may wait before it than one group takes
+                    self._commit()
+        except BaseException:
+            if not operation.is_done:  # what was asked for must not be done later, behind the caller's back
+                with contextlib.suppress(ValueError):
+                    self._queue.remove(operation)
+            raise
         self._after_append()
         self._result(operation)
         return operation.position or self.log.cursor.at
@@ -330,36 +349,53 @@ class Writer:
             raise operation.error
         return operation.result
 
-    def _drain(self) -> list[Operation]:
-        queue = self._queue
-        group: list[Operation] = []
-        while queue and len(group) < GROUP_OPERATIONS_MAX:
-            group.append(queue.popleft())
-        return group
+    def _commit(self) -> None:
+        """Commit the head of the queue in one frame; each operation learns what became of it.
 
-    def _commit(self, group: list[Operation]) -> None:
-        """Commit a group in one frame; each operation learns what became of it."""
-        log = self.log
-        self._writing_thread = threading.get_ident()
+        They stay in the queue until they are done, so that none is lost if this thread is interrupted.
+        """
+        log, queue = self.log, self._queue
+        group = list(islice(queue, GROUP_OPERATIONS_MAX))
+        settled_lsn = -1
         try:
-            log.lock()
+            self._writing_thread = get_ident()
+            log.words[_APPENDED]
+            descriptor = log.write_lock.descriptor
             try:
-                if self._needs_care():
+                log.lock()
+                if self.view.needs_commit:
                     self._admit()
                 left = group
                 while left:
+                    settled_lsn = log.cursor.at.lsn
                     left = self._append_some(left)
+                settled_lsn = log.cursor.at.lsn
             except BaseException:
                 self.view.recheck()
                 raise
             finally:
-                log.unlock()
-        except BaseException as error:  # noqa: BLE001 - every waiter must hear of it, whatever it is
-            for operation in group:
-                if not operation.is_done:
-                    operation.error, operation.is_done = error, True
+                flock(descriptor, _RELEASE)
+        except BaseException as error:
+            self._fail(group, error, settled_lsn)
+            if not isinstance(error, Exception):
+                raise  # Ctrl-C is for the thread that it met; the others commit what is theirs
         finally:
             self._writing_thread = 0
+            while queue and queue[0].is_done:
+                queue.popleft()
+
+    def _fail(self, group: list[Operation], error: BaseException, settled_lsn: int) -> None:
+        """Tell the operations of a group that broke off; one that may be in the log is Indeterminate."""
+        at = self.log.cursor.at
+        may_stand = settled_lsn >= 0 and at.lsn != settled_lsn
+        for operation in group:
+            if operation.is_done:
+                continue
+            if may_stand:
+                operation.error = self._indeterminate(str(error), at, None)
+                operation.is_done = True
+            elif isinstance(error, Exception):
+                operation.error, operation.is_done = error, True
 
     def _append_some(self, group: list[Operation]) -> list[Operation]:
         """Append one frame of as many operations as fit; answers those that are left."""
@@ -373,10 +409,10 @@ class Writer:
             try:
                 operation.error = None
                 operation.result = operation.evaluate(stage)
-            except BaseException as error:  # noqa: BLE001 - it is for the caller of this one operation
+            except Exception as error:  # noqa: BLE001 - it is for the caller of this one operation
                 operation.error = error
-                if len(stage.parts) != parts:
-                    # It left half of itself in the stage: the others are evaluated anew, without it.
+                if len(stage.parts) != parts or not isinstance(error, PerdureError):
+                    # It may have left half of itself in the stage: the others are evaluated anew, without it.
                     operation.is_done = True
                     return [other for other in group if other is not operation]
             if stage.is_too_large():
@@ -402,17 +438,11 @@ class Writer:
         for operation in group:
             operation.position, operation.is_done = position, True
 
-    def _needs_care(self) -> bool:
-        view = self.view
-        return view.needs_commit or len(view.tail) > TAIL_ENTRIES_MAX
-
     def _admit(self) -> None:
-        """Refuse before anything is appended what could not be confirmed, or has no room in the tail."""
+        """With sync_replicas >= 1: refuse before anything is appended what could not be confirmed."""
         view, log = self.view, self.log
-        if len(view.tail) > TAIL_ENTRIES_MAX:
-            self._make_room()
-        if not view.needs_commit:
-            return
+        if self.gate is None:
+            raise self._no_way_to_replicas()
         with view.mutex:
             view.advance()
         if len(view.pending_frames) > PENDING_FRAMES_MAX:
@@ -428,6 +458,13 @@ class Writer:
             finally:
                 log.lock()
 
+    def _no_way_to_replicas(self) -> NoQuorumError:
+        return NoQuorumError(
+            "the store asks for replicas, and this handle has no way to them",
+            node=self.log.identity.node,
+            hint="Open it with perdure.open(), which wires the shipper.",
+        )
+
     def _await_voters(self, need: int) -> None:
         """Give the replicas until the write's deadline to connect; NoQuorumError if they do not."""
         deadline = time.monotonic() + self.write_timeout_ms / 1000
@@ -442,7 +479,8 @@ class Writer:
                 hint="Nothing was written. Start the replicas, or see `perdure status`.",
             )
 
-    def _refuse_reentry(self) -> None:
+    def refuse_reentry(self) -> None:
+        """Raise ReentrantWriteError in a thread that is inside an update function."""
         if self._writing_thread and self._writing_thread == get_ident():
             raise ReentrantWriteError(
                 "a write to the store from inside an update function",

@@ -277,14 +277,16 @@ class LogCursor:
 
     def close(self) -> None:
         self._close_descriptor()
-        for _, descriptor in self.retired:
-            os.close(descriptor)
-        self.retired.clear()
+        while self.retired:
+            os.close(self.retired.pop()[1])
 
     def _close_descriptor(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+        """Retire it where that is wanted: another thread may be syncing it at this moment."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0 and self.keep_retired:
+            self.retired.append((self.at.lsn, descriptor))
+        elif descriptor >= 0:
+            os.close(descriptor)
 
     def _check_header(self, header: SegmentHeader, file: SegmentFile) -> None:
         if header.cluster_id != self.cluster_id or header.shard != self.shard:

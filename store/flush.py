@@ -48,6 +48,8 @@ _MARK_SEQUENCE = int(Word.MARK_SEQUENCE)
 _MARK_SYNCED = int(Word.MARK_SYNCED_MS)
 _MARK_SYNCED_SEQUENCE = int(Word.MARK_SYNCED_SEQUENCE)
 _EVERYTHING = (1 << 64) - 1
+_CLOSED = -1
+"""No thread has this number: nobody leads any more."""
 get_ident = threading.get_ident
 
 
@@ -95,6 +97,7 @@ class Flusher:
         words = self.words
         if words[_FLUSHED] >= lsn and not words[_POISON]:
             return
+        me = get_ident()
         covered = _EVERYTHING  # if this fails all wake up, and see for themselves
         try:
             while not self._leads_or_waited(_Waiter(lsn)):
@@ -103,22 +106,31 @@ class Flusher:
             self._lead(lsn)
             covered = words[_FLUSHED]
         finally:
-            if self.leader == get_ident():
-                self._hand_over(covered)
+            try:
+                if self.leader == me:
+                    self._hand_over(covered)
+            finally:
+                if self.leader == me:  # a signal's exception: who waits looks for itself
+                    self.leader = 0
 
     def drop_retired(self) -> None:
         """Close segments that were read to their end and that some process has synced."""
         if not self._cursor.retired:
             return
+        me = get_ident()
         try:
             with self.threads:
                 if self.leader:
                     return  # who leads syncs them at this moment, and closes them itself
-                self.leader = get_ident()
+                self.leader = me
             self._close_retired(self.words[_FLUSHED])
         finally:
-            if self.leader == get_ident():
-                self._hand_over(_EVERYTHING)
+            try:
+                if self.leader == me:
+                    self._hand_over(_EVERYTHING)
+            finally:
+                if self.leader == me:
+                    self.leader = 0
 
     def check_poison(self) -> None:
         """Raise PoisonedError if a sync failed in any process since the log was last made anew."""
@@ -164,6 +176,16 @@ class Flusher:
             self._guarded(self.mark.sync)
             words[_MARK_SYNCED_SEQUENCE] = sequence
 
+    def wait_idle(self) -> None:
+        """Before the end: wait until no thread syncs, for a flush's time at most. None begins then."""
+        deadline = time.monotonic() + self.timeout_ms / 1000
+        while True:
+            with self.threads:
+                if not self.leader or time.monotonic() >= deadline:
+                    self.leader = _CLOSED
+                    return
+            time.sleep(RETRY_S)
+
     def close(self) -> None:
         self._lock.close()
         self.mark.close()
@@ -207,9 +229,9 @@ class Flusher:
 
     def _lead(self, lsn: int) -> None:
         words, lock = self.words, self._lock
-        if not lock.try_acquire() and not self._acquire_or_covered(lsn):
-            return
-        try:
+        try:  # also around the lock: to release what is not held does nothing
+            if not lock.try_acquire() and not self._acquire_or_covered(lsn):
+                return
             self.check_poison()
             if words[_FLUSHED] < lsn:
                 self._sync()

@@ -27,6 +27,10 @@ from .session import (
 )
 
 HASH_BYTES = 8
+REBUILD_HINT = (
+    "Close the store everywhere and move its directory `state` away: the next opening rebuilds it from "
+    "snapshot and log."
+)
 RECORD_BYTES_MIN = HASH_BYTES + HEADER_BYTES
 xxh3_64 = xxhash.xxh3_64_intdigest
 
@@ -62,7 +66,7 @@ def value_of(key: bytes, record: Record) -> bytes:
     if xxh3_64(value, xxh3_64(key)) != int.from_bytes(record[:HASH_BYTES], "little"):
         raise CorruptError(
             f"the state's record of session {key!r} does not match its hash",
-            hint="The state is damaged; it can be rebuilt from snapshot and log.",
+            hint=REBUILD_HINT,
         )
     return value
 
@@ -71,7 +75,7 @@ def unreadable(error: Exception | str) -> CorruptError:
     """The error for a state whose engine refuses to read."""
     return CorruptError(
         f"the state cannot be read: {error}",
-        hint="It can be rebuilt from snapshot and log: close the store everywhere and move its state away.",
+        hint=REBUILD_HINT,
     )
 
 

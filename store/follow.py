@@ -209,10 +209,11 @@ class LogFollower:
     def give_way(self) -> None:
         """Another writer waited long for the lock: let it go first. A stale request counts for nothing."""
         words = self.words
-        while (left_ns := words[_TURN] - time.monotonic_ns()) > 0:
-            if left_ns > TURN_NS:
-                break
+        now_ns = time.monotonic_ns()
+        until_ns = now_ns + TURN_NS  # others may ask anew meanwhile: once is enough
+        while 0 < words[_TURN] - now_ns <= TURN_NS and now_ns < until_ns:
             time.sleep(GIVE_WAY_S)
+            now_ns = time.monotonic_ns()
         words[_TURN] = 0
 
     def unlock(self) -> None:
@@ -326,18 +327,19 @@ class LogFollower:
     def refresh_role(self) -> None:
         """Read again what a changed generation may have changed: poison, cut log, promise, role."""
         self.flusher.check_poison()
+        seen = self.words[_GENERATION]  # before the look at the log: what changes behind it is looked at anew
         if self.generation == _MOVING or not self._still_there():
             self._reopen()
-        self.look_again()
+        self.look_again(seen)
 
     def take_anew(self) -> None:
         """Frames were passed that nobody took: whoever listens begins again at the next look."""
         self.generation = _MOVING
 
-    def look_again(self) -> None:
-        """Read poison, promise, config and role anew."""
+    def look_again(self, seen: int | None = None) -> None:
+        """Read poison, promise, config and role anew; all else was looked at in generation `seen`."""
         self.flusher.check_poison()
-        self.generation = self.words[_GENERATION]
+        self.generation = self.words[_GENERATION] if seen is None else seen
         self.promise = read_promise(self.store)
         self.load_config()
         self._judge_role()
@@ -370,6 +372,7 @@ class LogFollower:
         """Give back every descriptor. Nothing is written."""
         if isinstance(self.words, _Refusing):
             return
+        self.flusher.wait_idle()
         self._refuse(StoreClosedError("the store was closed", path=self.store))
         self.cursor.close()
         self.flusher.close()

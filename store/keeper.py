@@ -58,20 +58,27 @@ class Keeper:
         self._thread = threading.Thread(target=self._run, name="perdure-keeper", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread and do its last work: refreshes, interval flush, fold."""
+    def stop(self) -> Exception | None:
+        """End the thread and do its last work: refreshes, flush, fold.
+
+        Answers why the flush that durability "interval" promised failed, None if it did not.
+        """
         if self._thread is None:
-            return
+            return None
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
         self._thread = None
+        failed = None
         for work in (self._flush_touches, self._flush_last, self._sync_mark, self.fold_now):
             try:
                 work()
             except Exception as error:  # noqa: BLE001 - each of them is tried, and closing goes on
                 self.last_error = error
+                if work == self._flush_last and self._options.durability is Durability.INTERVAL:
+                    failed = error  # with "disk" every call that could be concerned was told
         self._fold_lock.close()
+        return failed
 
     def _flush_last(self) -> None:
         if self._options.durability is not Durability.OS:
@@ -111,29 +118,27 @@ class Keeper:
         Raises LockTimeoutError if another process folds past the deadline, StorageError or CorruptError.
         """
         with self._fold_threads:
-            self._fold_lock.acquire(self._options.write_timeout_ms)
-            try:
+            try:  # also around the lock: to release what is not held does nothing
+                self._fold_lock.acquire(self._options.write_timeout_ms)
                 return self._fold()
             finally:
                 self._fold_lock.release()
 
     def _fold_if_free(self) -> None:
-        if not self._fold_threads.acquire(blocking=False):
+        if self._fold_threads.locked():
             return
-        try:
-            if not self._fold_lock.try_acquire():
-                self._drop_folded()
-                return
+        with self._fold_threads:
             try:
-                self._fold()
-                self.last_error = None
+                if self._fold_lock.try_acquire():
+                    self._fold()
+                    self.last_error = None
+                else:
+                    self._drop_folded()
+            except Exception as error:  # noqa: BLE001 - the caller's write stands; this is not its failure
+                self.last_error = error
+                self._fold_at = len(self._view.tail) + FOLD_ENTRIES
             finally:
                 self._fold_lock.release()
-        except Exception as error:  # noqa: BLE001 - the caller's write stands; this is not its failure
-            self.last_error = error
-            self._fold_at = len(self._view.tail) + FOLD_ENTRIES
-        finally:
-            self._fold_threads.release()
 
     def _fold(self) -> int:
         view = self._view
@@ -163,8 +168,8 @@ class Keeper:
         expired = 0
         while expired < limit:
             with self._fold_threads:
-                self._fold_lock.acquire(self._options.write_timeout_ms)
                 try:
+                    self._fold_lock.acquire(self._options.write_timeout_ms)
                     chunk, done = self._sweep_chunk(min(SWEEP_CHUNK, limit - expired))
                 finally:
                     self._fold_lock.release()
@@ -192,7 +197,7 @@ class Keeper:
                     expired += 1
             return expired
 
-        expired, position = self._writer.commit(evaluate)
+        expired, position = self._writer.commit(evaluate, makes_room=False)
         if position is not None:
             self._writer.finish(position, self._options.durability, None)
         # What the state holds after this fold decides: each session in it keeps a deadline at or before
@@ -265,18 +270,15 @@ class Keeper:
         header = log.cursor.header
         if header is None or header.first_lsn == self._sealed_before:
             return
-        if not self._fold_threads.acquire(blocking=False):
+        if self._fold_threads.locked():
             return
-        try:
-            if not self._fold_lock.try_acquire():
-                return
+        with self._fold_threads:
             try:
-                seal_all(log.cursor, lambda: log.flush(log.cursor.at.lsn))
-                self._sealed_before = header.first_lsn
+                if self._fold_lock.try_acquire():
+                    seal_all(log.cursor, lambda: log.flush(log.cursor.at.lsn))
+                    self._sealed_before = header.first_lsn
             finally:
                 self._fold_lock.release()
-        finally:
-            self._fold_threads.release()
 
 
 def seal_all(cursor: LogCursor, flush: Callable[[], None]) -> int:

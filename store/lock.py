@@ -86,9 +86,9 @@ class FileLock:
             flock(self.descriptor, _RELEASE)
 
     def close(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def _closed(self) -> PerdureError:
         if self._is_inherited:

@@ -117,8 +117,8 @@ class Opened:
     def close(self) -> None:
         with self.view.mutex:
             self.view.release()
-        self.log.close()
-        self.backend.close()
+            self.log.close()
+            self.backend.close()
         self.users_lock.close()
 
 

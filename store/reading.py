@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 
 from .errors import CorruptError, InvalidIdError, SessionNotFoundError, UsageError
-from .fold import HASH_BYTES, unreadable
+from .fold import HASH_BYTES, REBUILD_HINT, unreadable
 from .ids import Position
 from .log import EventLog
 from .opening import Opened, OpenOptions
@@ -213,7 +213,7 @@ class SessionReader(ABC):
         return CorruptError(
             f"the state's record of session {id!r} does not match its hash",
             path=self._opened.state_path,
-            hint="The state is damaged; close the store and rebuild it with `perdure verify`, `replay`.",
+            hint=REBUILD_HINT,
         )
 
     def _unknown_format(self, id: str) -> CorruptError:

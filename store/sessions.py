@@ -19,11 +19,11 @@ import xxhash
 from .batch import Batch
 from .commit import Durability, Writer, parse_durability
 from .errors import (
-    BusyError,
     Indeterminate,
     PerdureError,
     SessionNotFoundError,
     SessionTooLargeError,
+    StoreClosedError,
     UsageError,
     VersionConflictError,
 )
@@ -140,16 +140,24 @@ class SessionStore(SessionReader):
             raise
 
     def close(self) -> None:
-        """Flush what the durability asks for, fold, and give everything back. Idempotent."""
+        """Flush what the durability asks for, fold, and give everything back. Idempotent.
+
+        Waits for calls of other threads that are under way. Raises, when all is given back, what the flush
+        raises that durability "interval" has promised.
+        """
         if self._is_closed:
             return
+        self._writer.refuse_reentry()
         self._is_closed = True
         if self._log.pid != os.getpid():
             return  # in a child: all of it belongs to the parent
-        self._keeper.stop()
+        failed = self._keeper.stop()
         if self._gate is not None:
             self._gate.close()
-        self._opened.close()
+        with self._writer.threads:
+            self._opened.close()
+        if failed is not None:
+            raise failed
 
     def __enter__(self) -> SessionStore:
         return self
@@ -204,8 +212,7 @@ class SessionStore(SessionReader):
         operation_id = take()
         expiry_ms = expiry_at(now_ms, timeout, cap)
         position = self._writer.create(id.encode(), value, operation_id, now_ms, expiry_ms)
-        log = self._log
-        if not (self._is_lazy and durability is None) or log.words[_GENERATION] != log.generation:
+        if not (self._is_lazy and durability is None and self._is_still_ours()):
             self._finish(position, durability, operation_id)
         return id
 
@@ -295,8 +302,7 @@ class SessionStore(SessionReader):
             raise
         if self._touches:
             self._touches.pop(key, None)
-        log = self._log
-        if not (self._is_lazy and durability is None) or log.words[_GENERATION] != log.generation:
+        if not (self._is_lazy and durability is None and self._is_still_ours()):
             self._finish(position, durability, operation_id)
         return Session(id, stored)
 
@@ -443,6 +449,11 @@ class SessionStore(SessionReader):
         """Fold the visible tail into the state now; answers the LSN that the state then holds."""
         return self._keeper.fold_now()
 
+    def stats(self) -> dict[str, Any]:
+        """As SessionReader.stats, and why background work (fold, flush, seal) failed, None if it works."""
+        error = self._keeper.last_error
+        return {**super().stats(), "background_error": None if error is None else str(error)}
+
     # -- inside ----------------------------------------------------------------------------------
 
     def _commit(self, evaluate: Callable[[Stage], Any], durability: str | None, operation_id: bytes) -> Any:
@@ -458,6 +469,14 @@ class SessionStore(SessionReader):
         else:
             self._writer.wait_visible()
         return result
+
+    def _is_still_ours(self) -> bool:
+        """Did nothing change since the append that an acknowledgement depends on?"""
+        log = self._log
+        try:
+            return bool(log.words[_GENERATION] == log.generation)
+        except (StoreClosedError, ValueError):
+            return False  # another thread closed the store meanwhile
 
     def _finish(self, position: StatePosition, durability: str | None, operation_id: bytes) -> None:
         level = self._durability
@@ -506,7 +525,7 @@ class SessionStore(SessionReader):
 
         try:
             self._writer.commit(evaluate)
-        except BusyError:
+        except PerdureError:
             self._touches = {**touches, **self._touches}
             raise
 

@@ -56,8 +56,6 @@ class View:
         self.log = log
         self.backend = backend
         self.mutex = log.mutex
-        self._acquire = self.mutex.acquire  # half the price of a with statement
-        self._release = self.mutex.release
         self.tail: dict[bytes, Entry] = {}
         self.pending: dict[bytes, Entry] = {}
         self.pending_frames: deque[Pending] = deque()
@@ -79,8 +77,7 @@ class View:
 
     def read(self, key: bytes) -> Record | None:
         """The record that readers see, None if there is none. Takes the mutex."""
-        self._acquire()
-        try:
+        with self.mutex:  # not acquire() and release(): a signal's exception between them would leave it held
             log = self.log
             words = log.words
             if words[_APPENDED] > log.cursor.at[1] or words[_GENERATION] != log.generation:
@@ -90,24 +87,25 @@ class View:
             if not self.is_open:
                 self.refresh()
             found = self.tail.get(key)
-            return self.backend.get(key) if found is None else found[1]
-        except self.backend.engine_errors as error:
-            raise unreadable(error) from error
-        finally:
-            self._release()
+            if found is not None:
+                return found[1]
+            try:
+                return self.backend.get(key)
+            except self.backend.engine_errors as error:
+                raise unreadable(error) from error
 
     def newest(self, key: bytes) -> Record | None:
         """The record that writers build on: uncommitted frames included. Takes the mutex."""
-        self._acquire()
-        try:
+        with self.mutex:
             if not self.is_open:
                 self.refresh()
             found = (self.pending and self.pending.get(key)) or self.tail.get(key)
-            return found[1] if found else self.backend.get(key)
-        except self.backend.engine_errors as error:
-            raise unreadable(error) from error
-        finally:
-            self._release()
+            if found:
+                return found[1]
+            try:
+                return self.backend.get(key)
+            except self.backend.engine_errors as error:
+                raise unreadable(error) from error
 
     def catch_up(self) -> None:
         """Follow the log to the page's last frame."""
@@ -123,7 +121,7 @@ class View:
         if needs != self.needs_commit:
             self.needs_commit = needs
             while not needs and self.pending_frames:
-                self._show(self.pending_frames.popleft())
+                self._show_first()
             self.pending.clear()
 
     def recheck(self) -> None:
@@ -142,7 +140,7 @@ class View:
             return
         frames = self.pending_frames
         while frames and frames[0].end.lsn <= committed:
-            self._show(frames.popleft())
+            self._show_first()
         if not frames:
             self.pending.clear()
 
@@ -161,7 +159,7 @@ class View:
         self.state = state
         lsn = state.lsn
         while self.pending_frames and self.pending_frames[0].end.lsn <= lsn:
-            self._show(self.pending_frames.popleft())
+            self._show_first()
         if self.visible.lsn <= lsn:
             self.tail = {}
         else:
@@ -256,28 +254,31 @@ class View:
 
     def took_one(self, key: bytes, record: Record, arm_ms: int, end: StatePosition) -> None:
         """As took, for the record of one key and what it asks to arm. Takes the mutex."""
-        self._acquire()
-        try:
+        with self.mutex:
             if arm_ms <= 0:
                 found = (self.pending and self.pending.get(key)) or self.tail.get(key)
                 arm_ms = arm_after(found, arm_ms) if found else arm_ms
             entry = (end[1], record, arm_ms)
             if self.needs_commit:
                 self.took({key: entry})
-                return
-            self.tail[key] = entry
-            self.visible = end
-        finally:
-            self._release()
+            else:
+                self.tail[key] = entry
+                self.visible = end
 
     def _add(self, end: StatePosition, segment_lsn: int, offset: int, entries: dict[bytes, Entry]) -> None:
         if self.needs_commit:
-            self.pending_frames.append(Pending(end, segment_lsn, offset, entries))
+            # In this order: if a signal's exception comes between, recheck() finds a frame that is not taken.
             self.pending.update(entries)
+            self.pending_frames.append(Pending(end, segment_lsn, offset, entries))
         else:
             self.tail.update(entries)
             self.visible = end
             self.visible_place = (segment_lsn, offset)
+
+    def _show_first(self) -> None:
+        """Make the first pending frame visible. To do that again, after an interruption, changes nothing."""
+        self._show(self.pending_frames[0])
+        self.pending_frames.popleft()
 
     def _show(self, frame: Pending) -> None:
         pending = self.pending

@@ -152,8 +152,8 @@ def _rebuild_skipped_after_power_loss() -> None:
 def _fence_missing() -> None:
     look = EventLog.look_again
 
-    def look_past_the_promise(self: EventLog) -> None:
-        look(self)
+    def look_past_the_promise(self: EventLog, seen: int | None = None) -> None:
+        look(self, seen)
         header = self.cursor.header
         self.is_primary = header is not None and header.primary == self.identity.node
 
