@@ -92,10 +92,11 @@ Evaluate: TypeAlias = Callable[[Stage], Any]
 class Operation:
     """A change that waits to be committed, and what became of it."""
 
-    __slots__ = ("error", "evaluate", "is_done", "position", "result")
+    __slots__ = ("error", "evaluate", "is_done", "operation_id", "position", "result")
 
-    def __init__(self, evaluate: Evaluate) -> None:
+    def __init__(self, evaluate: Evaluate, operation_id: bytes | None = None) -> None:
         self.evaluate = evaluate
+        self.operation_id = operation_id
         self.result: Any = None
         self.error: BaseException | None = None
         self.position: StatePosition | None = None
@@ -141,7 +142,9 @@ class Writer:
         """
         log, view = self.log, self.view
         if self._queue or self.threads.locked():
-            return self._submit(Operation(lambda stage: stage.put(key, value, Reason.CREATED, operation_id)))
+            return self._submit(
+                Operation(lambda stage: stage.put(key, value, Reason.CREATED, operation_id), operation_id)
+            )
         if len(view.tail) > TAIL_ENTRIES_MAX:
             self._make_room()
         position = None
@@ -186,13 +189,15 @@ class Writer:
             self._after_append()
         return position
 
-    def commit(self, evaluate: Evaluate, *, makes_room: bool = True) -> tuple[Any, StatePosition | None]:
+    def commit(
+        self, evaluate: Evaluate, operation_id: bytes | None = None, *, makes_room: bool = True
+    ) -> tuple[Any, StatePosition | None]:
         """Evaluate a change under the lock and append what it says, with others that wait.
 
         Answers (its result, the position of its frame, or None if it wrote nothing). Raises what
         `evaluate` raises; then nothing was written for it. Who holds the fold lock must not ask for room.
         """
-        operation = Operation(evaluate)
+        operation = Operation(evaluate, operation_id)
         if makes_room and len(self.view.tail) > TAIL_ENTRIES_MAX:
             self.refuse_reentry()
             self._make_room()
@@ -392,7 +397,12 @@ class Writer:
             if operation.is_done:
                 continue
             if may_stand:
-                operation.error = self._indeterminate(str(error), at, None)
+                why = (
+                    str(error)
+                    if isinstance(error, Exception)
+                    else "the thread that appended it was interrupted"
+                )
+                operation.error = self._indeterminate(why, at, operation.operation_id)
                 operation.is_done = True
             elif isinstance(error, Exception):
                 operation.error, operation.is_done = error, True

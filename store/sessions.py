@@ -460,7 +460,7 @@ class SessionStore(SessionReader):
         if durability is not None:
             parse_durability(durability)
         try:
-            result, position = self._writer.commit(evaluate)
+            result, position = self._writer.commit(evaluate, operation_id)
         except (SessionNotFoundError, VersionConflictError):
             self._writer.wait_visible()  # it may rest on what is not committed yet
             raise

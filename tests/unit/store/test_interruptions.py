@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> Iterator[SessionStore]:
 
 
 def putting(key: bytes) -> Operation:
-    return Operation(lambda stage: stage.put(key, VALUE, Reason.REPLACED, bytes(16)))
+    return Operation(lambda stage: stage.put(key, VALUE, Reason.REPLACED, b"o" * 16), b"o" * 16)
 
 
 def check_rebuilt(path: Path) -> None:
@@ -99,6 +99,8 @@ def test_operations_of_a_group_when_its_leader_is_interrupted_behind_the_append_
     with pytest.raises(KeyboardInterrupt):
         store.put("mine", {})
     assert theirs.is_done and isinstance(theirs.error, Indeterminate)
+    assert theirs.error.operation_id == (b"o" * 16).hex()
+    assert "was interrupted" in str(theirs.error)
     assert not writer._queue
     assert sorted(store.ids()) == ["mine", "theirs"]
     store.close()
