@@ -335,8 +335,8 @@ class Writer:
 
     def _submit(self, operation: Operation) -> StatePosition:
         self.refuse_reentry()
-        self._queue.append(operation)
         try:
+            self._queue.append(operation)
             with self.threads:
                 while not operation.is_done:  # more may wait before it than one group takes
                     self._commit()

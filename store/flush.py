@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from fcntl import LOCK_UN, flock
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -238,7 +239,7 @@ class Flusher:
                 if words[_FLUSHED] < lsn:
                     raise StorageError(f"LSN {lsn} is not in this log any more", path=self.store, lsn=lsn)
         finally:
-            lock.release()
+            flock(lock.descriptor, LOCK_UN)
 
     def _acquire_or_covered(self, lsn: int) -> bool:
         """Take the sync lock: True. False if the process that has it covered `lsn` meanwhile."""

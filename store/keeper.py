@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from fcntl import LOCK_UN, flock
 from typing import TYPE_CHECKING
 
 from . import names
@@ -77,7 +78,8 @@ class Keeper:
                 self.last_error = error
                 if work == self._flush_last and self._options.durability is Durability.INTERVAL:
                     failed = error  # with "disk" every call that could be concerned was told
-        self._fold_lock.close()
+        with self._fold_threads:
+            self._fold_lock.close()
         return failed
 
     def _flush_last(self) -> None:
@@ -118,11 +120,12 @@ class Keeper:
         Raises LockTimeoutError if another process folds past the deadline, StorageError or CorruptError.
         """
         with self._fold_threads:
-            try:  # also around the lock: to release what is not held does nothing
+            try:  # also around the lock: to release what is not held does nothing, and a C call is never
+                # broken off at its beginning
                 self._fold_lock.acquire(self._options.write_timeout_ms)
                 return self._fold()
             finally:
-                self._fold_lock.release()
+                flock(self._fold_lock.descriptor, LOCK_UN)
 
     def _fold_if_free(self) -> None:
         if self._fold_threads.locked():
@@ -138,7 +141,7 @@ class Keeper:
                 self.last_error = error
                 self._fold_at = len(self._view.tail) + FOLD_ENTRIES
             finally:
-                self._fold_lock.release()
+                flock(self._fold_lock.descriptor, LOCK_UN)
 
     def _fold(self) -> int:
         view = self._view
@@ -172,7 +175,7 @@ class Keeper:
                     self._fold_lock.acquire(self._options.write_timeout_ms)
                     chunk, done = self._sweep_chunk(min(SWEEP_CHUNK, limit - expired))
                 finally:
-                    self._fold_lock.release()
+                    flock(self._fold_lock.descriptor, LOCK_UN)
             expired += chunk
             if not done:
                 break
@@ -278,7 +281,7 @@ class Keeper:
                     seal_all(log.cursor, lambda: log.flush(log.cursor.at.lsn))
                     self._sealed_before = header.first_lsn
             finally:
-                self._fold_lock.release()
+                flock(self._fold_lock.descriptor, LOCK_UN)
 
 
 def seal_all(cursor: LogCursor, flush: Callable[[], None]) -> int:
