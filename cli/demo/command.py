@@ -123,13 +123,22 @@ def _directory(keep: Path | None) -> Generator[Path, None, None]:
 
 @contextmanager
 def _terminable() -> Generator[None, None, None]:
-    """Let SIGTERM end the demo as Ctrl-C does: in order, with everything cleaned up."""
+    """Let SIGTERM end the demo as Ctrl-C does: in order, with everything cleaned up.
 
-    def interrupt(_number: int, _frame: object) -> None:
+    An exception that a signal raises where Python can only report it, as in a finalizer, is gone: then the
+    end of the demo says that it was interrupted.
+    """
+    asked: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        asked.append(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        raise KeyboardInterrupt
