@@ -73,11 +73,12 @@ class Batch:
         metadata: Mapping[str, Any] | None = None,
         *,
         timeout_ms: int | None = DEFAULT_TIMEOUT_MS,
+        max_lifetime_ms: int | None = None,
         priority: Priority = Priority.NORMAL,
         group: str = "",
         tags: Iterable[str] = (),
     ) -> str:
-        """A new session; answers the id that it will have."""
+        """A new session; answers the id that it will have. As SessionStore.create."""
         now_ms = self._now_ms()
         id = self._take().hex()
         value = encode_session(
@@ -85,7 +86,7 @@ class Batch:
             now_ms,
             now_ms,
             timeout_ms if timeout_ms is DEFAULT_TIMEOUT_MS else check_timeout(timeout_ms),
-            0,
+            0 if max_lifetime_ms is None else now_ms + check_timeout(max_lifetime_ms),
             metadata if metadata is not None else {},
             priority,
             group=group,
@@ -147,11 +148,12 @@ class Batch:
         self._add(change)
 
     def delete(self, id: str) -> None:
-        """Remove a session; nothing happens if it is not there."""
+        """Remove a session; nothing happens if it is not there, or has expired."""
         key = check_id(id)
 
         def change(stage: Stage) -> None:
-            if stage.get(key) is not None:
+            old = stage.value(key)
+            if old is not None and expiry_of(old) >= self._now_ms():
                 stage.remove(key, Kind.DELETE, Reason.DELETED, self._operation_id)
 
         self._add(change)

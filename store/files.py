@@ -21,6 +21,17 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
+_MISPLACED = "A file stands where a directory belongs, or the other way round; name another path."
+_HINTS = {
+    errno.ENOTDIR: _MISPLACED,
+    errno.EEXIST: _MISPLACED,
+    errno.EISDIR: _MISPLACED,
+    errno.ENAMETOOLONG: "Take a shorter path.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n), or open fewer stores.",
+    errno.ENFILE: "The whole machine has too many files open.",
+}
+
+
 def translate(error: OSError, doing: str, path: str | Path | None = None) -> PerdureError:
     """The perdure error for a refusal of the system; raise it `from` the original."""
     where = path if path is not None else error.filename
@@ -35,7 +46,8 @@ def translate(error: OSError, doing: str, path: str | Path | None = None) -> Per
         )
     if error.errno == errno.ENOENT:
         return StoreMissingError(text, path=where, hint="Check the path; `perdure init DIR` makes a store.")
-    return StorageError(text, path=where, hint="Look at the system's log for the device.")
+    hint = _HINTS.get(error.errno or 0, "Look at the system's log for the device.")
+    return StorageError(text, path=where, hint=hint)
 
 
 @contextmanager

@@ -247,6 +247,22 @@ def test_a_sample_is_drawn_without_repetition_and_evenly(store: SessionStore) ->
             store.sample(wrong)  # type: ignore[arg-type]
 
 
+def test_a_batch_creates_with_a_largest_lifetime_and_deletes_no_session_that_has_expired(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.batch() as batch:
+        capped = batch.create({}, timeout_ms=None, max_lifetime_ms=1000)
+    session = store[capped]
+    assert session.max_expires_at == session.created_at + 1000
+    late = store._now_ms() + 5000
+    monkeypatch.setattr(store, "_now_ms", lambda: late)
+    before = store.position()
+    with store.batch() as batch:
+        batch.delete(capped)
+    assert store.position() == before
+    assert not store.delete(capped)
+
+
 def test_a_batch_is_entered_once(store: SessionStore) -> None:
     batch = store.batch()
     with batch:
@@ -526,6 +542,16 @@ def test_missing_and_foreign_directories_are_refused_untouched(tmp_path: Path) -
     SessionStore.open(tmp_path / "store", backend="sqlite").close()
     with pytest.raises(StorageError, match="sqlite"):
         SessionStore.open(tmp_path / "store", backend="lmdb")
+
+
+@pytest.mark.parametrize("below", ["", "store"])
+def test_a_file_where_the_directory_belongs_is_named_and_left_alone(tmp_path: Path, below: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(StorageError, match="A file stands where a directory belongs") as caught:
+        SessionStore.open(file / below)
+    assert str(file) in str(caught.value)
+    assert file.read_text() == "mine"
 
 
 def test_two_handles_of_one_process_see_each_other(tmp_path: Path) -> None:
