@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,12 @@ def test_while_writers_write_each_snapshot_is_the_fold_of_the_log_at_its_lsn(tmp
         for thread in threads:
             thread.start()
         try:
-            files = [take_snapshot(store._opened) for _ in range(5)]
+            files = []
+            for _ in range(5):
+                files.append(take_snapshot(store._opened))
+                until = time.monotonic() + 20
+                while store._log.cursor.at.lsn <= files[-1].lsn and time.monotonic() < until:
+                    time.sleep(0.001)
         finally:
             stop.set()
             for thread in threads:
