@@ -148,9 +148,8 @@ class Keeper:
         with view.mutex:
             plan = view.fold_plan()
             if plan is not None:
-                changes, armed, position = plan
-                self._opened.backend.fold(changes, armed, [], position)
-                view.folded(position)
+                self._opened.backend.fold(*plan)
+                view.folded(plan.position)
             self._fold_at = FOLD_ENTRIES
             return view.state.lsn
 

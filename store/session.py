@@ -50,7 +50,7 @@ TAGS_BYTES_MAX: Final = 4096
 
 encode_metadata = msgspec.msgpack.Encoder().encode
 _decode_metadata = msgspec.msgpack.Decoder(dict[str, Any]).decode
-_decode_tags = msgspec.msgpack.Decoder(tuple[str, ...]).decode
+decode_tags = msgspec.msgpack.Decoder(tuple[str, ...]).decode
 pack_header = HEADER.pack
 unpack_header = HEADER.unpack_from
 unpack_lifetime = struct.Struct("<QQQ").unpack_from
@@ -116,7 +116,7 @@ class Session(msgspec.Struct, eq=False, repr_omit_defaults=True):
             return ()
         start = HEADER_BYTES + self._fields[3] + self._fields[4]
         try:
-            return _decode_tags(self._value[start : start + size])
+            return decode_tags(self._value[start : start + size])
         except DECODE_ERRORS as error:
             raise CorruptError(f"the tags of session {self.id!r} do not decode") from error
 

@@ -43,6 +43,7 @@ from .session import (
     HEAD_MASK,
     HEADER_BYTES,
     TIMEOUT_OFFSET,
+    VERSION_OFFSET,
     Priority,
     Session,
     check_id,
@@ -355,15 +356,16 @@ class SessionStore(SessionReader):
                 f"the update function returned {type(changed).__name__}, not the session changed",
                 hint="Return session.merge({...}) or session.replace(...).",
             )
-        if not changed._start:
-            changed.check()
+        start = changed._start or changed.check()
         stored = with_stamps(changed._value, version + 1, created, now_ms)
         if len(stored) > self._size_bytes_max:
             raise self._too_large(id, stored)
-        is_later = (
-            now_ms >= accessed and stored[TIMEOUT_OFFSET:HEADER_BYTES] == value[TIMEOUT_OFFSET:HEADER_BYTES]
+        is_kept = (
+            now_ms >= accessed
+            and stored[:VERSION_OFFSET] == value[:VERSION_OFFSET]
+            and stored[TIMEOUT_OFFSET:start] == value[TIMEOUT_OFFSET:start]
         )
-        return stored, KEPT_MS if is_later else UNKNOWN_MS
+        return stored, KEPT_MS if is_kept else UNKNOWN_MS
 
     def touch(self, id: str, *, if_version: int | None = None, durability: str | None = None) -> None:
         """Extend a session's life as if it was used now.
