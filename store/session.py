@@ -204,6 +204,7 @@ class Session(msgspec.Struct, eq=False, repr_omit_defaults=True):
         priority: Priority | None = None,
         group: str | None = None,
         tags: Iterable[str] | None = None,
+        home_node: str | None = None,
     ) -> Session:
         """A copy with other fields. id and created_at are fixed.
 
@@ -216,7 +217,7 @@ class Session(msgspec.Struct, eq=False, repr_omit_defaults=True):
             timeout_ms=self._fields[9] if timeout_ms is _MISSING else check_timeout(timeout_ms),
             cap_ms=self._fields[10],
             priority=self._fields[2] if priority is None else int(Priority(priority)),
-            home_node=self.home_node,
+            home_node=self.home_node if home_node is None else home_node,
             group=self.group if group is None else group,
             tags=self.tags if tags is None else tuple(tags),
             metadata=self.metadata if metadata is None else metadata,
