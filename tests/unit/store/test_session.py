@@ -73,7 +73,7 @@ def encode(**changes: Any) -> bytes:
 
 @fuzz(
     100,
-    numbers=st.tuples(U63, U63, U63, U63, U63),
+    numbers=st.tuples(U63, U63, U63, st.integers(0, TIMEOUT_MS_MAX), U63),
     priority=st.sampled_from(Priority),
     labels=st.tuples(st.text(max_size=60), st.text(max_size=60)),
     tags=st.lists(st.text(max_size=20), max_size=5),
