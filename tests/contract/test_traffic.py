@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from perdure.cli.demo.accesslog import Hit, LineCounts, read_hits
+from perdure.cli.demo.accesslog import Hit, LineCounts, in_time_order, read_hits
 from perdure.cli.demo.expectation import Expected, expected
 from perdure.cli.demo.mapping import HISTORY_MAX, IDLE_MS, TEXT_CHARS_MAX, Action, action_of, visitor_of
 from perdure.store import SessionStore
@@ -30,7 +30,8 @@ FOLD_EVERY = 97
 class LogClock:
     """The time of the access log."""
 
-    ms = START_MS
+    def __init__(self, ms: int) -> None:
+        self.ms = ms
 
     def now_ms(self) -> int:
         return self.ms
@@ -43,7 +44,7 @@ class LogClock:
 def hits() -> list[Hit]:
     given = os.environ.get("PERDURE_ACCESS_LOG")
     if given:
-        return list(read_hits(given, LineCounts()))
+        return list(in_time_order(read_hits(given, LineCounts())))
     seed = int(os.environ.get("PERDURE_SEED", random.randrange(1 << 30)))
     print(f"PERDURE_SEED={seed}")
     return list(made_up(random.Random(seed)))
@@ -66,8 +67,8 @@ def made_up(source: random.Random) -> Iterator[Hit]:
 class Replay:
     """Carries the requests out on a store, sweeping as its clock moves, and notes when sessions end."""
 
-    def __init__(self, path: Path, backend: str, window_ms: int | None) -> None:
-        self.clock = LogClock()
+    def __init__(self, path: Path, backend: str, window_ms: int | None, start_ms: int) -> None:
+        self.clock = LogClock(start_ms)
         options = OpenOptions(
             backend=backend, clock=self.clock, refresh_window_ms=window_ms, sweep_interval_ms=0
         )
@@ -76,7 +77,7 @@ class Replay:
         self.ids: dict[int, str] = {}
         self.last_ms: dict[str, int] = {}
         self.created = self.deleted = self.expired = self.hits_ended = self.regenerated = 0
-        self._swept_ms = START_MS
+        self._swept_ms = start_ms
 
     def run(self, hits: list[Hit]) -> None:
         for number, hit in enumerate(hits):
@@ -157,7 +158,7 @@ def visited(metadata: dict[str, Any], hit: Hit) -> dict[str, Any]:
 def test_sessions_hits_and_expirations_are_exactly_those_that_the_log_implies(
     tmp_path: Path, backend: str, hits: list[Hit]
 ) -> None:
-    replay = Replay(tmp_path / "store", backend, 0)
+    replay = Replay(tmp_path / "store", backend, 0, hits[0].time_ms)
     implied = expected(hits)
     with replay.store as store:
         replay.run(hits)
@@ -180,7 +181,7 @@ def test_sessions_hits_and_expirations_are_exactly_those_that_the_log_implies(
 def test_with_the_default_window_no_session_ends_early_and_none_later_than_it(
     tmp_path: Path, backend: str, hits: list[Hit]
 ) -> None:
-    replay = Replay(tmp_path / "store", backend, None)
+    replay = Replay(tmp_path / "store", backend, None, hits[0].time_ms)
     with replay.store as store:
         replay.run(hits)
         assert replay.created == replay.expired + replay.deleted + store.count()
