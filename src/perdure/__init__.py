@@ -28,6 +28,8 @@ def open(
     refresh_window_ms: int | None = None,
     sweep_interval_ms: int = 60_000,
     create: bool = True,
+    home_node: str = "",
+    max_sessions: int | None = None,
 ) -> SessionStore:
     """Open the store at `path` with its way to the replicas; make a standalone one if there is none.
 
@@ -53,6 +55,8 @@ def open(
                 refresh_window_ms=refresh_window_ms,
                 sweep_interval_ms=sweep_interval_ms,
                 create=create,
+                home_node=home_node,
+                max_sessions=max_sessions,
                 gate=gate,
             )
         except BaseException:
