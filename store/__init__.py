@@ -2,6 +2,7 @@
 
 from .batch import Batch
 from .commit import Durability
+from .consumers import Consumer
 from .control import Config
 from .errors import (
     BacklogError,
@@ -36,6 +37,7 @@ from .errors import (
     VersionConflictError,
     WireError,
 )
+from .feed import AsyncFeed, Feed
 from .identity import Identity, read_identity
 from .ids import NOWHERE, Position, StatePosition
 from .log import EventLog
@@ -43,17 +45,23 @@ from .opening import OpenOptions, begin_cluster, init_store, open_store
 from .outcome import Outcome
 from .promise import Promise, read_promise
 from .session import Priority, Session
+from .session_event import EventKind, SessionEvent
 from .sessions import SessionStore
+from .subscribers import Subscription
 
 __all__ = [
+    "AsyncFeed",
     "BacklogError",
     "Batch",
     "BusyError",
     "Config",
+    "Consumer",
     "CorruptError",
     "DivergedError",
     "Durability",
+    "EventKind",
     "EventLog",
+    "Feed",
     "FencedError",
     "ForeignError",
     "ForkedError",
@@ -78,6 +86,7 @@ __all__ = [
     "PromiseRefusedError",
     "ReentrantWriteError",
     "Session",
+    "SessionEvent",
     "SessionNotFoundError",
     "SessionStore",
     "SessionTooLargeError",
@@ -88,6 +97,7 @@ __all__ = [
     "StoreInUseError",
     "StoreMissingError",
     "StoreReadOnlyError",
+    "Subscription",
     "UsageError",
     "VersionConflictError",
     "WireError",
