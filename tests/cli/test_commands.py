@@ -32,7 +32,8 @@ ALL = sorted(_commands(typer.main.get_command(app)))
 EXPECTED = (
     "init node ship receive replay verify promote status bench demo "
     "snapshot_create snapshot_list snapshot_prune "
-    "log_dump log_stat retention_explain session_get session_list session_count"
+    "log_dump log_stat retention_explain session_get session_list session_count "
+    "session_watch feed_list feed_drop"
 )
 
 
