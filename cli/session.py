@@ -100,7 +100,7 @@ def watch(
         typer.Option(
             "--from",
             metavar="LSN",
-            help="Begin with this LSN, 0 for the oldest event, or behind a position; else with what comes now.",
+            help="Begin with this LSN (0: the oldest event), or behind a position; else with what comes now.",
         ),
     ] = None,
     consumer: Annotated[
