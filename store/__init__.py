@@ -1,5 +1,9 @@
 """Sessions, every byte on disk, the back ends and the write path; imports nothing of the other rooms."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from .batch import Batch
 from .commit import Durability
 from .consumers import Consumer
@@ -37,7 +41,7 @@ from .errors import (
     VersionConflictError,
     WireError,
 )
-from .feed import AsyncFeed, Feed
+from .feed import Feed
 from .identity import Identity, read_identity
 from .ids import NOWHERE, Position, StatePosition
 from .log import EventLog
@@ -48,6 +52,9 @@ from .session import Priority, Session
 from .session_event import EventKind, SessionEvent
 from .sessions import SessionStore
 from .subscribers import Subscription
+
+if TYPE_CHECKING:
+    from .async_feed import AsyncFeed
 
 __all__ = [
     "AsyncFeed",
@@ -107,3 +114,12 @@ __all__ = [
     "read_identity",
     "read_promise",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs asyncio is loaded when it is first asked for: it would slow every import."""
+    if name == "AsyncFeed":
+        from .async_feed import AsyncFeed  # noqa: PLC0415
+
+        return AsyncFeed
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,23 +7,24 @@ and not acknowledged, so each event comes at least once, and again only if it wa
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from .consumers import ConsumerFile, Progress
 from .errors import StoreClosedError, UsageError
 from .event_reader import EventPlace, EventReader
 from .session_event import SessionEvent
 
+if TYPE_CHECKING:
+    from .async_feed import AsyncFeed
+
 POLL_S_MIN = 0.0005
 POLL_S_MAX = 0.01
 """A feed that waits looks at the control page this often: it needs no writer to wake it."""
-LOOK_S = 1.0
-"""One that asyncio waits for does all else that is due (see Feed._rest) this often."""
 
 
 class AckPolicy:
@@ -93,6 +94,8 @@ class Feed:
         return event
 
     def __aiter__(self) -> AsyncFeed:
+        from .async_feed import AsyncFeed  # noqa: PLC0415 - asyncio takes a fifth of the time of `import perdure`
+
         return AsyncFeed(self)
 
     def next_event(self, timeout_ms: int | None = None) -> SessionEvent | None:
@@ -281,65 +284,6 @@ class Feed:
         if self._closing.is_set():
             raise StoreClosedError("the store was closed" if self._is_store_closed else "the feed was closed")
         self._reader.check_handle()
-
-
-class AsyncFeed:
-    """A feed for asyncio: `async for event in feed`, over the same code.
-
-    The event loop waits, a thread reads for a moment; to cancel a wait loses no event. For one task at a
-    time.
-    """
-
-    def __init__(self, feed: Feed) -> None:
-        self.feed = feed
-
-    def __aiter__(self) -> AsyncFeed:
-        return self
-
-    async def __anext__(self) -> SessionEvent:
-        event = await self.next_event(self.feed.timeout_ms)
-        if event is None:
-            raise StopAsyncIteration
-        return event
-
-    async def next_event(self, timeout_ms: int | None = None) -> SessionEvent | None:
-        """As Feed.next_event. Cancelled, it has delivered nothing."""
-        feed = self.feed
-        deadline_s = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
-        delay_s, looked_s = POLL_S_MIN, 0.0
-        while True:
-            if feed.has_news() or time.monotonic() - looked_s >= LOOK_S:
-                looked_s = time.monotonic()
-                if (feed.is_ready or await asyncio.to_thread(feed.look)) and (
-                    event := feed.poll()
-                ) is not None:
-                    return event
-            if feed.is_at_end:
-                return None
-            left_s = POLL_S_MAX if deadline_s is None else deadline_s - time.monotonic()
-            if left_s <= 0:
-                return None
-            await asyncio.sleep(min(delay_s, left_s))
-            delay_s = min(delay_s * 2, POLL_S_MAX)
-
-    async def ack(self, event: SessionEvent) -> None:
-        """As Feed.ack."""
-        await asyncio.to_thread(self.feed.ack, event)
-
-    async def aclose(self) -> None:
-        """As Feed.close."""
-        await asyncio.to_thread(self.feed.close)
-
-    async def __aenter__(self) -> AsyncFeed:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
 
 def progress_of(consumer: str, place: EventPlace, now_ms: int) -> Progress:
