@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..store import EventKind, Feed, Position, SessionEvent, SessionStore, UsageError
-from ..store.ids import parse_position
+from ..store import EventKind, Feed, SessionEvent, SessionStore
 from . import render
 from .exits import Exit, leave, reporting
 from .options import AsJson, Directory
@@ -131,7 +130,7 @@ def watch(
     Example:
       perdure session watch /srv/n1 --from 0 --kind expired --no-follow
     """
-    place = None if from_lsn is None else _place(from_lsn)
+    place = int(from_lsn) if from_lsn and from_lsn.isascii() and from_lsn.isdigit() else from_lsn
     with (
         SessionStore.open(directory, create=False) as store,
         store.feed(place, consumer=consumer, kinds=kinds, follow=follows, auto_ack=False) as feed,
@@ -149,13 +148,6 @@ def _shown(feed: Feed, limit: int | None, consumer: str | None) -> Iterator[Sess
         yield event
         if consumer is not None:  # it was written: whoever asks for the next one has done with it
             feed.ack(event)
-
-
-def _place(text: str) -> int | Position:
-    try:
-        return int(text) if text.isascii() and text.isdigit() else parse_position(text)
-    except ValueError as error:
-        raise UsageError(f"--from takes an LSN, or a position: {error}") from error
 
 
 def _event_line(row: Any) -> str:

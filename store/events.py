@@ -15,7 +15,7 @@ from .cursor import list_segments
 from .errors import PerdureError, UsageError
 from .event_reader import EventPlace, EventReader, committed_end
 from .feed import AckPolicy, Feed, progress_of
-from .ids import LSN_LIMIT, Position, StatePosition
+from .ids import LSN_LIMIT, Position, StatePosition, parse_position
 from .opening import Opened
 from .session_event import OpenSession, open_plain, parse_kinds
 from .subscribers import Callback, Subscribers, Subscription
@@ -37,7 +37,7 @@ class Events:
 
     def feed(
         self,
-        from_lsn: int | Position | None,
+        from_lsn: int | Position | str | None,
         *,
         consumer: str | None,
         kinds: Iterable[str] | str | None,
@@ -137,8 +137,13 @@ class Events:
             if self._feeds.pop(id(feed), None) is not None:
                 self._opened.log.thread_locks.remove(feed.threads)
 
-    def _place(self, from_lsn: int | Position) -> EventPlace:
+    def _place(self, from_lsn: int | Position | str) -> EventPlace:
         """Where a feed begins that was asked for by LSN (the first event) or position (done up to there)."""
+        if isinstance(from_lsn, str):
+            try:
+                from_lsn = parse_position(from_lsn)
+            except ValueError as error:
+                raise UsageError(str(error)) from error
         if isinstance(from_lsn, tuple):
             position = Position(*from_lsn)
             if not 0 <= position.lsn < LSN_LIMIT:

@@ -181,6 +181,8 @@ def test_a_feed_resumes_at_every_lsn_of_a_mixed_log(open_one: Open, seed: int) -
     for position in {event.position for event in events}:
         found = everything(store, position)
         assert [event.lsn for event in found] == [lsn for lsn in lsns if lsn > position.lsn]
+        with store.feed(str(position), follow=False) as feed:
+            assert [event.lsn for event in feed] == [event.lsn for event in found]
 
 
 def test_a_consumer_goes_on_in_the_middle_of_a_frame(open_one: Open) -> None:
