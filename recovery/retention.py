@@ -85,7 +85,7 @@ class Policy(msgspec.Struct, frozen=True):
     consumer_bytes: int = 4 << 30
     """A consumer of the event feed holds at most so much log."""
     consumer_age_ms: int = 7 * 24 * 3_600_000
-    """One that is behind, and has acknowledged nothing for so long, holds nothing."""
+    """One that has something to read, and has acknowledged nothing for so long, holds nothing."""
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -208,8 +208,10 @@ def _holding_consumers(
     holding, notes = [], []
     oldest = segments[0].first_lsn if segments else 1
     for consumer in consumers:
-        needed = sum(segment.size_bytes for segment in segments if segment.last_lsn > consumer.lsn)
-        age_ms = now_ms - consumer.acked_ms
+        unread = [segment for segment in segments if segment.last_lsn > consumer.lsn]
+        needed = sum(segment.size_bytes for segment in unread)
+        # One that had nothing to read has acknowledged nothing either: it is behind only since there was.
+        age_ms = now_ms - max([consumer.acked_ms, *(segment.closed_ms for segment in unread[:1])])
         says = f"consumer {consumer.name} holds nothing"
         if consumer.damage:
             notes.append(f"{says}: its progress is damaged ({consumer.damage})")
@@ -219,10 +221,8 @@ def _holding_consumers(
             notes.append(
                 f"{says}: it needs {needed} bytes of log, over its budget of {policy.consumer_bytes}"
             )
-        elif needed and age_ms > policy.consumer_age_ms:
-            notes.append(
-                f"{says}: it has acknowledged nothing for {age_ms} ms, longer than {policy.consumer_age_ms}"
-            )
+        elif unread and age_ms > policy.consumer_age_ms:
+            notes.append(f"{says}: it has read nothing for {age_ms} ms, longer than {policy.consumer_age_ms}")
         else:
             holding.append(consumer)
     return holding, notes

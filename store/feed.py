@@ -72,6 +72,8 @@ class Feed:
         self._is_store_closed = False
         self._ready: deque[SessionEvent] = deque()
         """Events that were read and not delivered."""
+        self._is_reading = False
+        """Also if Ctrl-C broke a reading off: it is then begun anew, or what it had read would be missed."""
         self._last_lsn = reader.place.next_lsn - 1
         """Of the last event delivered."""
         self._delivered = reader.place
@@ -206,9 +208,7 @@ class Feed:
         self._check_open()
         if self._acks.is_automatic and not self._is_all_acked:
             self._ack_up_to(self._delivered)
-        if self._ready:
-            if not self._reader.is_stale():
-                return True
+        if self._is_reading or (self._ready and self._reader.is_stale()):
             self._ready.clear()  # the log may have been cut: look again at what it holds
             self._reader.go_to(self._delivered)
         while not self._ready:
@@ -220,10 +220,14 @@ class Feed:
     def _read_on(self) -> bool:
         """Read one run, all before it being delivered; says whether there was one."""
         reader = self._reader
-        found = reader.read(self._upto_lsn) if reader.has_news() else None
+        if not reader.has_news():
+            return False
+        self._is_reading = True
+        found = reader.read(self._upto_lsn)
+        self._ready.extend(found or ())
+        self._is_reading = False
         if found is None:
             return False
-        self._ready.extend(found)
         if self._consumer is not None:
             self._sync_if_due()
         if not found:

@@ -226,9 +226,9 @@ class SessionReader(ABC):
         """Iterate over the committed events of all processes, in LSN order; `async for` works, too.
 
         `from_lsn` is the LSN of the first event (0: the oldest that the log holds), or the position (or its
-        text) up to which all is done; None goes on where `consumer` is, and without one begins now. The progress of a
-        `consumer` is kept in the store's directory; with `from_lsn` it is moved there. `kinds` are those
-        of EventKind, None for all. Without `follow` the feed ends with what is committed now; with
+        text) up to which all is done; None goes on where `consumer` is, and without one begins now. The
+        progress of a `consumer` is kept in the store's directory; with `from_lsn` it is moved there. `kinds`
+        are those of EventKind, None for all. Without `follow` the feed ends with what is committed now; with
         `timeout_ms` iteration ends after so long without an event.
 
         Asking for an event acknowledges the one before it, unless `auto_ack` is False. What is acknowledged

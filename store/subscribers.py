@@ -22,6 +22,10 @@ from .view import View
 logger = logging.getLogger(__name__)
 
 RETRY_S = 0.2
+FEW_EVENTS = 64
+"""Behind a reading of fewer the thread waits a moment: reading them one by one takes time from writers."""
+CLOSE_S = 10.0
+"""So long close() waits for a callback that is under way; its next use of the store is refused then."""
 Callback = Callable[[SessionEvent], object]
 
 
@@ -103,7 +107,7 @@ class Subscribers:
         return True
 
     def close(self) -> None:
-        """Cancel every subscription, and wait for the callback that is under way, if it is not this one."""
+        """Cancel every subscription, and wait (up to CLOSE_S) for a callback that is under way elsewhere."""
         with self._changed:
             for subscription in self._subscriptions:
                 subscription.is_cancelled = True
@@ -113,7 +117,7 @@ class Subscribers:
         if dispatcher is not None:
             dispatcher.stopping.set()
             if not dispatcher.is_this_thread:
-                dispatcher.join()
+                dispatcher.join(CLOSE_S)
 
     def note(self, error: BaseException, what: str) -> None:
         """Count a failure. Called by the dispatcher."""
@@ -197,6 +201,8 @@ class _Dispatcher(threading.Thread):
                 self._owner.deliver(event)
                 self.delivered_lsn = event.lsn
             self._arrived(self._reader.place.next_lsn - 1)
+            if len(found) < FEW_EVENTS:
+                break  # there will be more to read at once in a moment
         return is_busy
 
     def _arrived(self, lsn: int) -> None:

@@ -87,9 +87,11 @@ def test_a_forgotten_consumer_holds_nothing_and_that_is_said() -> None:
     old = ConsumerFacts("old", 15, NOW_MS - 5001)
     result = plan(segments(10, 10, 10), [snapshot(25)], policy=policy, consumers=[old])
     assert dropped(result) == ["seg0", "seg1"]
-    assert result.notes == (
-        "consumer old holds nothing: it has acknowledged nothing for 5001 ms, longer than 5000",
-    )
+    assert result.notes == ("consumer old holds nothing: it has read nothing for 5001 ms, longer than 5000",)
+    late = ConsumerFacts("late", 15, 0)  # what it has not read was written a moment ago
+    assert dropped(
+        plan(segments(10, 10, 10, age_ms=4000), [snapshot(25)], policy=policy, consumers=[late])
+    ) == ["seg0"]
     idle = ConsumerFacts("idle", 30, 0)  # it has read all there is: nothing is held, and nothing to be said
     assert plan(segments(10, 10, 10), [snapshot(25)], policy=policy, consumers=[idle]).notes == ()
 

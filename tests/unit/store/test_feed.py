@@ -375,6 +375,26 @@ def test_threads_that_share_a_feed_are_told_each_event_once(open_one: Open) -> N
     assert all(share == sorted(share) for share in shares)
 
 
+def test_what_was_read_when_ctrl_c_came_is_read_again(
+    open_one: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_one()
+    feed = store.feed(0, consumer="c", timeout_ms=0)
+    for number in range(5):
+        store.put(f"s{number}", {}, None)
+    real = feed._reader.read
+
+    def interrupted(upto_lsn: int | None = None) -> list[SessionEvent] | None:
+        real(upto_lsn)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feed._reader, "read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(feed)
+    assert [event.id for event in feed] == [f"s{number}" for number in range(5)]
+
+
 def test_a_child_is_refused_the_parents_feed_and_subscribers(open_one: Open) -> None:
     store = open_one()
     feed = store.feed(0, consumer="c", timeout_ms=20)
