@@ -1,5 +1,6 @@
 """Sessions, every byte on disk, the back ends and the write path; imports nothing of the other rooms."""
 
+from .backends import BACKENDS, BackendKind, backend_kind, backend_names
 from .batch import Batch
 from .commit import Durability
 from .control import Config
@@ -41,16 +42,22 @@ from .ids import NOWHERE, Position, StatePosition
 from .log import EventLog
 from .opening import OpenOptions, begin_cluster, init_store, open_store
 from .outcome import Outcome
+from .ports import Backend, Change, Deadline, Labelled, Record, Scan
 from .promise import Promise, read_promise
 from .session import Priority, Session
 from .sessions import SessionStore
 
 __all__ = [
+    "BACKENDS",
+    "Backend",
+    "BackendKind",
     "BacklogError",
     "Batch",
     "BusyError",
+    "Change",
     "Config",
     "CorruptError",
+    "Deadline",
     "DivergedError",
     "Durability",
     "EventLog",
@@ -62,6 +69,7 @@ __all__ = [
     "Identity",
     "Indeterminate",
     "InvalidIdError",
+    "Labelled",
     "LockTimeoutError",
     "MetadataError",
     "NOWHERE",
@@ -76,7 +84,9 @@ __all__ = [
     "Priority",
     "Promise",
     "PromiseRefusedError",
+    "Record",
     "ReentrantWriteError",
+    "Scan",
     "Session",
     "SessionNotFoundError",
     "SessionStore",
@@ -91,6 +101,8 @@ __all__ = [
     "UsageError",
     "VersionConflictError",
     "WireError",
+    "backend_kind",
+    "backend_names",
     "begin_cluster",
     "init_store",
     "open_store",
