@@ -48,7 +48,9 @@ def open_own(log: EventLog, store: Path, backend_name: str, fill: Fill) -> View:
             backend = make()
             view = View(log, backend, make)
             with view.mutex:
-                place(log, view.reset(), is_shared=False)
+                state = view.reset()
+                if state != log.cursor.at:  # else what was read to find the log's end need not be read again
+                    place(log, state, is_shared=False)
                 view.catch_up()
             return view
         except (FormatError, StorageError):
