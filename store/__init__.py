@@ -2,6 +2,7 @@
 
 from .backends import BACKENDS, BackendKind, backend_kind, backend_names
 from .batch import Batch
+from .bulk import Bulk
 from .commit import Durability
 from .control import Config
 from .errors import (
@@ -53,6 +54,7 @@ __all__ = [
     "BackendKind",
     "BacklogError",
     "Batch",
+    "Bulk",
     "BusyError",
     "Change",
     "Config",

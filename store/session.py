@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from enum import IntEnum
 from typing import Any, Final
 
@@ -62,6 +63,8 @@ HEAD_MASK: Final = 0xFFFF
 and flags."""
 HEAD_LABELS_SHIFT: Final = 24
 """What is above in the HEAD word is the lengths of the labels: 0 if it has none."""
+_SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes, bytearray, memoryview})
+"""Types whose values are stored as they are (the last two come back as bytes)."""
 _MISSING: Final = object()
 
 
@@ -204,6 +207,7 @@ class Session(msgspec.Struct, eq=False, repr_omit_defaults=True):
         priority: Priority | None = None,
         group: str | None = None,
         tags: Iterable[str] | None = None,
+        home_node: str | None = None,
     ) -> Session:
         """A copy with other fields. id and created_at are fixed.
 
@@ -216,7 +220,7 @@ class Session(msgspec.Struct, eq=False, repr_omit_defaults=True):
             timeout_ms=self._fields[9] if timeout_ms is _MISSING else check_timeout(timeout_ms),
             cap_ms=self._fields[10],
             priority=self._fields[2] if priority is None else int(Priority(priority)),
-            home_node=self.home_node,
+            home_node=self.home_node if home_node is None else home_node,
             group=self.group if group is None else group,
             tags=self.tags if tags is None else tuple(tags),
             metadata=self.metadata if metadata is None else metadata,
@@ -279,8 +283,10 @@ def encode_session(
     """
     try:
         "".join(metadata)  # see encode_checked: every key must be text
+        if not _SCALARS.issuperset(map(type, metadata.values())):
+            _check_values(metadata, "metadata", 0)
         data = encode_metadata(metadata)
-    except (TypeError, OverflowError, RecursionError, ValueError):
+    except (AttributeError, TypeError, OverflowError, RecursionError, ValueError):
         data = b""
     if not data or not (data[0] & 0xF0 == 0x80 or data[0] in (0xDE, 0xDF)):
         data = encode_checked(metadata)
@@ -331,20 +337,53 @@ def with_accessed(value: bytes, accessed: bytes) -> bytes:
 def encode_checked(metadata: Mapping[str, Any]) -> bytes:
     """Metadata as MessagePack; MetadataError with the path to what cannot be stored."""
     try:
-        # Raises TypeError unless every key is text: another key could be stored, and never be read.
-        "".join(metadata)
-        data = encode_metadata(metadata)
-        if data[0] & 0xF0 == 0x80 or data[0] in (0xDE, 0xDF):
-            return data
-    except (TypeError, OverflowError, RecursionError, ValueError) as error:
-        if isinstance(metadata, Mapping):
-            keys: Iterable[object] = metadata
-            strange = [key for key in keys if not isinstance(key, str)]
-            if strange:
-                raise MetadataError(f"metadata keys are text, not {strange[0]!r}") from error
-            where = _path_to_offender(metadata)
-            raise MetadataError(f"metadata cannot be stored at {where}: {error}") from error
-    raise MetadataError(f"metadata must be a mapping, not {type(metadata).__name__}")
+        "".join(metadata)  # raises TypeError unless every key is text: another one could never be read
+        if _SCALARS.issuperset(map(type, metadata.values())):
+            return encode_metadata(metadata)
+    except (AttributeError, TypeError, OverflowError, ValueError):
+        pass  # said below, with the path
+    if not isinstance(metadata, Mapping):
+        raise MetadataError(f"metadata must be a mapping, not {type(metadata).__name__}")
+    try:
+        _check_values(metadata, "metadata", 0)
+        return encode_metadata(dict(metadata))
+    except (TypeError, OverflowError, RecursionError, UnicodeEncodeError) as error:
+        where = _path_to_offender(metadata)
+        raise MetadataError(f"metadata cannot be stored at {where}: {error}") from error
+
+
+def _check_values(value: Mapping[Any, Any] | Iterable[Any], path: str, depth: int) -> None:
+    """Raise MetadataError unless all that a container holds comes back as it is stored.
+
+    The encoder takes more: it would store a set as a list, an Enum as its value, a dataclass as a map.
+    """
+    if depth > NESTING_MAX:
+        raise MetadataError(
+            f"metadata cannot be stored at {path}: it is nested deeper than {NESTING_MAX} levels"
+        )
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            if not isinstance(key, str):
+                raise MetadataError(f"metadata cannot be stored at {path}: keys are text, not {key!r}")
+            if type(child) not in _SCALARS:
+                _check_child(child, f"{path}[{key!r}]", depth)
+        return
+    for number, child in enumerate(value):
+        if type(child) not in _SCALARS:
+            _check_child(child, f"{path}[{number}]", depth)
+
+
+def _check_child(child: object, path: str, depth: int) -> None:
+    if isinstance(child, (dict, list, tuple)):
+        _check_values(child, path, depth + 1)
+    elif isinstance(child, datetime):
+        if child.tzinfo is None:
+            raise MetadataError(f"metadata cannot be stored at {path}: a datetime needs a time zone")
+    else:
+        raise MetadataError(
+            f"metadata cannot be stored at {path}: {type(child).__name__} is none of None, bool, int, float, "
+            "str, bytes, datetime, list, and map with text as keys"
+        )
 
 
 def _path_to_offender(value: object, path: str = "metadata", depth: int = 0) -> str:

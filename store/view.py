@@ -23,7 +23,17 @@ from .errors import CorruptError, DivergedError, PositionGoneError
 from .event import Event, Kind, Reason
 from .fold import HASH_BYTES, record_of, touched, unreadable
 from .ids import NOWHERE, StatePosition
-from .labels import BEHIND, LABELS_AT, LABELS_END, NO_LABELS, plan_labels, plan_used, terms_of_record
+from .labels import (
+    BEHIND,
+    LABELS_AT,
+    LABELS_END,
+    NO_LABELS,
+    PRIORITY_TERMS,
+    has_priority,
+    plan_labels,
+    plan_used,
+    terms_of_record,
+)
 from .log import EventLog
 from .page import Word
 from .placing import place
@@ -31,6 +41,7 @@ from .ports import Backend, Change, Deadline, Labelled, Record
 from .session import NEVER_MS, expiry_of
 from .tail_map import KEPT_MS, NEW_MS, UNKNOWN_MS, Entry, arm_after, follow_frames
 
+PRIORITISED_AT_ONCE = 1000
 _APPENDED = int(Word.APPENDED)
 _SEGMENT = int(Word.SEGMENT)
 _END = int(Word.END)
@@ -386,7 +397,9 @@ class View:
         new: list[Change] = []
         for key in keys:
             _, record, arm_ms = tail[key]
-            old = backend.get(key) if backend.has_labels and arm_ms == UNKNOWN_MS else None
+            # A deadline: it was created, and its labels are those of then. NEW_MS is no proof that the state
+            # does not have it: another process may have folded its creation before it was changed.
+            old = backend.get(key) if backend.has_labels and arm_ms <= 0 else None
             if old is None:
                 new.append((key, record))
             elif terms := terms_of_record(old):
@@ -484,6 +497,21 @@ class View:
                 if key not in changed:
                     yield key
             after = pairs[-1][1]
+
+    def prioritised(self, after: bytes, last: bytes) -> set[bytes]:
+        """The keys above `after` up to `last` with another priority than the normal one. Takes the mutex."""
+        with self.mutex:
+            self.catch_up()
+            self.advance()
+            self.refresh()
+            found: set[bytes] = set()
+            for term in PRIORITY_TERMS:
+                for key in self._stored_members(term, after, self.tail, PRIORITISED_AT_ONCE):
+                    if key > last:
+                        break
+                    found.add(key)
+            found.update(key for key, entry in self.tail.items() if has_priority(entry[1]))
+            return found
 
     def terms(self, after: bytes, last: bytes) -> list[bytes]:
         """The terms above `after` up to `last` that sessions may have, in order. Takes the mutex."""

@@ -26,6 +26,8 @@ def open(
     max_session_size_bytes: int = 65_536,
     write_timeout_ms: int = 5000,
     create: bool = True,
+    home_node: str = "",
+    max_sessions: int | None = None,
 ) -> SessionStore:
     """Open the store at `path` with its way to the replicas; make a standalone one if there is none.
 
@@ -49,6 +51,8 @@ def open(
                 max_session_size_bytes=max_session_size_bytes,
                 write_timeout_ms=write_timeout_ms,
                 create=create,
+                home_node=home_node,
+                max_sessions=max_sessions,
                 gate=gate,
             )
         except BaseException:
