@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 
 from . import names
 from .backends import open_backend
+from .cursor import LogCursor, list_segments
 from .errors import FormatError, StorageError
 from .files import translated
 from .ids import StatePosition
@@ -74,4 +75,22 @@ def _files(store: Path) -> list[str]:
 def _reached(log: EventLog) -> int:
     """Up to where the log can be folded: what is committed, where the page knows of that, else all of it."""
     appended, committed = log.words[Word.APPENDED], log.words[Word.COMMITTED]
-    return int(min(appended, committed) if appended and committed else appended or committed)
+    if not appended:
+        return _end_of_files(log)
+    return int(min(appended, committed) if committed else appended)
+
+
+def _end_of_files(log: EventLog) -> int:
+    """The last LSN in the files: the log was cut or made anew, and nobody has said yet where it ends."""
+    cursor = LogCursor(
+        log.cursor.log, log.identity.cluster_id, log.key, log.identity.shard, is_writable=False
+    )
+    try:
+        files = list_segments(cursor.log)
+        if files:
+            cursor.open_segment(files[-1])
+            while cursor.read() is not None:
+                continue
+        return cursor.at.lsn
+    finally:
+        cursor.close()

@@ -26,20 +26,37 @@ LMDB_WAYS = ("lmdb-written", "lmdb-mapped")
 CHOSEN = os.environ.get("PERDURE_CONTRACT", "")
 WAYS = tuple(CHOSEN.split(",")) if CHOSEN else (*LMDB_WAYS, *(name for name in BACKENDS if name != "lmdb"))
 
+NAMES = tuple(CHOSEN.split(",")) if CHOSEN else BACKENDS
+
 
 def is_shared(way: str) -> bool:
     return backend_kind("lmdb" if way in LMDB_WAYS else way).is_shared
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`way`: which back end, and how."""
+    """`way`: which back end, and how; `backend_name`: the one of a store."""
     if "way" in metafunc.fixturenames:
-        ways = list(WAYS)
-        if metafunc.definition.get_closest_marker("shared_state"):
-            ways = [way for way in ways if is_shared(way)]
-        elif metafunc.definition.get_closest_marker("own_state"):
-            ways = [way for way in ways if not is_shared(way)]
-        metafunc.parametrize("way", ways)
+        metafunc.parametrize("way", WAYS)
+    if "backend_name" in metafunc.fixturenames:
+        metafunc.parametrize("backend_name", NAMES)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what a mark says is not for the back end of an item."""
+    left_out = [item for item in items if not _is_for(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if _is_for(item)]
+
+
+def _is_for(item: pytest.Item) -> bool:
+    callspec = getattr(item, "callspec", None)
+    way = callspec.params.get("way") if callspec is not None else None
+    if way is None:
+        return True
+    if item.get_closest_marker("shared_state"):
+        return is_shared(way)
+    return not is_shared(way) if item.get_closest_marker("own_state") else True
 
 
 @pytest.fixture
