@@ -30,7 +30,7 @@ def init(
     sync_replicas: Annotated[
         int, typer.Option("--sync-replicas", min=0, help="How many replicas confirm each write.")
     ] = 0,
-    backend: Annotated[BackendName, typer.Option("--backend", help="Where the state is kept.")] = "lmdb",
+    backend: BackendName = "lmdb",
     as_json: AsJson = False,
 ) -> None:
     """Make a node's directory.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .backends import BACKENDS, BackendKind, backend_kind, backend_names
 from .batch import Batch
 from .bulk import Bulk
 from .commit import Durability
@@ -48,6 +49,7 @@ from .ids import NOWHERE, Position, StatePosition
 from .log import EventLog
 from .opening import OpenOptions, begin_cluster, init_store, open_store
 from .outcome import Outcome
+from .ports import Backend, Change, Deadline, Labelled, Record, Scan
 from .promise import Promise, read_promise
 from .session import Priority, Session
 from .session_event import EventKind, SessionEvent
@@ -59,13 +61,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncFeed",
+    "BACKENDS",
+    "Backend",
+    "BackendKind",
     "BacklogError",
     "Batch",
     "Bulk",
     "BusyError",
+    "Change",
     "Config",
     "Consumer",
     "CorruptError",
+    "Deadline",
     "DivergedError",
     "Durability",
     "EventKind",
@@ -79,6 +86,7 @@ __all__ = [
     "Identity",
     "Indeterminate",
     "InvalidIdError",
+    "Labelled",
     "LockTimeoutError",
     "MetadataError",
     "NOWHERE",
@@ -93,7 +101,9 @@ __all__ = [
     "Priority",
     "Promise",
     "PromiseRefusedError",
+    "Record",
     "ReentrantWriteError",
+    "Scan",
     "Session",
     "SessionEvent",
     "SessionNotFoundError",
@@ -110,6 +120,8 @@ __all__ = [
     "UsageError",
     "VersionConflictError",
     "WireError",
+    "backend_kind",
+    "backend_names",
     "begin_cluster",
     "init_store",
     "open_store",

@@ -332,7 +332,7 @@ class SessionReader(ABC):
             "appended_lsn": words[Word.APPENDED],
             "flushed_lsn": words[Word.FLUSHED],
             "committed_lsn": words[Word.COMMITTED] if log.config.sync_replicas else words[Word.APPENDED],
-            "folded_lsn": words[Word.FOLDED],
+            "folded_lsn": self._view.folded_lsn(),
             "sessions": self.count(),
             "digest": f"{log.cursor.at.digest:016x}",
             "durability": self._durability.name.lower(),

@@ -145,7 +145,8 @@ class SessionStore(SessionReader):
     ) -> SessionStore:
         """Open the store at `path`, making one if there is none (unless `create` is False).
 
-        `backend` is "lmdb" or "sqlite"; None takes what the store was made with (lmdb for a new one).
+        `backend` is "lmdb", "sqlite", "memory" (see docs/backends.md) or one that is installed; None takes
+        what the store was made with (lmdb for a new one).
         `durability` is "os", "interval" (on disk at the latest `interval_ms` ms later) or "disk".
         `home_node` is what new sessions get as theirs. With `max_sessions` the least recently used session is
         evicted for each new one beyond so many; processes that write one store give the same number.
