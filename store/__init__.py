@@ -15,6 +15,7 @@ from .errors import (
     FormatVersionError,
     Indeterminate,
     InvalidIdError,
+    KeyMissingError,
     LockTimeoutError,
     MetadataError,
     NoQuorumError,
@@ -35,9 +36,11 @@ from .errors import (
     UsageError,
     VersionConflictError,
     WireError,
+    WrongKeyError,
 )
 from .identity import Identity, read_identity
 from .ids import NOWHERE, Position, StatePosition
+from .keyring import Keyring
 from .log import EventLog
 from .opening import OpenOptions, begin_cluster, init_store, open_store
 from .outcome import Outcome
@@ -62,6 +65,8 @@ __all__ = [
     "Identity",
     "Indeterminate",
     "InvalidIdError",
+    "KeyMissingError",
+    "Keyring",
     "LockTimeoutError",
     "MetadataError",
     "NOWHERE",
@@ -91,6 +96,7 @@ __all__ = [
     "UsageError",
     "VersionConflictError",
     "WireError",
+    "WrongKeyError",
     "begin_cluster",
     "init_store",
     "open_store",

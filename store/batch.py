@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 from .errors import SessionTooLargeError, UsageError
 from .event import EVENTS_LIMIT, Kind, Reason
+from .sealer import Sealer
 from .session import (
     ACCESSED,
     DEFAULT_TIMEOUT_MS,
     Priority,
-    check_id,
     check_timeout,
     encode_session,
     expiry_of,
@@ -37,7 +37,10 @@ class Batch:
         size_bytes_max: int,
         apply: Callable[[Callable[[Stage], Any], str | None, bytes], Any],
         durability: str | None,
+        sealer: Sealer,
     ) -> None:
+        self._sealer = sealer
+        self._seals = sealer if sealer.changes else None
         self._take = take
         self._now_ms = now_ms
         self._size_bytes_max = size_bytes_max
@@ -93,7 +96,11 @@ class Batch:
             tags=tuple(tags) if tags else (),
         )
         self._check_size(id, value)
-        self._add((id.encode(), value))
+        key = id.encode()
+        if self._seals is not None:
+            key = self._seals.key_of(id)
+            value = self._seals.seal(id, key, value)
+        self._add((key, value))
         return id
 
     def put(
@@ -108,7 +115,7 @@ class Batch:
         tags: Iterable[str] = (),
     ) -> None:
         """A session under the caller's id, new or in place of the old one; as SessionStore.put."""
-        key, ttl = check_id(id), check_timeout(ttl_ms)
+        key, ttl = self._sealer.key_of(id), check_timeout(ttl_ms)
         tagged = tuple(tags)
 
         def encode(version: int, created_ms: int, now_ms: int) -> bytes:
@@ -131,13 +138,18 @@ class Batch:
             old = stage.value(key)
             fields = None if old is None or expiry_of(old) < now_ms else unpack_header(old)
             version, created_ms = (fields[6] + 1, fields[7]) if fields else (1, now_ms)
-            stage.put(key, encode(version, created_ms, now_ms), Reason.REPLACED, self._operation_id)
+            value = encode(version, created_ms, now_ms)
+            if self._seals is not None:
+                value = self._seals.seal(id, key, value)
+            elif old is not None and old[1]:
+                self._sealer.refuse_plain(id, old)
+            stage.put(key, value, Reason.REPLACED, self._operation_id)
 
         self._add(change)
 
     def touch(self, id: str) -> None:
         """Extend a session's life; nothing happens if it is not there."""
-        key = check_id(id)
+        key = self._sealer.key_of(id)
 
         def change(stage: Stage) -> None:
             now_ms = self._now_ms()
@@ -149,7 +161,7 @@ class Batch:
 
     def delete(self, id: str) -> None:
         """Remove a session; nothing happens if it is not there, or has expired."""
-        key = check_id(id)
+        key = self._sealer.key_of(id)
 
         def change(stage: Stage) -> None:
             old = stage.value(key)

@@ -61,6 +61,8 @@ class Reason(IntEnum):
     RENAMED = 8
     RECONCILED = 9
     CONTROL = 10
+    REKEYED = 15
+    """Only the form changed in which the session is stored: sealed under another key, or compressed."""
 
 
 Event: TypeAlias = "tuple[int, int, bytes, bytes, bytes]"

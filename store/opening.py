@@ -46,6 +46,7 @@ from .placing import open_log, place
 from .ports import Backend, Clock
 from .promise import Promise, read_promise
 from .rebuild import Progress, load_snapshot, replay
+from .sealer import PLAIN, SealOptions
 from .snapshot import SnapshotReader, list_snapshots
 from .state import StateVerdict, mark_state, open_state, set_aside
 from .view import View
@@ -81,6 +82,7 @@ class OpenOptions:
     clock: Clock = field(default_factory=SystemClock)
     boot_id: Callable[[], str] = read_boot_id
     progress: Progress | None = None
+    seal: SealOptions = PLAIN
 
     def __post_init__(self) -> None:
         """Raises UsageError for a limit that the formats could not keep."""

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from random import randrange
 from typing import Any
 
 import xxhash
 
 from .errors import CorruptError, InvalidIdError, SessionNotFoundError, UsageError
-from .fold import HASH_BYTES, REBUILD_HINT, unreadable
+from .fold import HASH_BYTES, REBUILD_HINT, unreadable, value_of
 from .ids import Position
 from .log import EventLog
 from .opening import Opened, OpenOptions
 from .outcome import Outcome, find_outcome
 from .page import Word
+from .sealed import is_known
+from .sealer import Sealer, are_ids_hidden
 from .session import (
     FORMAT,
     HEAD_LABELS_SHIFT,
@@ -28,6 +30,7 @@ from .session import (
     HEADER_BYTES,
     REFRESH_WINDOW_MS_MAX,
     Session,
+    expiry_of,
     unpack_record,
 )
 from .view import View
@@ -52,6 +55,10 @@ class SessionReader(ABC):
         self._durability = options.durability
         self._touches: dict[bytes, int] = {}
         """When sessions were last used, ms, of refreshes that are not written yet."""
+        self._sealer = Sealer(options.seal, is_hidden=are_ids_hidden(opened.view))
+        self._key_of = self._sealer.key_of
+        if self._sealer.hides_ids:
+            self._read = self._read_hidden  # type: ignore[method-assign]
 
     def get(self, id: str) -> Session | None:
         """The session, or None if it is missing or expired. Refreshes its life.
@@ -84,9 +91,12 @@ class SessionReader(ABC):
             raise self._damaged(id) from error
         if xxh3_64(value, xxh3_64(key)) != hashed:
             raise self._damaged(id)
-        if head & HEAD_MASK != FORMAT:
-            raise self._unknown_format(id)
         now_ms = self._now_ms()
+        if head & HEAD_MASK != FORMAT:
+            opened = self._opened_value(id, key, value, now_ms)
+            if opened is None:
+                return None
+            value = opened
         if timeout:
             window = timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX
             idle = now_ms - accessed
@@ -100,6 +110,23 @@ class SessionReader(ABC):
         if 0 < cap < now_ms:
             return None
         return Session(id, value, 0 if head >> HEAD_LABELS_SHIFT else HEADER_BYTES)
+
+    def _opened_value(self, id: str, key: bytes, value: bytes, now_ms: int) -> bytes | None:
+        """The plain form of a compressed or sealed session; None, which needs no key, if it has expired."""
+        if not is_known(value):
+            raise self._unknown_format(id)
+        return self._sealer.open(key, value) if expiry_of(value) >= now_ms else None
+
+    def _read_hidden(self, id: str, refreshes: bool) -> Session | None:
+        """_read() where ids are hidden: by the key that stands for the id."""
+        try:
+            key = self._key_of(id)
+        except InvalidIdError:
+            if isinstance(id, str):
+                return None
+            raise
+        found = SessionReader._read(self, key.decode(), refreshes)
+        return None if found is None else Session(id, found._value, found._start)
 
     def exists(self, id: str) -> bool:
         """Is there such a session, not expired? Refreshes nothing."""
@@ -127,19 +154,29 @@ class SessionReader(ABC):
     def ids(self, prefix: str = "", after: str = "") -> Iterator[str]:
         """The ids in key order, from above `after`, those that begin with `prefix`.
 
-        Reads in chunks: what is changed meanwhile may be seen or not. Raises CorruptError if the state is
-        damaged, UsageError for text that is not valid Unicode.
+        Reads in chunks: what is changed meanwhile may be seen or not. Where ids are hidden, the order is that
+        of their hashes. Raises CorruptError if the state is damaged, UsageError for text that is not valid
+        Unicode, or for a prefix where ids are hidden.
         """
         try:
             start, last = prefix.encode(), after.encode()
         except UnicodeEncodeError as error:
             raise UsageError("prefix and after are valid Unicode") from error
+        hides_ids = self._sealer.hides_ids
+        if hides_ids:
+            last = self._sealer.start_after(prefix, after)
         while True:
             chunk = self._view.keys(start, last, _SCAN_CHUNK)
-            yield from map(_id_of, chunk)
+            yield from map(_id_of, chunk) if not hides_ids else self._hidden_ids(chunk)
             if len(chunk) < _SCAN_CHUNK:
                 return
             last = chunk[-1]
+
+    def _hidden_ids(self, keys: Iterable[bytes]) -> Iterator[str]:
+        for key in keys:
+            record = self._read_record(key)
+            if record is not None:
+                yield self._sealer.open_with_id(key, value_of(key, record))[0]
 
     def sessions(
         self, matches: Callable[[Session], bool] | None = None, *, prefix: str = "", after: str = ""

@@ -31,10 +31,15 @@ from .event import Kind, Reason
 from .fold import HASH_BYTES
 from .ids import Position, StatePosition
 from .keeper import Keeper
+from .keyring import Keyring, KeySource
 from .opening import Opened, OpenOptions, open_store
 from .page import Word
 from .ports import CommitGate
 from .reading import SessionReader
+from .reseal import Progress as ResealProgress
+from .reseal import Resealed, reseal
+from .sealed import is_known, outline
+from .sealer import COMPRESS_MIN_BYTES, SealOptions
 from .session import (
     ACCESSED,
     DEFAULT_TIMEOUT_MS,
@@ -45,7 +50,6 @@ from .session import (
     TIMEOUT_OFFSET,
     Priority,
     Session,
-    check_id,
     check_timeout,
     encode_session,
     expiry_at,
@@ -89,6 +93,8 @@ class SessionStore(SessionReader):
         super().__init__(opened, options)
         self._is_lazy = options.durability is Durability.OS and gate is None
         self._size_bytes_max = options.session_bytes_max
+        self._seals = self._sealer if self._sealer.changes else None
+        """None where values are stored as they are."""
         self._ids = _Ids()
         self._keeper = Keeper(opened, options, self._flush_touches)
         self._writer = Writer(
@@ -99,6 +105,8 @@ class SessionStore(SessionReader):
             after_append=self._keeper.after_append,
             make_room=self._keeper.make_room,
         )
+        if self._sealer.keys is not None:
+            self._keeper.refresh_keys = self._sealer.refresh
         self._gate = gate
         self._is_closed = False
         self._keeper.start(self._writer)
@@ -106,7 +114,7 @@ class SessionStore(SessionReader):
     # -- opening and closing ---------------------------------------------------------------------
 
     @classmethod
-    def open(
+    def open(  # noqa: PLR0913 - one argument for each option
         cls,
         path: str | os.PathLike[str],
         *,
@@ -117,13 +125,21 @@ class SessionStore(SessionReader):
         write_timeout_ms: int = 5000,
         create: bool = True,
         gate: CommitGate | None = None,
+        compression: str = "none",
+        compress_min_bytes: int = COMPRESS_MIN_BYTES,
+        keys: Keyring | str | os.PathLike[str] | None = None,
+        hide_ids: bool | None = None,
     ) -> SessionStore:
         """Open the store at `path`, making one if there is none (unless `create` is False).
 
         `backend` is "lmdb" or "sqlite"; None takes what the store was made with (lmdb for a new one).
         `durability` is "os", "interval" (on disk at the latest `interval_ms` ms later) or "disk".
-        Raises StorageError, FormatError or UsageError; nothing is changed then.
+        With `compression` "zstd" metadata of at least `compress_min_bytes` are compressed where that makes
+        them smaller. With `keys` (the path of a key file, or a Keyring) values are encrypted; `hide_ids`
+        then also hides ids and labels (None: as the store has it).
+        Raises StorageError, FormatError, KeyMissingError or UsageError; nothing is changed then.
         """
+        source = None if keys is None else KeySource(keys)
         options = OpenOptions(
             backend=backend,
             durability=parse_durability(durability),
@@ -131,6 +147,7 @@ class SessionStore(SessionReader):
             session_bytes_max=max_session_size_bytes,
             write_timeout_ms=write_timeout_ms,
             create=create,
+            seal=SealOptions(compression, compress_min_bytes, source, hide_ids),
         )
         opened = open_store(Path(path), options)
         try:
@@ -211,7 +228,11 @@ class SessionStore(SessionReader):
             raise self._too_large(id, value)
         operation_id = take()
         expiry_ms = expiry_at(now_ms, timeout, cap)
-        position = self._writer.create(id.encode(), value, operation_id, now_ms, expiry_ms)
+        key = id.encode()
+        if self._seals is not None:
+            key = self._key_of(id)
+            value = self._seals.seal(id, key, value)
+        position = self._writer.create(key, value, operation_id, now_ms, expiry_ms)
         if not (self._is_lazy and durability is None and self._is_still_ours()):
             self._finish(position, durability, operation_id)
         return id
@@ -235,7 +256,7 @@ class SessionStore(SessionReader):
         `if_version` makes it conditional (0: only if there is none): VersionConflictError. Otherwise
         raises as create, and InvalidIdError.
         """
-        key = check_id(id)
+        key = self._key_of(id)
         ttl = check_timeout(ttl_ms)
         tagged = tuple(tags)
         value = encode_session(
@@ -255,7 +276,8 @@ class SessionStore(SessionReader):
 
         def evaluate(stage: Stage) -> Session:
             now_ms = self._now_ms()
-            old = self._live(stage, id, key, now_ms)
+            old_value = stage.value(key)
+            old = self._outlined(id, old_value, now_ms)
             check_version(id, old, if_version)
             stored = encode_session(
                 version=old.version + 1 if old else 1,
@@ -268,7 +290,12 @@ class SessionStore(SessionReader):
                 tags=tagged,
                 metadata=metadata,
             )
-            stage.put(key, stored, Reason.REPLACED, operation_id)
+            sealed = stored
+            if self._seals is not None:
+                sealed = self._seals.seal(id, key, stored)
+            elif old_value is not None and old_value[1]:
+                self._sealer.refuse_plain(id, old_value)
+            stage.put(key, sealed, Reason.REPLACED, operation_id)
             return Session(id, stored)
 
         session: Session = self._commit(evaluate, durability, operation_id)
@@ -291,7 +318,7 @@ class SessionStore(SessionReader):
         """
         if durability is not None:
             parse_durability(durability)
-        key = check_id(id)
+        key = self._key_of(id)
         operation_id = self._ids.take()
         try:
             position, stored = self._writer.change(
@@ -304,7 +331,7 @@ class SessionStore(SessionReader):
             self._touches.pop(key, None)
         if not (self._is_lazy and durability is None and self._is_still_ours()):
             self._finish(position, durability, operation_id)
-        return Session(id, stored)
+        return Session(id, stored if self._seals is None else self._seals.open(key, stored))
 
     def patch(
         self,
@@ -342,7 +369,7 @@ class SessionStore(SessionReader):
             if xxh3_64(value, xxh3_64(key)) != hashed:
                 raise self._damaged(id)
             if head & HEAD_MASK != FORMAT:
-                raise self._unknown_format(id)
+                value = self._opened_value(id, key, value, now_ms) or b""
             if expiry_at(accessed, timeout, cap) >= now_ms:
                 old = Session(id, value, 0 if head >> HEAD_LABELS_SHIFT else HEADER_BYTES)
         if if_version is not None:
@@ -363,6 +390,8 @@ class SessionStore(SessionReader):
         is_later = (
             now_ms >= accessed and stored[TIMEOUT_OFFSET:HEADER_BYTES] == value[TIMEOUT_OFFSET:HEADER_BYTES]
         )
+        if self._seals is not None:
+            stored = self._seals.seal(id, key, stored)
         return stored, KEPT_MS if is_later else UNKNOWN_MS
 
     def touch(self, id: str, *, if_version: int | None = None, durability: str | None = None) -> None:
@@ -370,7 +399,7 @@ class SessionStore(SessionReader):
 
         Raises SessionNotFoundError, VersionConflictError.
         """
-        key = check_id(id)
+        key = self._key_of(id)
         operation_id = self._ids.take()
 
         def evaluate(stage: Stage) -> None:
@@ -386,7 +415,7 @@ class SessionStore(SessionReader):
 
     def delete(self, id: str, *, if_version: int | None = None, durability: str | None = None) -> bool:
         """Remove a session; says whether it was there."""
-        key = check_id(id)
+        key = self._key_of(id)
         operation_id = self._ids.take()
 
         def evaluate(stage: Stage) -> bool:
@@ -406,17 +435,22 @@ class SessionStore(SessionReader):
 
         Raises SessionNotFoundError, VersionConflictError.
         """
-        key = check_id(id)
+        key = self._key_of(id)
         new_id = self._ids.take().hex()
+        new_key = self._key_of(new_id)
         operation_id = self._ids.take()
 
         def evaluate(stage: Stage) -> str:
-            old = self._live(stage, id, key, self._now_ms())
+            value = stage.value(key)
+            old = self._outlined(id, value, self._now_ms())
             check_version(id, old, if_version)
-            if old is None:
+            if old is None or value is None:
                 raise self._missing(id)
+            moved = self._sealer.moved(key, value, new_id, new_key) if value[1] else None
             self._touches.pop(key, None)
-            stage.rename(key, new_id.encode(), operation_id)
+            stage.rename(key, new_key, operation_id)
+            if moved is not None:
+                stage.put(new_key, moved, Reason.RENAMED, operation_id)
             return new_id
 
         renamed: str = self._commit(evaluate, durability, operation_id)
@@ -427,7 +461,9 @@ class SessionStore(SessionReader):
 
         Nothing is written before the block ends, nothing at all if it raises.
         """
-        return Batch(self._ids.take, self._now_ms, self._size_bytes_max, self._apply_batch, durability)
+        return Batch(
+            self._ids.take, self._now_ms, self._size_bytes_max, self._apply_batch, durability, self._sealer
+        )
 
     def _apply_batch(self, evaluate: Callable[[Stage], Any], durability: str | None, first: bytes) -> Any:
         return self._commit(evaluate, durability, first)
@@ -435,6 +471,24 @@ class SessionStore(SessionReader):
     def cleanup_expired(self, limit: int = 10_000) -> int:
         """Remove sessions that have expired, as logged events; answers how many (at most `limit`)."""
         return self._keeper.sweep(limit)
+
+    def reseal(self, progress: ResealProgress | None = None, *, recompress: bool = True) -> Resealed:
+        """Store every session as new ones are: sealed under the active key, compressed as the options say.
+
+        Without `recompress` each stays compressed or uncompressed.
+
+        Nothing else of a session changes, and one that is changed meanwhile is left to a later pass; passes
+        go on until one finds nothing to do. May be broken off at any time, and called again.
+        `progress` is told (sessions looked at, sessions there are). Raises KeyMissingError, after all others
+        are done, if there are sessions that cannot be opened; NotPrimaryError, and as a write does.
+        """
+        return reseal(
+            self._view, self._sealer, self._commit_all, self._now_ms, progress, recompress=recompress
+        )
+
+    def _commit_all(self, evaluate: Callable[[Stage], int]) -> int:
+        changed: int = self._commit(evaluate, None, self._ids.take())
+        return changed
 
     # -- durability and fold ---------------------------------------------------------------------
 
@@ -489,9 +543,16 @@ class SessionStore(SessionReader):
             raise
 
     def _live(self, stage: Stage, id: str, key: bytes, now_ms: int) -> Session | None:
-        value = stage.value(key)
+        return self._outlined(id, stage.value(key), now_ms)
+
+    def _outlined(self, id: str, value: bytes | None, now_ms: int) -> Session | None:
+        """The session that a stored value is, if it has not expired; of a sealed one without its metadata."""
         if value is None or expiry_of(value) < now_ms:
             return None
+        if value[1]:
+            if not is_known(value):
+                raise self._unknown_format(id)
+            value = outline(value)
         session = Session(id, value)
         session.check()
         return session
