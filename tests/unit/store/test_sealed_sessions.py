@@ -323,7 +323,7 @@ def test_without_keys_hidden_ids_are_an_error_and_count_and_sweep_work(tmp_path:
             lambda: store.create({}),
             lambda: list(store.ids()),
         ):
-            with pytest.raises(KeyMissingError, match="hidden|sealed"):
+            with pytest.raises(KeyMissingError, match=r"hidden|sealed"):
                 call()
         assert store.count() == 2
         clock.time_ms += 10_000_000
