@@ -21,7 +21,7 @@ from .log import EventLog
 from .opening import Opened, OpenOptions
 from .outcome import Outcome, find_outcome
 from .page import Word
-from .sealed import is_known
+from .sealed import KNOWN_FLAGS
 from .sealer import Sealer, are_ids_hidden
 from .session import (
     FORMAT,
@@ -113,7 +113,7 @@ class SessionReader(ABC):
 
     def _opened_value(self, id: str, key: bytes, value: bytes, now_ms: int) -> bytes | None:
         """The plain form of a compressed or sealed session; None, which needs no key, if it has expired."""
-        if not is_known(value):
+        if value[0] != FORMAT or value[1] not in KNOWN_FLAGS:
             raise self._unknown_format(id)
         return self._sealer.open(key, value) if expiry_of(value) >= now_ms else None
 

@@ -53,7 +53,7 @@ from .zstd import compress, decompress
 COMPRESSED: Final = 1
 SEALED: Final = 2
 HIDDEN: Final = 4
-_KNOWN: Final = frozenset((0, COMPRESSED, SEALED, SEALED | COMPRESSED, SEALED | HIDDEN, 7))
+KNOWN_FLAGS: Final = frozenset((0, COMPRESSED, SEALED, SEALED | COMPRESSED, SEALED | HIDDEN, 7))
 """Ids are hidden in sealed sessions only."""
 
 SEAL = struct.Struct("<I16sI")
@@ -95,7 +95,7 @@ def labels_end(stored: bytes) -> int:
     except struct.error as error:
         raise CorruptError("a stored session is cut short") from error
     end: int = HEADER_BYTES + fields[3] + fields[4] + fields[5]
-    if fields[0] != FORMAT or fields[1] not in _KNOWN or fields[2] > PRIORITY_MAX or end > len(stored):
+    if fields[0] != FORMAT or fields[1] not in KNOWN_FLAGS or fields[2] > PRIORITY_MAX or end > len(stored):
         raise CorruptError(
             "a stored session has a format that this version does not know",
             hint="A newer perdure wrote it: read it with that one.",
@@ -105,15 +105,6 @@ def labels_end(stored: bytes) -> int:
 
 def with_flags(head: bytes, flags: int) -> bytes:
     return head[:1] + bytes((flags,)) + head[2:]
-
-
-def is_known(stored: bytes) -> bool:
-    """Are these bytes a stored session in one of the forms that there are?"""
-    try:
-        labels_end(stored)
-    except CorruptError:
-        return False
-    return True
 
 
 def outline(stored: bytes) -> bytes:
@@ -143,7 +134,11 @@ def unpack_metadata(packed: bytes) -> bytes:
 
 def decompressed(stored: bytes) -> bytes:
     """The plain form of a stored session that is not sealed. Raises CorruptError."""
-    end = labels_end(stored)
+    return with_metadata_unpacked(stored, labels_end(stored))
+
+
+def with_metadata_unpacked(stored: bytes, end: int) -> bytes:
+    """As decompressed(), with labels known to end at `end`."""
     if not stored[1] & COMPRESSED:
         return stored
     return with_flags(stored[:end], 0) + unpack_metadata(stored[end:])
@@ -162,13 +157,17 @@ def in_clear(stored: bytes) -> bytes:
     return outline(stored) if is_sealed(stored) else decompressed(stored)
 
 
-def seal_of(stored: bytes) -> tuple[int, bytes, int, int]:
-    """(key id, salt, counter, where the ciphertext begins) of a sealed session. Raises CorruptError."""
-    end = labels_end(stored)
+def seal_of(stored: bytes) -> tuple[int, bytes, int]:
+    """(key id, salt, counter) of a sealed session. Raises CorruptError."""
+    return seal_at(stored, labels_end(stored))
+
+
+def seal_at(stored: bytes, end: int) -> tuple[int, bytes, int]:
+    """As seal_of(), with labels known to end at `end`."""
     if len(stored) < end + SEAL_BYTES + TAG_BYTES:
         raise CorruptError("a sealed session is cut short")
-    key_id, salt, counter = SEAL.unpack_from(stored, end)
-    return key_id, salt, counter, end + SEAL_BYTES
+    seal: tuple[int, bytes, int] = SEAL.unpack_from(stored, end)
+    return seal
 
 
 def associated(head: bytes, key: bytes) -> bytes:
@@ -191,11 +190,9 @@ def sealed(
     )
 
 
-def unsealed(stored: bytes, key: bytes, cipher: Cipher) -> tuple[bytes, bytes]:
-    """(header and labels, what was encrypted). Raises what the cipher raises, and CorruptError."""
-    _, _, counter, start = seal_of(stored)
-    head = stored[: start - SEAL_BYTES]
-    return head, cipher.decrypt(nonce_of(counter), stored[start:], associated(head, key))
+def unsealed(stored: bytes, end: int, key: bytes, cipher: Cipher, counter: int) -> bytes:
+    """What was encrypted behind the labels, which end at `end`. Raises what the cipher raises."""
+    return cipher.decrypt(nonce_of(counter), stored[end + SEAL_BYTES :], associated(stored[:end], key))
 
 
 def pack_hidden(id: bytes, head: bytes) -> bytes:
@@ -226,6 +223,8 @@ def with_labels(head: bytes, labels: bytes, home_bytes: int, group_bytes: int, t
 def revealed(head: bytes, hidden: Hidden) -> bytes:
     """A header with the labels that were hidden, its flags cleared."""
     bare = with_flags(head, 0)
+    if not hidden.labels:
+        return bare
     return with_labels(bare, hidden.labels, hidden.home_bytes, hidden.group_bytes, hidden.tags_bytes)
 
 

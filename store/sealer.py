@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from hashlib import blake2b
 from importlib import import_module
 from itertools import count
 from typing import Any, Final
@@ -34,12 +35,11 @@ from .sealed import (
     SALT_BYTES,
     SEALED,
     Cipher,
-    decompressed,
     labels_end,
-    outline,
     pack_hidden,
     pack_metadata,
     revealed,
+    seal_at,
     seal_of,
     sealed,
     text_of,
@@ -48,6 +48,7 @@ from .sealed import (
     unsealed,
     with_flags,
     with_labels,
+    with_metadata_unpacked,
 )
 from .session import HEADER_BYTES, check_id, unpack_header
 from .view import View
@@ -175,6 +176,7 @@ class Sealer:
         Raises UsageError if the options say otherwise.
         """
         self.keys = options.keys
+        self._id_secret = b"" if options.keys is None else options.keys.ring.id_secret_bytes
         self._compresses = options.compression != "none"
         self._min_bytes = options.compress_min_bytes
         self._ciphers: dict[tuple[int, bytes], Cipher] = {}
@@ -222,8 +224,7 @@ class Sealer:
             raise KeyMissingError(
                 "the ids of this store are hidden, and it was opened without keys", hint=_GIVE_KEYS
             )
-        secret = self.keys.ring.id_secret_bytes
-        return hmac.digest(secret, kind + text, "sha256")[:HIDDEN_BYTES].hex()
+        return blake2b(kind + text, digest_size=HIDDEN_BYTES, key=self._id_secret).hexdigest()
 
     # -- sealing ---------------------------------------------------------------------------------
 
@@ -297,30 +298,31 @@ class Sealer:
         Raises KeyMissingError if its key is not at hand, WrongKeyError if that does not open it,
         CorruptError for what is no stored session.
         """
-        return self.open_with_id(key, stored)[1]
+        return self._open(key, stored)[1]
 
     def open_with_id(self, key: bytes, stored: bytes) -> tuple[str, bytes]:
         """As open(), with the session's id."""
-        labels_end(stored)
+        hidden_id, plain = self._open(key, stored)
+        return text_of(key if hidden_id is None else hidden_id), plain
+
+    def _open(self, key: bytes, stored: bytes) -> tuple[bytes | None, bytes]:
+        """(the id, if it is hidden; the plain stored session)."""
+        end = labels_end(stored)
         flags = stored[1]
         if not flags & SEALED:
-            return text_of(key), decompressed(stored)
-        head, body = self._unsealed(key, stored)
+            return None, with_metadata_unpacked(stored, end)
+        body, id = self._unsealed(key, stored, end), None
         if not flags & HIDDEN:
-            id, head = text_of(key), with_flags(head, 0)
+            head = with_flags(stored[:end], 0)
         elif self.hides_ids:
             hidden, body = unpack_hidden(body)
-            id, head = text_of(hidden.id), revealed(head, hidden)
+            id, head = hidden.id, revealed(stored[:end], hidden)
         else:
             raise UsageError(
                 "a session's id is hidden, and the store was opened without hide_ids",
                 hint="Open the store again; every process gives it the same options.",
             )
         return id, head + (unpack_metadata(body) if flags & COMPRESSED else body)
-
-    def outline(self, stored: bytes) -> bytes:
-        """Header and labels as a plain session without metadata: what needs no key. Raises CorruptError."""
-        return outline(stored)
 
     def refuse_plain(self, id: str, stored: bytes) -> None:
         """Raise KeyMissingError where a plain value would replace a sealed one."""
@@ -365,10 +367,9 @@ class Sealer:
 
     def _rekeyed(self, key: bytes, stored: bytes) -> bytes:
         """The same flags and content, sealed under the active key."""
-        if stored[1] & SEALED:
-            head, body = self._unsealed(key, stored)
-            return self._sealed(key, head, body)
         end = labels_end(stored)
+        if stored[1] & SEALED:
+            return self._sealed(key, stored[:end], self._unsealed(key, stored, end))
         return self._sealed(key, with_flags(stored[:end], stored[1] | SEALED), stored[end:])
 
     def refresh(self) -> bool:
@@ -380,11 +381,11 @@ class Sealer:
             raise KeyMissingError("the store was opened without keys", hint=_GIVE_KEYS)
         return self.keys
 
-    def _unsealed(self, key: bytes, stored: bytes) -> tuple[bytes, bytes]:
-        key_id, salt, _, _ = seal_of(stored)
+    def _unsealed(self, key: bytes, stored: bytes, end: int) -> bytes:
+        key_id, salt, counter = seal_at(stored, end)
         cipher = self._ciphers.get((key_id, salt)) or self._cipher(key, key_id, salt)
         try:
-            return unsealed(stored, key, cipher)
+            return unsealed(stored, end, key, cipher, counter)
         except ciphers()[2] as error:
             raise WrongKeyError(
                 f"session {_name(key)!r} does not open with key {key_name(key_id)}: that key is another one, "

@@ -38,7 +38,7 @@ from .ports import CommitGate
 from .reading import SessionReader
 from .reseal import Progress as ResealProgress
 from .reseal import Resealed, reseal
-from .sealed import is_known, outline
+from .sealed import KNOWN_FLAGS, outline
 from .sealer import COMPRESS_MIN_BYTES, SealOptions
 from .session import (
     ACCESSED,
@@ -550,7 +550,7 @@ class SessionStore(SessionReader):
         if value is None or expiry_of(value) < now_ms:
             return None
         if value[1]:
-            if not is_known(value):
+            if value[1] not in KNOWN_FLAGS:
                 raise self._unknown_format(id)
             value = outline(value)
         session = Session(id, value)

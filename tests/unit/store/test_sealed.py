@@ -22,7 +22,6 @@ from perdure.store.sealed import (
     COMPRESSED,
     HIDDEN,
     SEALED,
-    is_known,
     is_sealed,
     labels_end,
     outline,
@@ -171,7 +170,7 @@ def test_no_salt_and_counter_come_twice_also_when_the_counter_ends(monkeypatch: 
     monkeypatch.setattr(sealer_module, "COUNTER_LIMIT", 7)
     sealer = make()
     stored = [sealer.seal(ID, KEY, plain_value()) for _ in range(50)]
-    used = {seal_of(value)[1:3] for value in stored}
+    used = {seal_of(value)[1:] for value in stored}
     assert len(used) == 50
     assert len({salt for salt, _ in used}) == 8
     assert max(counter for _, counter in used) == 6
@@ -247,7 +246,6 @@ def test_compressed_metadata_that_announce_too_much_are_refused_unread() -> None
 @pytest.mark.parametrize("flags", [HIDDEN, HIDDEN | COMPRESSED, 8, 0x80, 0xFF])
 def test_flags_that_are_not_known_are_an_unknown_format(flags: int) -> None:
     value = with_flags(plain_value(), flags)
-    assert not is_known(value)
     for call in (labels_end, outline, lambda value: make().open(KEY, value)):
         with pytest.raises(CorruptError, match="format"):
             call(value)
@@ -339,4 +337,4 @@ KNOWN = (
     "405489000000000004030201000102030405060708090a0b0c0d0e0f050000005704407e8d8b9835"
     "496f9fd8abd4b6fffe41c6b1d3bb2700cdd448b3332911"
 )
-KNOWN_KEY = "6eb776608d77c1a1b3d47a90a8e17d27"
+KNOWN_KEY = "6c24521c5f4523c3cc7748cb70bd339e"
