@@ -210,10 +210,11 @@ def hash_(
       perdure log dump /srv/n1 --session 0f1e2d3c4b5a69788796a5b4c3d2e1f0
     """
     from ..store.keyring import KeySource
-    from ..store.sealer import GROUP, HOME, TAG, Sealer, SealOptions
+    from ..store.labels import GROUP, HOME_NODE, TAG
+    from ..store.sealer import Sealer, SealOptions
 
     sealer = Sealer(SealOptions(keys=KeySource(file), hide_ids=True), is_hidden=None)
-    kinds = {"group": GROUP, "tag": TAG, "home-node": HOME}
+    kinds = {"group": GROUP, "tag": TAG, "home-node": HOME_NODE}
     found = sealer.label(kinds[kind], text) if kind in kinds else sealer.hidden_key(text).decode()
     if as_json:
         render.write_json({"of": kind, "hash": found})

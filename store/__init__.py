@@ -1,6 +1,7 @@
 """Sessions, every byte on disk, the back ends and the write path; imports nothing of the other rooms."""
 
 from .batch import Batch
+from .bulk import Bulk
 from .commit import Durability
 from .control import Config
 from .errors import (
@@ -51,6 +52,7 @@ from .sessions import SessionStore
 __all__ = [
     "BacklogError",
     "Batch",
+    "Bulk",
     "BusyError",
     "Config",
     "CorruptError",

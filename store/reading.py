@@ -14,6 +14,7 @@ from typing import Any
 
 import xxhash
 
+from . import labels
 from .errors import CorruptError, InvalidIdError, SessionNotFoundError, UsageError
 from .fold import HASH_BYTES, REBUILD_HINT, unreadable, value_of
 from .ids import Position
@@ -21,7 +22,7 @@ from .log import EventLog
 from .opening import Opened, OpenOptions
 from .outcome import Outcome, find_outcome
 from .page import Word
-from .sealed import KNOWN_FLAGS
+from .sealed import KNOWN_FLAGS, outline
 from .sealer import Sealer, are_ids_hidden
 from .session import (
     FORMAT,
@@ -29,16 +30,23 @@ from .session import (
     HEAD_MASK,
     HEADER_BYTES,
     REFRESH_WINDOW_MS_MAX,
+    WINDOWED,
+    Priority,
     Session,
     expiry_of,
+    split_lifetime,
     unpack_record,
 )
 from .view import View
 
 REFRESHES_MAX = 10_000
 """Coalesced refreshes that wait in memory; a get that meets so many writes them."""
+COALESCED_MS = 1000
+"""A refresh waits for less than this until it is written. One that a shorter window asks for, or that is to
+save a session whose life is nearly over, is written at once."""
 SAMPLE_MAX = 10_000
 _SCAN_CHUNK = 1000
+_PLAIN = b"\0"
 xxh3_64 = xxhash.xxh3_64_intdigest
 
 
@@ -51,7 +59,7 @@ class SessionReader(ABC):
         self._log: EventLog = opened.log
         self._view: View = opened.view
         self._read_record = opened.view.read
-        self._now_ms = options.clock.now_ms
+        self._now_ms = opened.log.now_ms
         self._durability = options.durability
         self._touches: dict[bytes, int] = {}
         """When sessions were last used, ms, of refreshes that are not written yet."""
@@ -63,8 +71,9 @@ class SessionReader(ABC):
     def get(self, id: str) -> Session | None:
         """The session, or None if it is missing or expired. Refreshes its life.
 
-        The refresh is coalesced: it is written only once the deadline moves by more than a tenth of the
-        timeout (at most a minute), with other changes. `last_accessed` is what was last written. Text that
+        The refresh is coalesced: it is written only once the deadline moves by more than the session's
+        refresh window, with others, unless the window is too short for that. `last_accessed` is what was
+        last written. A refresh that cannot be written is counted (stats), and not raised. Text that
         can be no id names no session: None; what is no text at all raises InvalidIdError.
         """
         return self._read(id, True)
@@ -98,15 +107,17 @@ class SessionReader(ABC):
                 return None
             value = opened
         if timeout:
-            window = timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX
+            if timeout < WINDOWED:
+                window = timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX
+            else:
+                timeout, window = split_lifetime(timeout)
             idle = now_ms - accessed
             if idle > window:
-                if idle > timeout + window:
+                left = timeout + window - idle
+                if left < 0 < timeout:
                     return None
-                if refreshes and not 0 < cap < now_ms:
-                    if len(self._touches) >= REFRESHES_MAX:
-                        self._make_room_for_refreshes()
-                    self._touches[key] = now_ms
+                if refreshes and timeout and not 0 < cap < now_ms:
+                    self._used(key, now_ms, min(window, left))
         if 0 < cap < now_ms:
             return None
         return Session(id, value, 0 if head >> HEAD_LABELS_SHIFT else HEADER_BYTES)
@@ -128,6 +139,15 @@ class SessionReader(ABC):
         found = SessionReader._read(self, key.decode(), refreshes)
         return None if found is None else Session(id, found._value, found._start)
 
+    def _used(self, key: bytes, now_ms: int, patience_ms: int) -> None:
+        """A session was used, and its last access in the store is older than its refresh window."""
+        if patience_ms < COALESCED_MS:
+            self._refresh_at_once(key, now_ms)
+            return
+        if len(self._touches) >= REFRESHES_MAX:
+            self._make_room_for_refreshes()
+        self._touches[key] = now_ms
+
     def exists(self, id: str) -> bool:
         """Is there such a session, not expired? Refreshes nothing."""
         return self._read(id, False) is not None
@@ -142,8 +162,22 @@ class SessionReader(ABC):
             raise self._missing(id)
         return session
 
-    def count(self) -> int:
-        """How many sessions are stored; one that has expired counts until it is swept."""
+    def count(
+        self,
+        *,
+        group: str | None = None,
+        tag: str | None = None,
+        home_node: str | None = None,
+        priority: Priority | None = None,
+    ) -> int:
+        """How many sessions are stored, or have these labels; one that has expired counts until it is swept.
+
+        Without labels the number is at hand; with them the matching part of the index is read. Raises
+        UsageError for labels that no session can have.
+        """
+        terms = self._terms(group, tag, home_node, priority)
+        if terms:
+            return sum(1 for _ in self._keys(b"", b"", terms))
         view = self._view
         with view.mutex:
             view.catch_up()
@@ -151,45 +185,152 @@ class SessionReader(ABC):
             view.refresh()
             return view.visible.session_count
 
-    def ids(self, prefix: str = "", after: str = "") -> Iterator[str]:
-        """The ids in key order, from above `after`, those that begin with `prefix`.
+    def ids(
+        self,
+        prefix: str = "",
+        after: str = "",
+        *,
+        group: str | None = None,
+        tag: str | None = None,
+        home_node: str | None = None,
+        priority: Priority | None = None,
+    ) -> Iterator[str]:
+        """The ids in key order, from above `after`, those that begin with `prefix` and have these labels.
 
-        Reads in chunks: what is changed meanwhile may be seen or not. Where ids are hidden, the order is that
-        of their hashes. Raises CorruptError if the state is damaged, UsageError for text that is not valid
-        Unicode, or for a prefix where ids are hidden.
+        Labels are looked up in the index. Reads in chunks: what is changed meanwhile may be seen or not.
+        Where ids are hidden, the order is that of their hashes. Raises CorruptError if the state is damaged,
+        UsageError for text that is not valid Unicode, or for a prefix where ids are hidden.
         """
         try:
             start, last = prefix.encode(), after.encode()
         except UnicodeEncodeError as error:
             raise UsageError("prefix and after are valid Unicode") from error
-        hides_ids = self._sealer.hides_ids
-        if hides_ids:
+        if self._sealer.hides_ids:
             last = self._sealer.start_after(prefix, after)
-        while True:
-            chunk = self._view.keys(start, last, _SCAN_CHUNK)
-            yield from map(_id_of, chunk) if not hides_ids else self._hidden_ids(chunk)
-            if len(chunk) < _SCAN_CHUNK:
-                return
-            last = chunk[-1]
+        yield from self._ids_of(self._keys(start, last, self._terms(group, tag, home_node, priority)))
 
-    def _hidden_ids(self, keys: Iterable[bytes]) -> Iterator[str]:
+    def _ids_of(self, keys: Iterable[bytes]) -> Iterator[str]:
+        """The ids of keys: where they are hidden, each session is opened for its own."""
+        if not self._sealer.hides_ids:
+            yield from map(_id_of, keys)
+            return
         for key in keys:
             record = self._read_record(key)
             if record is not None:
                 yield self._sealer.open_with_id(key, value_of(key, record))[0]
 
     def sessions(
-        self, matches: Callable[[Session], bool] | None = None, *, prefix: str = "", after: str = ""
+        self,
+        matches: Callable[[Session], bool] | None = None,
+        *,
+        prefix: str = "",
+        after: str = "",
+        group: str | None = None,
+        tag: str | None = None,
+        home_node: str | None = None,
+        priority: Priority | None = None,
     ) -> Iterator[Session]:
         """The sessions that `matches` (all without it), in key order, refreshing none of them.
 
-        As ids(): from above `after`, those whose id begins with `prefix`, and a chunk at a time. What has
-        expired is left out. What `matches` raises comes through.
+        As ids(): with these labels, from above `after`, those whose id begins with `prefix`, and a chunk at
+        a time. What has expired is left out. What `matches` raises comes through.
         """
-        for id in self.ids(prefix, after):
+        for id in self.ids(prefix, after, group=group, tag=tag, home_node=home_node, priority=priority):
             session = self._read(id, False)
             if session is not None and (matches is None or matches(session)):
                 yield session
+
+    def groups(self) -> Iterator[str]:
+        """The groups that sessions are in, each once."""
+        return self._labels(labels.GROUP)
+
+    def tags(self) -> Iterator[str]:
+        """The tags that sessions have, each once."""
+        return self._labels(labels.TAG)
+
+    def home_nodes(self) -> Iterator[str]:
+        """The home nodes that sessions have, each once."""
+        return self._labels(labels.HOME_NODE)
+
+    def orphans(self, members: Iterable[str], after: str = "") -> Iterator[str]:
+        """The ids of sessions whose home node is not among `members`, in order within each such node.
+
+        A session without a home node is no orphan. Raises UsageError if there are no members.
+        """
+        last = self._sealer.start_after("", after) if self._sealer.hides_ids else after.encode()
+        for term in self._orphaned(members):
+            yield from self._ids_of(self._keys(b"", last, [term]))
+
+    def count_orphans(self, members: Iterable[str]) -> int:
+        """How many sessions have a home node that is not among `members`."""
+        return sum(1 for _ in self.orphans(members))
+
+    def _orphaned(self, members: Iterable[str]) -> list[bytes]:
+        """The terms of home nodes that are no member."""
+        known = {self._term(labels.HOME_NODE, member, "a member") for member in members}
+        if not known:
+            raise UsageError(
+                "without members every session would be an orphan", hint="Name the nodes that there are."
+            )
+        return [term for term in self._view.terms(*labels.kind_range(labels.HOME_NODE)) if term not in known]
+
+    def _labels(self, kind: bytes) -> Iterator[str]:
+        """The labels of one kind, as a session that has each says it: a term may be a hash."""
+        for term in self._view.terms(*labels.kind_range(kind)):
+            for key in self._keys(b"", b"", [term]):
+                session = self._labelled(key)
+                texts = () if session is None else _labels_of(session, kind)
+                found = [text for text in texts if text and self._term(kind, text) == term]
+                if found:
+                    yield found[0]
+                    break
+
+    def _labelled(self, key: bytes) -> Session | None:
+        """The session of a key, expired or not, for its labels: without its metadata if it is sealed."""
+        record = self._read_record(key)
+        if record is None:
+            return None
+        value = value_of(key, record)
+        if value[1:2] != _PLAIN:
+            value = self._sealer.open(key, value) if self._sealer.hides_ids else outline(value)
+        return Session(_id_of(key), value)
+
+    def _term(self, kind: bytes, label: str, what: str = "a label") -> bytes:
+        labels.checked_term(kind, label, what)
+        return labels.checked_term(kind, self._sealer.label(kind, label), what)
+
+    def _terms(
+        self, group: str | None, tag: str | None, home_node: str | None, priority: Priority | None
+    ) -> list[bytes]:
+        """The terms asked for; that of the normal priority is none of the index."""
+        asked = (
+            (labels.GROUP, group, "a group"),
+            (labels.TAG, tag, "a tag"),
+            (labels.HOME_NODE, home_node, "a home node"),
+        )
+        terms = [self._term(kind, label, what) for kind, label, what in asked if label is not None]
+        if priority is not None:
+            terms.append(labels.priority_term(priority))
+        return terms
+
+    def _keys(self, prefix: bytes, after: bytes, terms: list[bytes]) -> Iterator[bytes]:
+        """Keys in order that have all these terms: the first is looked up, the others checked."""
+        view = self._view
+        while True:
+            if not terms or terms[0] == labels.NORMAL:
+                chunk = view.keys(prefix, after, _SCAN_CHUNK)
+            else:
+                chunk = view.members(terms[0], prefix, after, _SCAN_CHUNK)
+            if terms == [labels.NORMAL] and chunk:
+                others = view.prioritised(after, chunk[-1])
+                yield from (key for key in chunk if key not in others)
+            elif len(terms) > 1:
+                yield from (key for key in chunk if labels.has_terms(self._read_record(key), terms))
+            else:
+                yield from chunk
+            if len(chunk) < _SCAN_CHUNK:
+                return
+            after = chunk[-1]
 
     def sample(self, count: int) -> list[Session]:
         """Up to `count` sessions (1 to 10,000) drawn at random, each equally likely, refreshing none.
@@ -240,6 +381,10 @@ class SessionReader(ABC):
         }
 
     @abstractmethod
+    def _refresh_at_once(self, key: bytes, now_ms: int) -> None:
+        """Called when a refresh may not wait. Never raises: as below."""
+
+    @abstractmethod
     def _make_room_for_refreshes(self) -> None:
         """Called when too many refreshes wait. Never raises: a reader is not refused for that."""
 
@@ -264,6 +409,12 @@ class SessionReader(ABC):
 def _check_sample(count: object) -> None:
     if not isinstance(count, int) or not 0 < count <= SAMPLE_MAX:
         raise UsageError(f"a sample takes 1 to {SAMPLE_MAX} sessions, not {count!r}")
+
+
+def _labels_of(session: Session, kind: bytes) -> tuple[str, ...]:
+    if kind == labels.TAG:
+        return session.tags
+    return (session.group if kind == labels.GROUP else session.home_node,)
 
 
 def _id_of(key: bytes) -> str:

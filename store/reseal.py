@@ -56,14 +56,14 @@ def reseal(
     view: View,
     sealer: Sealer,
     commit: Commit,
-    now_ms: Callable[[], int],
+    wall_ms: Callable[[], int],
     progress: Progress | None = None,
     *,
     recompress: bool = True,
 ) -> Resealed:
     """Reseal all sessions (see SessionStore.reseal). `commit` writes one change as the store does."""
     sealer.refresh()
-    settled_at = time.monotonic() + _notice_left_ms(sealer, now_ms()) / 1000
+    settled_at = time.monotonic() + _notice_left_ms(sealer, wall_ms()) / 1000
     resealed = passes = 0
     while True:
         is_settled = time.monotonic() >= settled_at

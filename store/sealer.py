@@ -27,6 +27,7 @@ from .event import VALUE_BYTES_MAX
 from .fold import HASH_BYTES, RECORD_BYTES_MIN
 from .forks import watch_forks
 from .keyring import AES_256_GCM, Key, Keyring, KeySource, key_name
+from .labels import GROUP, HOME_NODE, TAG
 from .ports import Record
 from .sealed import (
     COMPRESSED,
@@ -59,8 +60,6 @@ HIDDEN_BYTES: Final = 16
 TAGS_STORED_MAX: Final = 0xFFFF
 CIPHERS_MAX: Final = 4096
 """Subkeys that are kept ready for reading: each handle that wrote has one."""
-HOME, GROUP, TAG = b"n", b"g", b"t"
-"""The kinds of labels, which hash to different texts."""
 _ID: Final = b"i"
 _INFO: Final = b"perdure session value\x01"
 _MODULE: Final = "cryptography.hazmat.primitives.ciphers.aead"
@@ -215,7 +214,7 @@ class Sealer:
     def label(self, kind: bytes, text: str) -> str:
         """A label as the readable part of a stored session has it: hashed where ids are hidden.
 
-        `kind` is HOME, GROUP or TAG. The empty label stays empty.
+        `kind` is GROUP, TAG or HOME_NODE (see labels): each its own hashes. The empty label stays empty.
         """
         return self._hash(kind, text.encode()) if self.hides_ids and text else text
 
@@ -276,7 +275,7 @@ class Sealer:
             return head
         group_at = HEADER_BYTES + home
         tags_at = group_at + group
-        hashed_home = self.label(HOME, head[HEADER_BYTES:group_at].decode()).encode()
+        hashed_home = self.label(HOME_NODE, head[HEADER_BYTES:group_at].decode()).encode()
         hashed_group = self.label(GROUP, head[group_at:tags_at].decode()).encode()
         hashed_tags = b""
         if tags:

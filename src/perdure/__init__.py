@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "open"]
 
 
-def open(  # noqa: PLR0913 - one argument for each option
+def open(
     path: str | os.PathLike[str],
     *,
     backend: str | None = None,
@@ -25,7 +25,11 @@ def open(  # noqa: PLR0913 - one argument for each option
     interval_ms: int = 1000,
     max_session_size_bytes: int = 65_536,
     write_timeout_ms: int = 5000,
+    refresh_window_ms: int | None = None,
+    sweep_interval_ms: int = 60_000,
     create: bool = True,
+    home_node: str = "",
+    max_sessions: int | None = None,
     compression: str = "none",
     compress_min_bytes: int = 1024,
     keys: Keyring | str | os.PathLike[str] | None = None,
@@ -55,7 +59,11 @@ def open(  # noqa: PLR0913 - one argument for each option
                 interval_ms=interval_ms,
                 max_session_size_bytes=max_session_size_bytes,
                 write_timeout_ms=write_timeout_ms,
+                refresh_window_ms=refresh_window_ms,
+                sweep_interval_ms=sweep_interval_ms,
                 create=create,
+                home_node=home_node,
+                max_sessions=max_sessions,
                 gate=gate,
                 compression=compression,
                 compress_min_bytes=compress_min_bytes,

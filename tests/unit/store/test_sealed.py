@@ -18,6 +18,7 @@ from perdure.store import sealer as sealer_module
 from perdure.store.errors import SessionTooLargeError
 from perdure.store.event import VALUE_BYTES_MAX
 from perdure.store.keyring import ALGORITHMS, KeySource, new_keyring, with_new_key
+from perdure.store.labels import GROUP, TAG
 from perdure.store.sealed import (
     COMPRESSED,
     HIDDEN,
@@ -31,7 +32,7 @@ from perdure.store.sealed import (
     unpack_metadata,
     with_flags,
 )
-from perdure.store.sealer import COMPRESS_MIN_BYTES, GROUP, TAG, Sealer, SealOptions
+from perdure.store.sealer import COMPRESS_MIN_BYTES, Sealer, SealOptions
 from perdure.store.session import (
     ACCESSED_OFFSET,
     TIMEOUT_OFFSET,

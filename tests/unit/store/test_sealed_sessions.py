@@ -157,6 +157,57 @@ def test_the_limit_counts_the_plain_uncompressed_value(tmp_path: Path, options: 
         assert store["x"].metadata == {"a": "b" * 900}
 
 
+def test_labels_are_found_listed_and_changed_as_a_whole(store: SessionStore) -> None:
+    metadata = {"n": 1}
+    for number in range(6):
+        store.put(
+            f"user-{number}",
+            metadata,
+            None,
+            group=f"group-{number % 2}",
+            tags=[f"tag-{number % 3}", "all"],
+            home_node=f"node-{number % 2}",
+        )
+    store.fold()
+    store.put("late", metadata, None, group="group-0", tags=["all"])
+    assert set(store.groups()) == {"group-0", "group-1"}
+    assert set(store.tags()) == {"tag-0", "tag-1", "tag-2", "all"}
+    assert set(store.home_nodes()) == {"node-0", "node-1"}
+    assert set(store.ids(group="group-0")) == {"user-0", "user-2", "user-4", "late"}
+    assert set(store.ids(group="group-0", tag="tag-2")) == {"user-2"}
+    assert {session.id for session in store.sessions(tag="tag-1")} == {"user-1", "user-4"}
+    assert store.count(tag="all") == 7
+    assert list(store.ids(group="nobody")) == []
+    assert set(store.orphans(["node-0"])) == {"user-1", "user-3", "user-5"}
+    first = next(store.orphans(["node-0"]))
+    assert first not in set(store.orphans(["node-0"], after=first))
+    assert store.adopt_orphans(["node-0"], "node-0") == 3
+    assert store.count_orphans(["node-0"]) == 0
+    adopted = store["user-1"]
+    assert (adopted.home_node, adopted.metadata, adopted.version) == ("node-0", metadata, 2)
+    changed = store.update("user-0", lambda session: session.replace(group="group-9"))
+    assert changed.group == "group-9" == store["user-0"].group
+    assert set(store.ids(group="group-0")) == {"user-2", "user-4", "late"}
+    assert store.touch_group("group-1").sessions == 3
+    assert store.delete_group("group-1").sessions == 3
+    assert store.count() == 4
+    assert set(store.home_nodes()) == {"node-0"}
+    assert store.cleanup_orphans(["other"]) == 3
+    assert list(store.ids()) == ["late"]
+
+
+def test_a_capacity_limit_evicts_the_least_recently_used(tmp_path: Path, options: dict[str, Any]) -> None:
+    clock = Clock()
+    with _opened(tmp_path / "store", clock, sessions_max=3, **options) as store:
+        ids = []
+        for number in range(5):
+            clock.time_ms += 1_000
+            ids.append(store.create({"n": number}))
+        assert store.count() == 3
+        assert [store.peek(id) is None for id in ids] == [True, True, False, False, False]
+        assert store[ids[4]].metadata == {"n": 4}
+
+
 # -- what stands on disk --------------------------------------------------------------------------
 
 
@@ -249,7 +300,7 @@ def test_the_tools_work_on_sealed_values_without_a_key(tmp_path: Path, options: 
 def test_without_keys_a_sealed_session_is_an_error_and_never_missing(tmp_path: Path, file: Path) -> None:
     path = tmp_path / "store"
     with SessionStore.open(path, keys=file) as store:
-        store.put("a", {"n": 1})
+        store.put("a", {"n": 1}, group="g", home_node="gone")
         store.put("b", {"n": 2})
         store.put("c", {"n": 3})
     active = read_keyring(file).active
@@ -263,6 +314,7 @@ def test_without_keys_a_sealed_session_is_an_error_and_never_missing(tmp_path: P
             lambda: store.put("a", {"n": 9}),
             lambda: store.regenerate_id("a"),
             lambda: list(store.sessions()),
+            lambda: store.adopt_orphans(["here"], "here"),
             store.reseal,
         ):
             with pytest.raises(KeyMissingError) as caught:
@@ -273,6 +325,8 @@ def test_without_keys_a_sealed_session_is_an_error_and_never_missing(tmp_path: P
             batch.put("a", {"n": 9})
         assert store.count() == 3
         assert list(store.ids()) == ["a", "b", "c"]
+        assert list(store.ids(group="g")) == list(store.orphans(["here"])) == ["a"]
+        assert list(store.groups()) == ["g"]
         store.touch("a")
         assert store.delete("b")
         with store.batch() as batch:
@@ -484,13 +538,19 @@ class Clock:
         return self.time_ms
 
 
-def _opened(path: Path, clock: Clock, backend: str | None = None, **seal: Any) -> SessionStore:
+def _opened(
+    path: Path, clock: Clock, backend: str | None = None, sessions_max: int | None = None, **seal: Any
+) -> SessionStore:
     from perdure.store.keyring import KeySource
     from perdure.store.sealer import SealOptions
 
     if "keys" in seal:
         seal["keys"] = KeySource(seal["keys"])
     options = OpenOptions(
-        backend=backend, durability=parse_durability("os"), clock=clock, seal=SealOptions(**seal)
+        backend=backend,
+        durability=parse_durability("os"),
+        clock=clock,
+        sessions_max=sessions_max,
+        seal=SealOptions(**seal),
     )
     return SessionStore(open_store(path, options), options, None)
