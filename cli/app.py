@@ -13,7 +13,7 @@ import typer
 
 from .. import __version__
 from ..store import UsageError
-from . import keys, log, render, retention, session, snapshot
+from . import feed, keys, log, render, retention, session, snapshot
 from .bench import bench
 from .demo.command import demo
 from .init import init
@@ -47,6 +47,7 @@ app.add_typer(keys.group, name="keys")
 app.add_typer(log.group, name="log")
 app.add_typer(retention.group, name="retention")
 app.add_typer(session.group, name="session")
+app.add_typer(feed.group, name="feed")
 app.command()(bench)
 app.command()(demo)
 

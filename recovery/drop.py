@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..shipping.slots import read_slots
 from ..store import names
+from ..store.consumers import read_progress
 from ..store.cursor import SegmentFile
 from ..store.errors import FormatError, StorageError
 from ..store.files import remove_durably, translated
@@ -20,7 +21,7 @@ from ..store.lock import FileLock
 from ..store.page import Word
 from ..store.segment import read_footer, read_header
 from ..store.snapshot import SnapshotFile, list_snapshots
-from .retention import Plan, Policy, SegmentFacts, SlotFacts, SnapshotFacts, plan_retention
+from .retention import ConsumerFacts, Plan, Policy, SegmentFacts, SlotFacts, SnapshotFacts, plan_retention
 from .source import Source, open_source
 from .take import judge_snapshot
 
@@ -45,6 +46,7 @@ def explain_retention(
         policy or Policy(),
         now_ms=time.time_ns() // 1_000_000 if now_ms is None else now_ms,
         state_lsn=page[Word.FOLDED] if page else 0,
+        consumers=_consumers(source.store),
     )
 
 
@@ -69,6 +71,12 @@ def apply_retention(
         return plan
     finally:
         lock.close()
+
+
+def _consumers(store: Path) -> list[ConsumerFacts]:
+    good, damaged = read_progress(store)
+    facts = [ConsumerFacts(one.name, one.lsn, one.acked_ms) for one in good]
+    return facts + [ConsumerFacts(name, 0, 0, error.message) for name, error in damaged]
 
 
 def _segments(source: Source) -> list[SegmentFacts]:

@@ -1,8 +1,13 @@
 """Sessions, every byte on disk, the back ends and the write path; imports nothing of the other rooms."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from .batch import Batch
 from .bulk import Bulk
 from .commit import Durability
+from .consumers import Consumer
 from .control import Config
 from .errors import (
     BacklogError,
@@ -39,6 +44,7 @@ from .errors import (
     WireError,
     WrongKeyError,
 )
+from .feed import Feed
 from .identity import Identity, read_identity
 from .ids import NOWHERE, Position, StatePosition
 from .keyring import Keyring
@@ -47,18 +53,27 @@ from .opening import OpenOptions, begin_cluster, init_store, open_store
 from .outcome import Outcome
 from .promise import Promise, read_promise
 from .session import Priority, Session
+from .session_event import EventKind, SessionEvent
 from .sessions import SessionStore
+from .subscribers import Subscription
+
+if TYPE_CHECKING:
+    from .async_feed import AsyncFeed
 
 __all__ = [
+    "AsyncFeed",
     "BacklogError",
     "Batch",
     "Bulk",
     "BusyError",
     "Config",
+    "Consumer",
     "CorruptError",
     "DivergedError",
     "Durability",
+    "EventKind",
     "EventLog",
+    "Feed",
     "FencedError",
     "ForeignError",
     "ForkedError",
@@ -85,6 +100,7 @@ __all__ = [
     "PromiseRefusedError",
     "ReentrantWriteError",
     "Session",
+    "SessionEvent",
     "SessionNotFoundError",
     "SessionStore",
     "SessionTooLargeError",
@@ -95,6 +111,7 @@ __all__ = [
     "StoreInUseError",
     "StoreMissingError",
     "StoreReadOnlyError",
+    "Subscription",
     "UsageError",
     "VersionConflictError",
     "WireError",
@@ -105,3 +122,12 @@ __all__ = [
     "read_identity",
     "read_promise",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs asyncio is loaded when it is first asked for: it would slow every import."""
+    if name == "AsyncFeed":
+        from .async_feed import AsyncFeed  # noqa: PLC0415
+
+        return AsyncFeed
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -304,6 +304,15 @@ class Sealer:
         hidden_id, plain = self._open(key, stored)
         return text_of(key if hidden_id is None else hidden_id), plain
 
+    def open_event(self, key: bytes, stored: bytes) -> tuple[str, bytes]:
+        """As open_with_id(), for what a log's event holds: `stored` is empty where it carries no session.
+
+        Of such an event a hidden id is not known: it is then what the id is stored as.
+        """
+        if not stored or not stored[1]:
+            return text_of(key), stored
+        return self.open_with_id(key, stored)
+
     def _open(self, key: bytes, stored: bytes) -> tuple[bytes | None, bytes]:
         """(the id, if it is hidden; the plain stored session)."""
         end = labels_end(stored)

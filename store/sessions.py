@@ -202,13 +202,14 @@ class SessionStore(SessionReader):
         self._is_closed = True
         if self._log.pid != os.getpid():
             return  # in a child: all of it belongs to the parent
+        unheard = self._events.close()
         failed = self._keeper.stop()
         if self._gate is not None:
             self._gate.close()
         with self._writer.threads:
             self._opened.close()
-        if failed is not None:
-            raise failed
+        if (error := failed or unheard) is not None:
+            raise error
 
     def __enter__(self) -> SessionStore:
         return self

@@ -196,6 +196,40 @@ def test_labels_are_found_listed_and_changed_as_a_whole(store: SessionStore) -> 
     assert list(store.ids()) == ["late"]
 
 
+def test_listeners_are_told_of_the_plain_sessions_and_not_of_their_form(store: SessionStore) -> None:
+    store.put("a", LARGE)
+    store.patch("a", {"n": 1})
+    new_id = store.regenerate_id("a")
+    store._sealer._compresses = not store._sealer._compresses
+    store._sealer._min_bytes = 1
+    assert store.reseal().resealed == 1
+    store.delete(new_id)
+    with store.feed(0, follow=False) as feed:
+        events = list(feed)
+    assert [str(event.kind) for event in events] == ["created", "updated", "renamed", "deleted"]
+    sessions = [event.session for event in events]
+    assert [session and session.metadata for session in sessions[:2]] == [LARGE, LARGE | {"n": 1}]
+    assert sessions[2:] == [None, None]
+    assert [event.id for event in events[:2]] == ["a", "a"]
+    assert (events[2].id, events[2].new_id) == (store.stored_as("a"), store.stored_as(new_id))
+    assert events[3].id == store.stored_as(new_id)
+    assert (store.stored_as("a") == "a") is not store._sealer.hides_ids
+
+
+def test_a_feed_without_keys_is_an_error_at_a_sealed_session(tmp_path: Path, file: Path) -> None:
+    path = tmp_path / "store"
+    with SessionStore.open(path, keys=file) as store:
+        store.put("a", {"n": 1})
+    with (
+        SessionStore.open(path) as store,
+        store.feed(0, follow=False) as feed,
+        pytest.raises(KeyMissingError),
+    ):
+        next(feed)
+    with SessionStore.open(path, keys=file) as store, store.feed(0, follow=False) as feed:
+        assert [event.id for event in feed] == ["a"]
+
+
 def test_a_capacity_limit_evicts_the_least_recently_used(tmp_path: Path, options: dict[str, Any]) -> None:
     clock = Clock()
     with _opened(tmp_path / "store", clock, sessions_max=3, **options) as store:
