@@ -13,7 +13,7 @@ import typer
 
 from .. import __version__
 from ..store import UsageError
-from . import feed, log, render, retention, session, snapshot
+from . import feed, keys, log, render, retention, session, snapshot
 from .bench import bench
 from .demo.command import demo
 from .init import init
@@ -43,6 +43,7 @@ app.command()(replay)
 app.command()(verify)
 app.command()(promote)
 app.command()(status)
+app.add_typer(keys.group, name="keys")
 app.add_typer(log.group, name="log")
 app.add_typer(retention.group, name="retention")
 app.add_typer(session.group, name="session")

@@ -15,6 +15,7 @@ import typer
 from ..store import BACKENDS, StorageError, UsageError, backend_kind
 
 SECRET_VARIABLE = "PERDURE_SECRET"
+KEYS_VARIABLE = "PERDURE_KEYS"
 SECRET_BYTES_MAX = 4096
 PORT_MAX = 65_535
 LSN_MAX = (1 << 62) - 1
@@ -36,6 +37,14 @@ SecretFile: TypeAlias = Annotated[
         "--secret-file",
         metavar="FILE",
         help=f"File that holds the secret which all nodes of the cluster share (or set {SECRET_VARIABLE}).",
+    ),
+]
+Keys: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--keys",
+        metavar="FILE",
+        help=f"The key file of sessions that are encrypted (or set {KEYS_VARIABLE}).",
     ),
 ]
 
@@ -84,6 +93,11 @@ def read_secret(file: Path | None) -> bytes:
             hint="Make one with `openssl rand -hex 32`.",
         )
     return secret
+
+
+def given_keys(file: Path | None) -> str | Path | None:
+    """What to open a store's sessions with: a key file, or what the environment names or holds."""
+    return file if file is not None else os.environ.get(KEYS_VARIABLE) or None
 
 
 def parse_address(text: str) -> tuple[str, int]:

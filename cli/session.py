@@ -11,7 +11,7 @@ import typer
 from ..store import EventKind, Feed, SessionEvent, SessionStore
 from . import render
 from .exits import Exit, leave, reporting
-from .options import AsJson, Directory
+from .options import AsJson, Directory, Keys, given_keys
 
 LIST_LIMIT = 100
 LIST_LIMIT_MAX = 1_000_000_000
@@ -24,6 +24,7 @@ group = typer.Typer(help="Look at sessions: get, list, count, watch.", no_args_i
 def get(
     directory: Directory,
     id: Annotated[str, typer.Argument(metavar="ID", help="The session's id.")],
+    keys: Keys = None,
     as_json: AsJson = False,
 ) -> None:
     """Show one session; its life is not extended.
@@ -34,7 +35,7 @@ def get(
     Example:
       perdure session get /srv/n1 9f86d081884c7d659a2feaa0c55ad015
     """
-    with SessionStore.open(directory, create=False) as store:
+    with SessionStore.open(directory, create=False, keys=given_keys(keys)) as store:
         session = store.peek(id)
     if session is None:
         render.result({"id": id, "found": False}, as_json=as_json)
@@ -53,6 +54,7 @@ def list_(
         int, typer.Option("--limit", min=1, max=LIST_LIMIT_MAX, help="How many at most.")
     ] = LIST_LIMIT,
     is_long: Annotated[bool, typer.Option("--long", help="Whole sessions, not only ids.")] = False,
+    keys: Keys = None,
     as_json: AsJson = False,
 ) -> None:
     """List ids in their order; `next_after` of --json is where to go on.
@@ -61,7 +63,7 @@ def list_(
     Example:
       perdure session list /srv/n1 --prefix user- --limit 20
     """
-    with SessionStore.open(directory, create=False) as store:
+    with SessionStore.open(directory, create=False, keys=given_keys(keys)) as store:
         found = islice(_sessions(store, prefix, after, is_long), limit)
         if as_json:
             listed = list(found)
@@ -120,6 +122,7 @@ def watch(
     follows: Annotated[
         bool, typer.Option("--follow/--no-follow", help="Wait for more, or end with what is committed now.")
     ] = True,
+    keys: Keys = None,
     as_json: AsJson = False,
 ) -> None:
     """Show committed events as they come, one a line; JSON lines with --json.
@@ -132,7 +135,7 @@ def watch(
     """
     place = int(from_lsn) if from_lsn and from_lsn.isascii() and from_lsn.isdigit() else from_lsn
     with (
-        SessionStore.open(directory, create=False) as store,
+        SessionStore.open(directory, create=False, keys=given_keys(keys)) as store,
         store.feed(place, consumer=consumer, kinds=kinds, follow=follows, auto_ack=False) as feed,
     ):
         render.stream(

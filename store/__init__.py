@@ -22,6 +22,7 @@ from .errors import (
     FormatVersionError,
     Indeterminate,
     InvalidIdError,
+    KeyMissingError,
     LockTimeoutError,
     MetadataError,
     NoQuorumError,
@@ -42,10 +43,12 @@ from .errors import (
     UsageError,
     VersionConflictError,
     WireError,
+    WrongKeyError,
 )
 from .feed import Feed
 from .identity import Identity, read_identity
 from .ids import NOWHERE, Position, StatePosition
+from .keyring import Keyring
 from .log import EventLog
 from .opening import OpenOptions, begin_cluster, init_store, open_store
 from .outcome import Outcome
@@ -86,6 +89,8 @@ __all__ = [
     "Identity",
     "Indeterminate",
     "InvalidIdError",
+    "KeyMissingError",
+    "Keyring",
     "Labelled",
     "LockTimeoutError",
     "MetadataError",
@@ -120,6 +125,7 @@ __all__ = [
     "UsageError",
     "VersionConflictError",
     "WireError",
+    "WrongKeyError",
     "backend_kind",
     "backend_names",
     "begin_cluster",

@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .store import SessionStore
+    from .store import Keyring, SessionStore
 
 __version__ = "0.1.0"
 
@@ -30,17 +30,24 @@ def open(
     create: bool = True,
     home_node: str = "",
     max_sessions: int | None = None,
+    compression: str = "none",
+    compress_min_bytes: int = 1024,
+    keys: Keyring | str | os.PathLike[str] | None = None,
+    hide_ids: bool | None = None,
 ) -> SessionStore:
     """Open the store at `path` with its way to the replicas; make a standalone one if there is none.
 
-    Options as `SessionStore.open`, times in ms. Where the store's cluster has sync_replicas >= 1, each
+    Options as `SessionStore.open`, times in ms; without `keys` the environment's PERDURE_KEYS, the path or
+    the text of a key file, is taken if it is set. Where the store's cluster has sync_replicas >= 1, each
     write returns once so many replicas have it on disk; a shipper must run then (`perdure ship` or
     `perdure node`), and without one a write ends as Indeterminate after `write_timeout_ms`.
 
-    Raises StorageError, FormatError or UsageError; nothing is changed then.
+    Raises StorageError, FormatError, KeyMissingError or UsageError; nothing is changed then.
     """
     from .shipping import open_gate
     from .store import SessionStore, StoreMissingError
+
+    given = keys if keys is not None else os.environ.get("PERDURE_KEYS") or None
 
     def opened(gate_missing: bool = False) -> SessionStore:
         gate = None if gate_missing else open_gate(path)
@@ -58,6 +65,10 @@ def open(
                 home_node=home_node,
                 max_sessions=max_sessions,
                 gate=gate,
+                compression=compression,
+                compress_min_bytes=compress_min_bytes,
+                keys=given,
+                hide_ids=hide_ids,
             )
         except BaseException:
             if gate is not None:
