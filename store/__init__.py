@@ -2,6 +2,7 @@
 
 from .batch import Batch
 from .commit import Durability
+from .config import Configuration, Setting, inspect_config, load_config, with_keywords
 from .control import Config
 from .errors import (
     BacklogError,
@@ -44,12 +45,14 @@ from .outcome import Outcome
 from .promise import Promise, read_promise
 from .session import Priority, Session
 from .sessions import SessionStore
+from .stores import Stores
 
 __all__ = [
     "BacklogError",
     "Batch",
     "BusyError",
     "Config",
+    "Configuration",
     "CorruptError",
     "DivergedError",
     "Durability",
@@ -81,6 +84,7 @@ __all__ = [
     "SessionNotFoundError",
     "SessionStore",
     "SessionTooLargeError",
+    "Setting",
     "StatePosition",
     "StorageError",
     "StorageFullError",
@@ -88,12 +92,16 @@ __all__ = [
     "StoreInUseError",
     "StoreMissingError",
     "StoreReadOnlyError",
+    "Stores",
     "UsageError",
     "VersionConflictError",
     "WireError",
     "begin_cluster",
     "init_store",
+    "inspect_config",
+    "load_config",
     "open_store",
     "read_identity",
     "read_promise",
+    "with_keywords",
 ]

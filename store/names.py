@@ -30,6 +30,7 @@ CUT_PLAN = "cut.plan"
 INSTALL_PLAN = "install.plan"
 INCOMING = "incoming"
 FOLD_FAULT = "fold.fault"
+CONFIG_FILE = "perdure.toml"
 TEMPORARY_SUFFIX = ".tmp"
 
 _SEGMENT = re.compile(r"([0-9]{20})-([0-9a-f]{8})\.seg\Z")

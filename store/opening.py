@@ -195,7 +195,7 @@ def _identity_of(store: Path, options: OpenOptions) -> Identity:
 def _create(store: Path, options: OpenOptions) -> Identity:
     with translated("cannot make a store", store):
         store.mkdir(parents=True, exist_ok=True)
-        strange = [name for name in os.listdir(store) if name != names.WRITE_LOCK]
+        strange = [name for name in os.listdir(store) if name not in (names.WRITE_LOCK, names.CONFIG_FILE)]
     lock = FileLock(store / names.WRITE_LOCK) if not strange or has_identity(store) else None
     if lock is None:
         lock = FileLock(store / names.WRITE_LOCK) if (store / names.LOG).is_dir() else None
