@@ -37,8 +37,10 @@ from .errors import (
     VersionConflictError,
     WireError,
 )
+from .export import ExportReport, Filter, export_sessions
 from .identity import Identity, read_identity
 from .ids import NOWHERE, Position, StatePosition
+from .importing import ImportReport, import_lines, import_sessions
 from .log import EventLog
 from .opening import OpenOptions, begin_cluster, init_store, open_store
 from .outcome import Outcome
@@ -57,12 +59,15 @@ __all__ = [
     "DivergedError",
     "Durability",
     "EventLog",
+    "ExportReport",
     "FencedError",
+    "Filter",
     "ForeignError",
     "ForkedError",
     "FormatError",
     "FormatVersionError",
     "Identity",
+    "ImportReport",
     "Indeterminate",
     "InvalidIdError",
     "LockTimeoutError",
@@ -97,6 +102,9 @@ __all__ = [
     "VersionConflictError",
     "WireError",
     "begin_cluster",
+    "export_sessions",
+    "import_lines",
+    "import_sessions",
     "init_store",
     "inspect_config",
     "load_config",

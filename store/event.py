@@ -61,6 +61,7 @@ class Reason(IntEnum):
     RENAMED = 8
     RECONCILED = 9
     CONTROL = 10
+    IMPORTED = 14
 
 
 Event: TypeAlias = "tuple[int, int, bytes, bytes, bytes]"

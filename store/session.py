@@ -237,6 +237,7 @@ class Session(msgspec.Struct, eq=False, repr_omit_defaults=True):
             "last_accessed": self.last_accessed,
             "timeout_ms": self.timeout_ms,
             "expires_at": self.expires_at,
+            "max_expires_at": self.max_expires_at,
             "version": self.version,
             "home_node": self.home_node,
             "priority": self.priority.name.lower(),
