@@ -168,9 +168,8 @@ def _fold_and_image(opened: Opened) -> Scan:
         with view.mutex:
             plan = view.fold_plan()
             if plan is not None:
-                changes, armed, position = plan
-                opened.backend.fold(changes, armed, [], position)
-                view.folded(position)
+                opened.backend.fold(*plan)
+                view.folded(plan.position)
             return opened.backend.scan()
     finally:
         lock.close()

@@ -1,6 +1,7 @@
 """Sessions, every byte on disk, the back ends and the write path; imports nothing of the other rooms."""
 
 from .batch import Batch
+from .bulk import Bulk
 from .commit import Durability
 from .config import Configuration, Setting, inspect_config, load_config, with_keywords
 from .control import Config
@@ -52,6 +53,7 @@ from .stores import Stores
 __all__ = [
     "BacklogError",
     "Batch",
+    "Bulk",
     "BusyError",
     "Config",
     "Configuration",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from itertools import islice
@@ -38,16 +38,15 @@ from .errors import (
 from .files import FILE_MODE, translated
 from .forks import raise_forked, watch_forks
 from .ids import NOWHERE, StatePosition
-from .ports import Change, Deadline, Record
+from .ports import Change, Deadline, Labelled, Record
 from .session import Session
 
 DATA_FILE: Final = "sessions.sqlite3"
 ENGINE: Final = "sqlite 3"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 BUSY_TIMEOUT_MS: Final = 10_000
 CACHE_KIB: Final = 16_384
 WAL_BYTES_MAX: Final = 64 << 20
-LOAD_ROWS: Final = 16_384
 SCAN_ROWS: Final = 64
 
 _SCHEMA = f"""
@@ -71,6 +70,11 @@ CREATE TABLE armed (
     key BLOB NOT NULL,
     PRIMARY KEY (deadline_ms, key)
 ) WITHOUT ROWID;
+CREATE TABLE labels (
+    term BLOB NOT NULL,
+    key BLOB NOT NULL,
+    PRIMARY KEY (term, key)
+) WITHOUT ROWID;
 CREATE TABLE position (
     only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
     epoch INTEGER NOT NULL,
@@ -91,6 +95,10 @@ _SCAN = "SELECT key, record FROM sessions WHERE key > ? ORDER BY key"
 _ARM = "INSERT OR IGNORE INTO armed VALUES (?, ?)"
 _DISARM = "DELETE FROM armed WHERE deadline_ms = ? AND key = ?"
 _DUE = "SELECT deadline_ms, key FROM armed WHERE deadline_ms <= ? ORDER BY deadline_ms, key LIMIT ?"
+_LABEL = "INSERT OR IGNORE INTO labels VALUES (?, ?)"
+_UNLABEL = "DELETE FROM labels WHERE term = ? AND key = ?"
+_FIND = "SELECT term, key FROM labels WHERE (term, key) > (?, ?) AND term <= ? ORDER BY term, key LIMIT ?"
+_HAS_LABELS = "SELECT EXISTS (SELECT 1 FROM labels)"
 _POSITION = "SELECT epoch, lsn, chain, digest, session_count FROM position"
 _SET_POSITION = "REPLACE INTO position VALUES (1, ?, ?, ?, ?, ?)"
 _UNREADABLE = (None,) * 10
@@ -136,6 +144,7 @@ class SqliteBackend:
             self._view = _connect(self.data_path)
         self._find = self._view.cursor()
         self._viewing = False
+        self.has_labels = False
         watch_forks(self)
 
     def translate(self, error: Exception) -> PerdureError:
@@ -148,6 +157,7 @@ class SqliteBackend:
         with self._translated():
             self._view.execute("BEGIN")
             self._viewing = True
+            self.has_labels = bool(self._view.execute(_HAS_LABELS).get)
             return _read_position(self._view, self.data_path)
 
     def release(self) -> None:
@@ -179,8 +189,10 @@ class SqliteBackend:
         armed: Sequence[Deadline],
         disarmed: Sequence[Deadline],
         position: StatePosition,
+        labelled: Sequence[Labelled] = (),
+        unlabelled: Sequence[Labelled] = (),
     ) -> None:
-        """One transaction: changes (in key order, no key twice), deadlines, position.
+        """One transaction: changes (in key order, no key twice), deadlines, index, position.
 
         What is both disarmed and armed stays armed.
         """
@@ -189,6 +201,8 @@ class SqliteBackend:
             writer.executemany(_DELETE, ((key,) for key, record in changes if record is None))
             writer.executemany(_PUT, (row_of(key, record) for key, record in changes if record is not None))
             writer.executemany(_ARM, armed)
+            writer.executemany(_UNLABEL, unlabelled)
+            writer.executemany(_LABEL, labelled)
             _put_position(writer, position)
 
     def due(self, until_ms: int, limit: int) -> list[Deadline]:
@@ -196,37 +210,12 @@ class SqliteBackend:
         with self._translated():
             return list(self._writer.execute(_DUE, (min(until_ms, _DEADLINE_MAX), limit)))
 
-    def load(
-        self,
-        records: Iterable[tuple[bytes, Record]],
-        armed: Iterable[Deadline],
-        position: StatePosition,
-    ) -> None:
-        """Fill an empty back end, in key order; the position is set last.
-
-        Takes some ten thousand records a transaction. Raises UsageError if the back end is not empty,
-        or the records are not in key order.
-        """
+    def find(self, above: Labelled, last_term: bytes, limit: int) -> list[Labelled]:
+        """Up to `limit` pairs of the index in order, above `above`, with terms up to `last_term`."""
+        if not self._viewing:
+            self._raise_without_view(above[1])
         with self._translated():
-            filled = self._writer.execute(
-                "SELECT EXISTS (SELECT 1 FROM sessions) OR EXISTS (SELECT 1 FROM armed)"
-                " OR EXISTS (SELECT 1 FROM position)"
-            ).get
-        if filled:
-            raise UsageError("a state that is not empty cannot be loaded", path=self.path)
-        pairs, deadlines, last = iter(records), iter(armed), b""
-        while batch := list(islice(pairs, LOAD_ROWS)):
-            for key, _ in batch:
-                if key <= last:
-                    raise UsageError("the records to load are not in key order", path=self.path)
-                last = key
-            with self._transaction() as writer:
-                writer.executemany(_PUT, (row_of(key, record) for key, record in batch))
-        while some := list(islice(deadlines, LOAD_ROWS)):
-            with self._transaction() as writer:
-                writer.executemany(_ARM, some)
-        with self._transaction() as writer:
-            _put_position(writer, position)
+            return list(self._find.execute(_FIND, (*above, last_term, limit)))
 
     def close(self) -> None:
         """Give up the view and the handle. Scans must be closed before."""

@@ -37,8 +37,10 @@ class Batch:
         size_bytes_max: int,
         apply: Callable[[Callable[[Stage], Any], str | None, bytes], Any],
         durability: str | None,
+        home_node: str,
     ) -> None:
         self._take = take
+        self._home_node = home_node
         self._now_ms = now_ms
         self._size_bytes_max = size_bytes_max
         self._apply = apply
@@ -77,6 +79,7 @@ class Batch:
         priority: Priority = Priority.NORMAL,
         group: str = "",
         tags: Iterable[str] = (),
+        home_node: str | None = None,
     ) -> str:
         """A new session; answers the id that it will have. As SessionStore.create."""
         now_ms = self._now_ms()
@@ -91,6 +94,7 @@ class Batch:
             priority,
             group=group,
             tags=tuple(tags) if tags else (),
+            home_node=self._home_node if home_node is None else home_node,
         )
         self._check_size(id, value)
         self._add((id.encode(), value))
@@ -106,10 +110,12 @@ class Batch:
         priority: Priority = Priority.NORMAL,
         group: str = "",
         tags: Iterable[str] = (),
+        home_node: str | None = None,
     ) -> None:
         """A session under the caller's id, new or in place of the old one; as SessionStore.put."""
         key, ttl = check_id(id), check_timeout(ttl_ms)
         tagged = tuple(tags)
+        home = self._home_node if home_node is None else home_node
 
         def encode(version: int, created_ms: int, now_ms: int) -> bytes:
             return encode_session(
@@ -121,6 +127,7 @@ class Batch:
                 priority=priority,
                 group=group,
                 tags=tagged,
+                home_node=home,
                 metadata=metadata,
             )
 

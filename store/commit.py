@@ -39,7 +39,7 @@ from .page import Word
 from .ports import CommitGate, Record
 from .session import NEVER_MS
 from .stage import Stage
-from .tail_map import KEPT_MS
+from .tail_map import NEW_MS
 from .view import View
 
 PENDING_FRAMES_MAX = 1000
@@ -176,7 +176,7 @@ class Writer:
                 view.took_one(
                     key,
                     hashed.to_bytes(8, "little") + value,
-                    expiry_ms if expiry_ms != NEVER_MS else KEPT_MS,
+                    expiry_ms if expiry_ms != NEVER_MS else NEW_MS,
                     position,
                 )
             except BaseException as error:

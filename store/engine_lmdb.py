@@ -34,7 +34,7 @@ from .mounts import place_of
 
 DATA_FILE: Final = "data.mdb"
 LOCK_FILE: Final = "lock.mdb"
-ENGINE: Final = "lmdb 0.9"
+ENGINE: Final = "lmdb 0.9, layout 2"
 ENGINE_MAJOR: Final = 0
 MAP_BYTES: Final = 1 << 40
 MAP_BYTES_MIN: Final = 1 << 30
@@ -132,7 +132,7 @@ class Environment:
             if isinstance(error, lmdb.Error):
                 raise translate_lmdb(error, self.data_path) from error
             raise
-        self.sessions, self.long, self.deadlines = self.databases
+        self.sessions, self.long, self.deadlines, self.labels, self.long_labels = self.databases
 
     def _open(self, map_bytes: int) -> lmdb.Environment:
         try:
@@ -146,7 +146,7 @@ class Environment:
                 readahead=False,
                 writemap=self.mapped,
                 max_readers=READERS_MAX,
-                max_dbs=3,
+                max_dbs=5,
                 max_spare_txns=1,
                 lib_version=ENGINE_MAJOR,
             )
@@ -157,7 +157,7 @@ class Environment:
             raise translate_lmdb(error, self.data_path) from error
 
     def _open_databases(self) -> list[Database]:
-        names = (b"sessions", b"long", b"deadlines")
+        names = (b"sessions", b"long", b"deadlines", b"labels", b"long labels")
         try:
             # Without a transaction of ours: handles opened in a read transaction die with it.
             return [self.env.open_db(name, create=False) for name in names]

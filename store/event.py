@@ -61,7 +61,15 @@ class Reason(IntEnum):
     RENAMED = 8
     RECONCILED = 9
     CONTROL = 10
+    GROUP = 11
+    """Deleted or touched with its group."""
+    ORPHANED = 12
+    """Deleted because its home node is no member."""
+    ADOPTED = 13
+    """Given another home node for that."""
     IMPORTED = 14
+    REKEYED = 15
+    """Compressed or encrypted anew; nothing else changed."""
 
 
 Event: TypeAlias = "tuple[int, int, bytes, bytes, bytes]"

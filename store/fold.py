@@ -15,6 +15,7 @@ import xxhash
 from .errors import CorruptError
 from .event import KEY_BYTES_MAX, Event, Kind
 from .ids import MASK64
+from .labels import terms_of_record
 from .ports import Change, Deadline, Record
 from .session import (
     ACCESSED_OFFSET,
@@ -84,11 +85,21 @@ class Fold:
 
     `changes` holds the last record of each changed key (None: removed), in the order in which the keys
     were first changed; `digest` and `session_count` follow. `base_expiries` has the expiry, ms, of each
-    changed key that the base holds. Raises CorruptError for events that cannot be right: a TOUCH or
-    RENAME of what is not there, or a value that is no stored session.
+    changed key that the base holds, `base_terms` the terms (see labels) of those that have any. Raises
+    CorruptError for events that cannot be right: a TOUCH or RENAME of what is not there, or a value that
+    is no stored session.
     """
 
-    __slots__ = ("base_expiries", "changes", "digest", "lookup", "moved_bytes", "session_count", "unknown")
+    __slots__ = (
+        "base_expiries",
+        "base_terms",
+        "changes",
+        "digest",
+        "lookup",
+        "moved_bytes",
+        "session_count",
+        "unknown",
+    )
 
     def __init__(self, lookup: Lookup | None, digest: int = 0, session_count: int = 0) -> None:
         self.lookup = lookup or _nothing
@@ -96,6 +107,7 @@ class Fold:
         """What a key stands for that has not changed: a record to be looked up, or none."""
         self.changes: dict[bytes, Record | None] = {}
         self.base_expiries: dict[bytes, int] = {}
+        self.base_terms: dict[bytes, tuple[bytes, ...]] = {}
         self.digest = digest
         self.session_count = session_count
         self.moved_bytes = 0
@@ -115,6 +127,8 @@ class Fold:
         if len(record) < RECORD_BYTES_MIN:
             raise unreadable(f"the record of session {key!r} is cut short")
         self.base_expiries[key] = expiry_of(record, HASH_BYTES)
+        if terms := terms_of_record(record):
+            self.base_terms[key] = terms
 
     def apply(self, events: Iterable[Event]) -> None:
         """Apply events in their order."""

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from fcntl import LOCK_UN, flock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from . import names
 from .commit import FOLD_ENTRIES, TAIL_ENTRIES_MAX, Durability, Writer
@@ -32,6 +32,7 @@ TICK_S = 0.1
 FOLD_IDLE_TICKS = 10
 TOUCH_TICKS = 5
 SWEEP_CHUNK = 1000
+T = TypeVar("T")
 
 
 class Keeper:
@@ -119,11 +120,15 @@ class Keeper:
 
         Raises LockTimeoutError if another process folds past the deadline, StorageError or CorruptError.
         """
+        return self.under_fold_lock(self._fold)
+
+    def under_fold_lock(self, work: Callable[[], T]) -> T:
+        """What `work` answers; nobody else folds meanwhile. Raises LockTimeoutError, and as `work` does."""
         with self._fold_threads:
             try:  # also around the lock: to release what is not held does nothing, and a C call is never
                 # broken off at its beginning
                 self._fold_lock.acquire(self._options.write_timeout_ms)
-                return self._fold()
+                return work()
             finally:
                 flock(self._fold_lock.descriptor, LOCK_UN)
 
@@ -148,9 +153,8 @@ class Keeper:
         with view.mutex:
             plan = view.fold_plan()
             if plan is not None:
-                changes, armed, position = plan
-                self._opened.backend.fold(changes, armed, [], position)
-                view.folded(position)
+                self._opened.backend.fold(*plan)
+                view.folded(plan.position)
             self._fold_at = FOLD_ENTRIES
             return view.state.lsn
 

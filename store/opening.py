@@ -39,6 +39,7 @@ from .files import make_directory, publish, remove_durably, translated
 from .flush import is_poisoned
 from .identity import Identity, has_identity, new_cluster_id, read_identity, write_identity
 from .ids import NOWHERE, Position, StatePosition
+from .labels import HOME_NODE, checked_term
 from .lock import FileLock
 from .log import LOCK_TIMEOUT_MS, SEGMENT_BYTES, EventLog
 from .page import Word, read_boot_id
@@ -65,6 +66,7 @@ class SystemClock:
 
 
 INTERVAL_MS_MAX = 86_400_000
+SESSIONS_MAX = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class OpenOptions:
     session_bytes_max: int = 65_536
     write_timeout_ms: int = LOCK_TIMEOUT_MS
     create: bool = True
+    home_node: str = ""
+    sessions_max: int | None = None
     segment_bytes: int = SEGMENT_BYTES
     clock: Clock = field(default_factory=SystemClock)
     boot_id: Callable[[], str] = read_boot_id
@@ -90,6 +94,10 @@ class OpenOptions:
             ("write_timeout_ms", self.write_timeout_ms, 0, INTERVAL_MS_MAX),
         ):
             _check_limit(name, value, least, most)
+        if self.sessions_max is not None:
+            _check_limit("max_sessions", self.sessions_max, 1, SESSIONS_MAX)
+        if self.home_node:
+            checked_term(HOME_NODE, self.home_node, "a home node")
 
 
 def _check_limit(name: str, value: object, least: int, most: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeAlias
 
 from .ids import Position, StatePosition
@@ -15,6 +15,10 @@ Change: TypeAlias = "tuple[bytes, Record | None]"
 
 Deadline: TypeAlias = "tuple[int, bytes]"
 """(milliseconds since 1970, key): look at this session then."""
+
+
+Labelled: TypeAlias = "tuple[bytes, bytes]"
+"""(term, key): a pair of the index. A term (see labels.py) is 1 to 64 bytes of UTF-8 without NUL."""
 
 
 class Clock(Protocol):
@@ -51,6 +55,8 @@ class Backend(Protocol):
     """
 
     engine_errors: tuple[type[Exception], ...]
+    has_labels: bool
+    """Are there pairs in the index, as of the read view? If not, nobody looks for those to remove."""
 
     def refresh(self) -> StatePosition:
         """Begin (or renew) the read view at the newest state; says where that stands."""
@@ -74,8 +80,14 @@ class Backend(Protocol):
         armed: Sequence[Deadline],
         disarmed: Sequence[Deadline],
         position: StatePosition,
+        labelled: Sequence[Labelled] = (),
+        unlabelled: Sequence[Labelled] = (),
     ) -> None:
-        """One transaction: changes (in key order, no key twice), deadlines, position."""
+        """One transaction: changes (in key order, no key twice), deadlines, pairs of the index, position.
+
+        What is both disarmed and armed stays armed; no pair is both added and removed. An empty back end
+        is filled by folds in key order at position NOWHERE, and one that sets the position.
+        """
         ...
 
     def due(self, until_ms: int, limit: int) -> list[Deadline]:
@@ -86,13 +98,11 @@ class Backend(Protocol):
         """
         ...
 
-    def load(
-        self,
-        records: Iterable[tuple[bytes, Record]],
-        armed: Iterable[Deadline],
-        position: StatePosition,
-    ) -> None:
-        """Fill an empty back end, in key order; the position is set last."""
+    def find(self, above: Labelled, last_term: bytes, limit: int) -> list[Labelled]:
+        """Up to `limit` pairs of the index in order, above `above`, with terms up to `last_term`.
+
+        Reads in the read view.
+        """
         ...
 
     def close(self) -> None: ...

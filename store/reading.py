@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from random import randrange
 from typing import Any
 
 import xxhash
 
+from . import labels
 from .errors import CorruptError, InvalidIdError, SessionNotFoundError, UsageError
-from .fold import HASH_BYTES, REBUILD_HINT, unreadable
+from .fold import HASH_BYTES, REBUILD_HINT, unreadable, value_of
 from .ids import Position
 from .log import EventLog
 from .opening import Opened, OpenOptions
@@ -27,6 +28,7 @@ from .session import (
     HEAD_MASK,
     HEADER_BYTES,
     REFRESH_WINDOW_MS_MAX,
+    Priority,
     Session,
     unpack_record,
 )
@@ -115,8 +117,22 @@ class SessionReader(ABC):
             raise self._missing(id)
         return session
 
-    def count(self) -> int:
-        """How many sessions are stored; one that has expired counts until it is swept."""
+    def count(
+        self,
+        *,
+        group: str | None = None,
+        tag: str | None = None,
+        home_node: str | None = None,
+        priority: Priority | None = None,
+    ) -> int:
+        """How many sessions are stored, or have these labels; one that has expired counts until it is swept.
+
+        Without labels the number is at hand; with them the matching part of the index is read. Raises
+        UsageError for labels that no session can have.
+        """
+        terms = self._terms(group, tag, home_node, priority)
+        if terms:
+            return sum(1 for _ in self._keys(b"", b"", terms))
         view = self._view
         with view.mutex:
             view.catch_up()
@@ -124,35 +140,132 @@ class SessionReader(ABC):
             view.refresh()
             return view.visible.session_count
 
-    def ids(self, prefix: str = "", after: str = "") -> Iterator[str]:
-        """The ids in key order, from above `after`, those that begin with `prefix`.
+    def ids(
+        self,
+        prefix: str = "",
+        after: str = "",
+        *,
+        group: str | None = None,
+        tag: str | None = None,
+        home_node: str | None = None,
+        priority: Priority | None = None,
+    ) -> Iterator[str]:
+        """The ids in key order, from above `after`, those that begin with `prefix` and have these labels.
 
-        Reads in chunks: what is changed meanwhile may be seen or not. Raises CorruptError if the state is
-        damaged, UsageError for text that is not valid Unicode.
+        Labels are looked up in the index. Reads in chunks: what is changed meanwhile may be seen or not.
+        Raises CorruptError if the state is damaged, UsageError for text that is not valid Unicode.
         """
         try:
             start, last = prefix.encode(), after.encode()
         except UnicodeEncodeError as error:
             raise UsageError("prefix and after are valid Unicode") from error
-        while True:
-            chunk = self._view.keys(start, last, _SCAN_CHUNK)
-            yield from map(_id_of, chunk)
-            if len(chunk) < _SCAN_CHUNK:
-                return
-            last = chunk[-1]
+        yield from map(_id_of, self._keys(start, last, self._terms(group, tag, home_node, priority)))
 
     def sessions(
-        self, matches: Callable[[Session], bool] | None = None, *, prefix: str = "", after: str = ""
+        self,
+        matches: Callable[[Session], bool] | None = None,
+        *,
+        prefix: str = "",
+        after: str = "",
+        group: str | None = None,
+        tag: str | None = None,
+        home_node: str | None = None,
+        priority: Priority | None = None,
     ) -> Iterator[Session]:
         """The sessions that `matches` (all without it), in key order, refreshing none of them.
 
-        As ids(): from above `after`, those whose id begins with `prefix`, and a chunk at a time. What has
-        expired is left out. What `matches` raises comes through.
+        As ids(): with these labels, from above `after`, those whose id begins with `prefix`, and a chunk at
+        a time. What has expired is left out. What `matches` raises comes through.
         """
-        for id in self.ids(prefix, after):
+        for id in self.ids(prefix, after, group=group, tag=tag, home_node=home_node, priority=priority):
             session = self._read(id, False)
             if session is not None and (matches is None or matches(session)):
                 yield session
+
+    def groups(self) -> Iterator[str]:
+        """The groups that sessions are in, each once."""
+        return self._labels(labels.GROUP)
+
+    def tags(self) -> Iterator[str]:
+        """The tags that sessions have, each once."""
+        return self._labels(labels.TAG)
+
+    def home_nodes(self) -> Iterator[str]:
+        """The home nodes that sessions have, each once."""
+        return self._labels(labels.HOME_NODE)
+
+    def orphans(self, members: Iterable[str], after: str = "") -> Iterator[str]:
+        """The ids of sessions whose home node is not among `members`, in order within each such node.
+
+        A session without a home node is no orphan. Raises UsageError if there are no members.
+        """
+        for term in self._orphaned(members):
+            yield from map(_id_of, self._keys(b"", after.encode(), [term]))
+
+    def count_orphans(self, members: Iterable[str]) -> int:
+        """How many sessions have a home node that is not among `members`."""
+        return sum(1 for _ in self.orphans(members))
+
+    def _orphaned(self, members: Iterable[str]) -> list[bytes]:
+        """The terms of home nodes that are no member."""
+        known = {self._term(labels.HOME_NODE, member, "a member") for member in members}
+        if not known:
+            raise UsageError(
+                "without members every session would be an orphan", hint="Name the nodes that there are."
+            )
+        return [term for term in self._view.terms(*labels.kind_range(labels.HOME_NODE)) if term not in known]
+
+    def _labels(self, kind: bytes) -> Iterator[str]:
+        """The labels of one kind, as a session that has each says it: a term may be a hash."""
+        for term in self._view.terms(*labels.kind_range(kind)):
+            for id in map(_id_of, self._keys(b"", b"", [term])):
+                session = self._peek_expired(id)
+                texts = () if session is None else _labels_of(session, kind)
+                found = [text for text in texts if text and self._term(kind, text) == term]
+                if found:
+                    yield found[0]
+                    break
+
+    def _peek_expired(self, id: str) -> Session | None:
+        """The stored session, expired or not."""
+        record = self._read_record(id.encode())
+        return None if record is None else Session(id, value_of(id.encode(), record))
+
+    def _term(self, kind: bytes, label: str, what: str = "a label") -> bytes:
+        return labels.checked_term(kind, label, what)
+
+    def _terms(
+        self, group: str | None, tag: str | None, home_node: str | None, priority: Priority | None
+    ) -> list[bytes]:
+        """The terms asked for; that of the normal priority is none of the index."""
+        asked = (
+            (labels.GROUP, group, "a group"),
+            (labels.TAG, tag, "a tag"),
+            (labels.HOME_NODE, home_node, "a home node"),
+        )
+        terms = [self._term(kind, label, what) for kind, label, what in asked if label is not None]
+        if priority is not None:
+            terms.append(labels.priority_term(priority))
+        return terms
+
+    def _keys(self, prefix: bytes, after: bytes, terms: list[bytes]) -> Iterator[bytes]:
+        """Keys in order that have all these terms: the first is looked up, the others checked."""
+        view = self._view
+        while True:
+            if not terms or terms[0] == labels.NORMAL:
+                chunk = view.keys(prefix, after, _SCAN_CHUNK)
+            else:
+                chunk = view.members(terms[0], prefix, after, _SCAN_CHUNK)
+            if terms == [labels.NORMAL] and chunk:
+                others = view.prioritised(after, chunk[-1])
+                yield from (key for key in chunk if key not in others)
+            elif len(terms) > 1:
+                yield from (key for key in chunk if labels.has_terms(self._read_record(key), terms))
+            else:
+                yield from chunk
+            if len(chunk) < _SCAN_CHUNK:
+                return
+            after = chunk[-1]
 
     def sample(self, count: int) -> list[Session]:
         """Up to `count` sessions (1 to 10,000) drawn at random, each equally likely, refreshing none.
@@ -227,6 +340,12 @@ class SessionReader(ABC):
 def _check_sample(count: object) -> None:
     if not isinstance(count, int) or not 0 < count <= SAMPLE_MAX:
         raise UsageError(f"a sample takes 1 to {SAMPLE_MAX} sessions, not {count!r}")
+
+
+def _labels_of(session: Session, kind: bytes) -> tuple[str, ...]:
+    if kind == labels.TAG:
+        return session.tags
+    return (session.group if kind == labels.GROUP else session.home_node,)
 
 
 def _id_of(key: bytes) -> str:

@@ -8,6 +8,7 @@ first frame whose digest or session count does not come out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from operator import itemgetter
 from typing import Final
 
@@ -17,13 +18,17 @@ from .cursor import EVERYTHING, LogCursor
 from .errors import DivergedError
 from .fold import Fold, plan_deadlines, record_of, unreadable
 from .ids import NOWHERE, StatePosition
+from .labels import plan_labels, plan_used
 from .ports import Backend, Deadline, Record
-from .session import NEVER_MS, expiry_of
 
 CHUNK_BYTES = 256 << 20
 """How much changed state is gathered in memory before it goes to the back end."""
 
 READ_BYTES = 1 << 20
+FILL_RECORDS = 16_384
+"""How many records fill() puts into a transaction."""
+ARM_AT_ONCE = 65_536
+"""How many deadlines it gathers: the more, the closer together lie those of one run."""
 _KEY: Final = itemgetter(0)
 Progress = Callable[[int], None]
 """Called with the number of events (or sessions) done so far."""
@@ -48,20 +53,33 @@ def load_snapshot(
     progress: Progress | None = None,
 ) -> None:
     """Fill an empty back end from a snapshot's (key, stored session) pairs, which come in key order."""
-    armed: list[Deadline] = []
 
     def records() -> Iterator[tuple[bytes, Record]]:
         done = 0
         for key, value in sessions:
-            expiry = expiry_of(value)
-            if expiry != NEVER_MS:
-                armed.append((expiry, key))
             yield key, record_of(key, value)
             done += 1
             if progress and not done % 10_000:
                 progress(done)
 
-    backend.load(records(), armed, position)
+    fill(backend, records(), position)
+
+
+def fill(backend: Backend, records: Iterable[tuple[bytes, Record]], position: StatePosition) -> None:
+    """Fill an empty back end with records in key order; its position comes last.
+
+    If that breaks off, the back end stands at NOWHERE with a part of them: going on with the records behind
+    its last key completes it.
+    """
+    pairs = iter(records)
+    armed: list[Deadline] = []
+    while batch := list(islice(pairs, FILL_RECORDS)):
+        armed += plan_deadlines(batch, {})
+        now_armed = armed if len(armed) >= ARM_AT_ONCE else []
+        backend.fold(batch, now_armed, [], NOWHERE, plan_labels(batch, {})[0])
+        if now_armed:
+            armed = []
+    backend.fold([], armed, [], position)
 
 
 def replay(
@@ -140,8 +158,10 @@ def _fresh_fold(backend: Backend, at: StatePosition) -> Fold:
 
 def _write(backend: Backend, fold: Fold, at: StatePosition) -> None:
     pairs = sorted(fold.changes.items(), key=_KEY)
-    armed = plan_deadlines(fold.changes.items(), fold.base_expiries)
     if backend.refresh() == NOWHERE:
-        backend.load(((key, record) for key, record in pairs if record is not None), armed, at)
+        fill(backend, ((key, record) for key, record in pairs if record is not None), at)
     else:
-        backend.fold(pairs, list(armed), [], at)
+        armed = list(plan_deadlines(pairs, fold.base_expiries))
+        labelled, unlabelled = plan_labels(pairs, fold.base_terms)
+        labelled += plan_used(backend, (pair for pair in pairs if pair[0] not in fold.base_expiries))
+        backend.fold(pairs, armed, [], at, labelled, unlabelled)

@@ -1,4 +1,4 @@
-"""Reading the state in LMDB: the position record, long ids, and scans.
+"""Reading the state in LMDB: the position record, long ids, scans, and the index of labels.
 
 Owns what a read transaction is asked; backend_lmdb.py says what is kept where.
 """
@@ -23,7 +23,7 @@ from .long_ids import (
     engine_key,
     unpack_long,
 )
-from .ports import Record
+from .ports import Labelled, Record
 
 SCAN_RECORDS: Final = 64
 LONG_GROUP_MAX: Final = 4096
@@ -125,6 +125,38 @@ def read_position(txn: Txn, shared: Environment) -> tuple[StatePosition, int]:
 def put_position(txn: Txn, shared: Environment, position: StatePosition) -> None:
     long_count = txn.stat(shared.long)["entries"]
     txn.put(_POSITION_KEY, _POSITION.pack(*position, long_count), db=shared.unnamed)
+
+
+def has_labels(txn: Txn, shared: Environment) -> bool:
+    return any(txn.stat(database)["entries"] for database in (shared.labels, shared.long_labels))
+
+
+def find_labelled(
+    txn: Txn, shared: Environment, above: Labelled, last_term: bytes, limit: int
+) -> list[Labelled]:
+    """As Backend.find. Pairs that are too long for a key of the engine are few, and all looked at."""
+    cursor = txn.cursor(shared.labels)
+    start = label_key(above)[:ENGINE_KEY_BYTES_MAX]
+    found: list[Labelled] = []
+    if cursor.set_range(start):
+        for stored in cursor.iternext(values=False):
+            term, _, key = stored.partition(b"\0")
+            if term > last_term or len(found) >= limit:
+                break
+            if (term, key) > above:
+                found.append((term, key))
+    if txn.stat(shared.long_labels)["entries"]:
+        for _, stored in txn.cursor(shared.long_labels):
+            term, _, key = stored.partition(b"\0")
+            if above < (term, key) and term <= last_term:
+                found.append((term, key))
+        found.sort()
+    return found[:limit]
+
+
+def label_key(pair: Labelled) -> bytes:
+    """What a pair is stored under, or would be were it not too long: terms hold no NUL."""
+    return pair[0] + b"\0" + pair[1]
 
 
 def get_long(txn: Txn, shared: Environment, key: bytes) -> Record | None:

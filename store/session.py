@@ -50,7 +50,7 @@ TAGS_BYTES_MAX: Final = 4096
 
 encode_metadata = msgspec.msgpack.Encoder().encode
 _decode_metadata = msgspec.msgpack.Decoder(dict[str, Any]).decode
-_decode_tags = msgspec.msgpack.Decoder(tuple[str, ...]).decode
+decode_tags = msgspec.msgpack.Decoder(tuple[str, ...]).decode
 pack_header = HEADER.pack
 unpack_header = HEADER.unpack_from
 unpack_lifetime = struct.Struct("<QQQ").unpack_from
@@ -116,7 +116,7 @@ class Session(msgspec.Struct, eq=False, repr_omit_defaults=True):
             return ()
         start = HEADER_BYTES + self._fields[3] + self._fields[4]
         try:
-            return _decode_tags(self._value[start : start + size])
+            return decode_tags(self._value[start : start + size])
         except DECODE_ERRORS as error:
             raise CorruptError(f"the tags of session {self.id!r} do not decode") from error
 
@@ -204,6 +204,7 @@ class Session(msgspec.Struct, eq=False, repr_omit_defaults=True):
         priority: Priority | None = None,
         group: str | None = None,
         tags: Iterable[str] | None = None,
+        home_node: str | None = None,
     ) -> Session:
         """A copy with other fields. id and created_at are fixed.
 
@@ -216,7 +217,7 @@ class Session(msgspec.Struct, eq=False, repr_omit_defaults=True):
             timeout_ms=self._fields[9] if timeout_ms is _MISSING else check_timeout(timeout_ms),
             cap_ms=self._fields[10],
             priority=self._fields[2] if priority is None else int(Priority(priority)),
-            home_node=self.home_node,
+            home_node=self.home_node if home_node is None else home_node,
             group=self.group if group is None else group,
             tags=self.tags if tags is None else tuple(tags),
             metadata=self.metadata if metadata is None else metadata,

@@ -16,8 +16,11 @@ from typing import Any
 
 import xxhash
 
+from . import labels
 from .batch import Batch
-from .commit import Durability, Writer, parse_durability
+from .bulk import Bulk, Change, change_all
+from .capacity import Evictor, NothingToEvict
+from .commit import Durability, Evaluate, Writer, parse_durability
 from .errors import (
     Indeterminate,
     PerdureError,
@@ -43,6 +46,7 @@ from .session import (
     HEAD_MASK,
     HEADER_BYTES,
     TIMEOUT_OFFSET,
+    VERSION_OFFSET,
     Priority,
     Session,
     check_id,
@@ -50,6 +54,7 @@ from .session import (
     encode_session,
     expiry_at,
     expiry_of,
+    stored_bytes,
     unpack_record,
     with_stamps,
 )
@@ -57,6 +62,8 @@ from .stage import Stage
 from .tail_map import KEPT_MS, UNKNOWN_MS
 
 SESSION_BYTES_MAX = 65_536
+EVICT_TRIES = 8
+"""Beside others that evict, too, what was found may be gone when it is needed."""
 _GENERATION = int(Word.GENERATION)
 _ID_POOL_BYTES = 4096
 xxh3_64 = xxhash.xxh3_64_intdigest
@@ -99,6 +106,12 @@ class SessionStore(SessionReader):
             after_append=self._keeper.after_append,
             make_room=self._keeper.make_room,
         )
+        self._home_node = options.home_node
+        self._evictor: Evictor | None = None
+        if options.sessions_max is not None:
+            self._evictor = Evictor(
+                self._keeper, self._view, lambda: self._touches, self._flush_touches, options.sessions_max
+            )
         self._gate = gate
         self._is_closed = False
         self._keeper.start(self._writer)
@@ -116,12 +129,16 @@ class SessionStore(SessionReader):
         max_session_size_bytes: int = SESSION_BYTES_MAX,
         write_timeout_ms: int = 5000,
         create: bool = True,
+        home_node: str = "",
+        max_sessions: int | None = None,
         gate: CommitGate | None = None,
     ) -> SessionStore:
         """Open the store at `path`, making one if there is none (unless `create` is False).
 
         `backend` is "lmdb" or "sqlite"; None takes what the store was made with (lmdb for a new one).
         `durability` is "os", "interval" (on disk at the latest `interval_ms` ms later) or "disk".
+        `home_node` is what new sessions get as theirs. With `max_sessions` the least recently used session is
+        evicted for each new one beyond so many; processes that write one store give the same number.
         Raises StorageError, FormatError or UsageError; nothing is changed then.
         """
         options = OpenOptions(
@@ -131,6 +148,8 @@ class SessionStore(SessionReader):
             session_bytes_max=max_session_size_bytes,
             write_timeout_ms=write_timeout_ms,
             create=create,
+            home_node=home_node,
+            sessions_max=max_sessions,
         )
         opened = open_store(Path(path), options)
         try:
@@ -181,11 +200,13 @@ class SessionStore(SessionReader):
         priority: Priority = Priority.NORMAL,
         group: str = "",
         tags: Iterable[str] = (),
+        home_node: str | None = None,
         durability: str | None = None,
     ) -> str:
         """Store a new session under a new random id of 32 hexadecimal characters; answers the id.
 
-        `timeout_ms` is the idle timeout, None for infinite; `max_lifetime_ms` the absolute one. Raises
+        `timeout_ms` is the idle timeout, None for infinite; `max_lifetime_ms` the absolute one; `home_node`
+        is the store's if None. Raises
         MetadataError, SessionTooLargeError or UsageError (nothing was written), BusyError, StorageError,
         or Indeterminate.
         """
@@ -204,12 +225,20 @@ class SessionStore(SessionReader):
             priority,
             group=group,
             tags=tuple(tags) if tags else (),
+            home_node=self._home_node if home_node is None else home_node,
         )
         take = self._ids.take
         id = take().hex()
         if len(value) > self._size_bytes_max:
             raise self._too_large(id, value)
         operation_id = take()
+        if self._evictor is not None:
+            self._commit(
+                lambda stage: stage.put(id.encode(), value, Reason.CREATED, operation_id),
+                durability,
+                operation_id,
+            )
+            return id
         expiry_ms = expiry_at(now_ms, timeout, cap)
         position = self._writer.create(id.encode(), value, operation_id, now_ms, expiry_ms)
         if not (self._is_lazy and durability is None and self._is_still_ours()):
@@ -226,6 +255,7 @@ class SessionStore(SessionReader):
         priority: Priority = Priority.NORMAL,
         group: str = "",
         tags: Iterable[str] = (),
+        home_node: str | None = None,
         if_version: int | None = None,
         durability: str | None = None,
     ) -> Session:
@@ -238,6 +268,7 @@ class SessionStore(SessionReader):
         key = check_id(id)
         ttl = check_timeout(ttl_ms)
         tagged = tuple(tags)
+        home = self._home_node if home_node is None else home_node
         value = encode_session(
             version=1,
             created_ms=0,
@@ -247,6 +278,7 @@ class SessionStore(SessionReader):
             priority=priority,
             group=group,
             tags=tagged,
+            home_node=home,
             metadata=metadata,
         )
         if len(value) > self._size_bytes_max:
@@ -266,6 +298,7 @@ class SessionStore(SessionReader):
                 priority=priority,
                 group=group,
                 tags=tagged,
+                home_node=home,
                 metadata=metadata,
             )
             stage.put(key, stored, Reason.REPLACED, operation_id)
@@ -355,15 +388,16 @@ class SessionStore(SessionReader):
                 f"the update function returned {type(changed).__name__}, not the session changed",
                 hint="Return session.merge({...}) or session.replace(...).",
             )
-        if not changed._start:
-            changed.check()
+        start = changed._start or changed.check()
         stored = with_stamps(changed._value, version + 1, created, now_ms)
         if len(stored) > self._size_bytes_max:
             raise self._too_large(id, stored)
-        is_later = (
-            now_ms >= accessed and stored[TIMEOUT_OFFSET:HEADER_BYTES] == value[TIMEOUT_OFFSET:HEADER_BYTES]
+        is_kept = (
+            now_ms >= accessed
+            and stored[:VERSION_OFFSET] == value[:VERSION_OFFSET]
+            and stored[TIMEOUT_OFFSET:start] == value[TIMEOUT_OFFSET:start]
         )
-        return stored, KEPT_MS if is_later else UNKNOWN_MS
+        return stored, KEPT_MS if is_kept else UNKNOWN_MS
 
     def touch(self, id: str, *, if_version: int | None = None, durability: str | None = None) -> None:
         """Extend a session's life as if it was used now.
@@ -427,10 +461,101 @@ class SessionStore(SessionReader):
 
         Nothing is written before the block ends, nothing at all if it raises.
         """
-        return Batch(self._ids.take, self._now_ms, self._size_bytes_max, self._apply_batch, durability)
+        return Batch(
+            self._ids.take, self._now_ms, self._size_bytes_max, self._apply_batch, durability, self._home_node
+        )
 
     def _apply_batch(self, evaluate: Callable[[Stage], Any], durability: str | None, first: bytes) -> Any:
         return self._commit(evaluate, durability, first)
+
+    # -- many sessions at once -------------------------------------------------------------------
+
+    def delete_group(self, group: str, *, durability: str | None = None) -> Bulk:
+        """Remove all sessions of a group; answers how many, and whether in one atomic commit.
+
+        Up to 4,096 sessions go in one commit. More go in batches of 1,000, each atomic; if that breaks
+        off, the same call goes on with what is left. Raises as delete.
+        """
+        term = self._term(labels.GROUP, group, "a group")
+        return self._remove_all(term, Reason.GROUP, durability)
+
+    def touch_group(self, group: str, *, durability: str | None = None) -> Bulk:
+        """Extend the life of all sessions of a group as if they were used now. Answers as delete_group."""
+        operation_id = self._ids.take()
+
+        def touch(stage: Stage, key: bytes) -> bool:
+            now_ms = self._now_ms()
+            value = stage.value(key)
+            if value is None or expiry_of(value) < now_ms:
+                return False
+            self._touches.pop(key, None)
+            stage.touch(key, ACCESSED.pack(now_ms), operation_id, Reason.GROUP)
+            return True
+
+        return self._change_all(self._term(labels.GROUP, group, "a group"), touch, durability, operation_id)
+
+    def cleanup_orphans(self, members: Iterable[str], *, durability: str | None = None) -> int:
+        """Remove the sessions whose home node is not among `members`; answers how many.
+
+        As delete_group, one home node after the other. Raises UsageError if there are no members.
+        """
+        return sum(
+            self._remove_all(term, Reason.ORPHANED, durability).sessions for term in self._orphaned(members)
+        )
+
+    def adopt_orphans(self, members: Iterable[str], home_node: str, *, durability: str | None = None) -> int:
+        """Give the sessions whose home node is not among `members` to `home_node`, which must be.
+
+        Answers how many. Their version grows; their life is not extended. Raises UsageError.
+        """
+        known = list(members)
+        if home_node not in known:
+            raise UsageError(f"{home_node!r} is not among the members: its sessions would be orphans again")
+        operation_id = self._ids.take()
+
+        def adopt(stage: Stage, key: bytes) -> bool:
+            old = self._live(stage, key.decode(), key, self._now_ms())
+            if old is None:
+                return False
+            value = stored_bytes(old.replace(home_node=home_node))
+            adopted = with_stamps(value, old.version + 1, old.created_at, old.last_accessed)
+            stage.put(key, adopted, Reason.ADOPTED, operation_id)
+            return True
+
+        return sum(
+            self._change_all(term, adopt, durability, operation_id, removes=True).sessions
+            for term in self._orphaned(known)
+        )
+
+    def _remove_all(self, term: bytes, reason: Reason, durability: str | None) -> Bulk:
+        operation_id = self._ids.take()
+
+        def remove(stage: Stage, key: bytes) -> bool:
+            value = stage.value(key)
+            is_live = value is not None and expiry_of(value) >= self._now_ms()
+            self._touches.pop(key, None)
+            if is_live:
+                stage.remove(key, Kind.DELETE, reason, operation_id)
+            else:
+                stage.remove(key, Kind.EXPIRE, Reason.EXPIRED, operation_id)
+            return is_live
+
+        return self._change_all(term, remove, durability, operation_id, removes=True)
+
+    def _change_all(
+        self,
+        term: bytes,
+        change: Change,
+        durability: str | None,
+        operation_id: bytes,
+        *,
+        removes: bool = False,
+    ) -> Bulk:
+        def commit(evaluate: Evaluate) -> tuple[int, bytes | None]:
+            done: tuple[int, bytes | None] = self._commit(evaluate, durability, operation_id)
+            return done
+
+        return change_all(self._view, term, change, commit, removes=removes)
 
     def cleanup_expired(self, limit: int = 10_000) -> int:
         """Remove sessions that have expired, as logged events; answers how many (at most `limit`)."""
@@ -460,7 +585,10 @@ class SessionStore(SessionReader):
         if durability is not None:
             parse_durability(durability)
         try:
-            result, position = self._writer.commit(evaluate, operation_id)
+            if self._evictor is None:
+                result, position = self._writer.commit(evaluate, operation_id)
+            else:
+                result, position = self._commit_bounded(self._evictor, evaluate, operation_id)
         except (SessionNotFoundError, VersionConflictError):
             self._writer.wait_visible()  # it may rest on what is not committed yet
             raise
@@ -469,6 +597,19 @@ class SessionStore(SessionReader):
         else:
             self._writer.wait_visible()
         return result
+
+    def _commit_bounded(
+        self, evictor: Evictor, evaluate: Evaluate, operation_id: bytes
+    ) -> tuple[Any, StatePosition | None]:
+        """As Writer.commit, with evictions for the sessions that are added."""
+        evaluate = evictor.bounded(evaluate, operation_id)
+        for _ in range(EVICT_TRIES):
+            try:
+                return self._writer.commit(evaluate, operation_id)
+            except NothingToEvict:
+                if not evictor.search():
+                    self._writer.wait_visible()
+        return self._writer.commit(evaluate, operation_id)
 
     def _is_still_ours(self) -> bool:
         """Did nothing change since the append that an acknowledgement depends on?"""

@@ -23,7 +23,8 @@ Entry: TypeAlias = "tuple[int, Record | None, int]"
 """(an LSN of the frame, record or None, deadline to arm at the fold: ms, or one of the words below)."""
 
 KEPT_MS: Final = 0
-"""Nothing to arm: the state has a deadline at or before the expiry, or the session never expires."""
+"""Nothing to arm or to index: the state has the session, with a deadline at or before the expiry (unless it
+never expires) and with the same labels."""
 NEW_MS: Final = -1
 """Arm at its expiry: the key is new to the state."""
 UNKNOWN_MS: Final = -2

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import msgspec
 
@@ -21,13 +23,25 @@ from .errors import CorruptError
 from .event import Event, Kind, Reason
 from .fold import HASH_BYTES, record_of, touched, unreadable
 from .ids import NOWHERE, StatePosition
+from .labels import (
+    BEHIND,
+    LABELS_AT,
+    LABELS_END,
+    NO_LABELS,
+    PRIORITY_TERMS,
+    has_priority,
+    plan_labels,
+    plan_used,
+    terms_of_record,
+)
 from .log import EventLog
 from .page import Word
 from .placing import place
-from .ports import Backend, Change, Deadline, Record
+from .ports import Backend, Change, Deadline, Labelled, Record
 from .session import NEVER_MS, expiry_of
 from .tail_map import KEPT_MS, NEW_MS, UNKNOWN_MS, Entry, arm_after, follow_frames
 
+PRIORITISED_AT_ONCE = 1000
 _APPENDED = int(Word.APPENDED)
 _SEGMENT = int(Word.SEGMENT)
 _END = int(Word.END)
@@ -38,6 +52,17 @@ _TOUCH = int(Kind.TOUCH)
 _RENAME = int(Kind.RENAME)
 _CONTROL = int(Kind.EPOCH_START)
 _CREATED = int(Reason.CREATED)
+
+
+class FoldPlan(NamedTuple):
+    """What a fold writes: the arguments of Backend.fold, in their order."""
+
+    changes: list[Change]
+    armed: list[Deadline]
+    disarmed: list[Deadline]
+    position: StatePosition
+    labelled: list[Labelled]
+    unlabelled: list[Labelled]
 
 
 class Pending(msgspec.Struct, frozen=True):
@@ -319,7 +344,7 @@ class View:
 
     # -- folding ---------------------------------------------------------------------------------
 
-    def fold_plan(self) -> tuple[list[Change], list[Deadline], StatePosition] | None:
+    def fold_plan(self) -> FoldPlan | None:
         """What a fold of the whole visible tail would write; None if there is nothing to fold.
 
         The caller holds the fold lock and the mutex.
@@ -332,6 +357,7 @@ class View:
             return None
         changes: list[Change] = []
         armed: list[Deadline] = []
+        others: list[bytes] = []
         tail = self.tail
         for key in sorted(tail):
             _, record, arm_ms = tail[key]
@@ -341,7 +367,34 @@ class View:
                     arm_ms = self._deadline_to_arm(key, record, arm_ms)
                 if arm_ms:
                     armed.append((arm_ms, key))
-        return changes, armed, self.visible
+                if record[LABELS_AT:LABELS_END] != NO_LABELS:
+                    others.append(key)
+        # The index: looked up is only what can have been in it.
+        if self.backend.has_labels:
+            labelled, unlabelled = self._plan_labels(
+                [key for key, entry in tail.items() if entry[2] != KEPT_MS]
+            )
+        else:
+            labelled, unlabelled = self._plan_labels(others)
+        return FoldPlan(changes, armed, [], self.visible, labelled, unlabelled)
+
+    def _plan_labels(self, keys: list[bytes]) -> tuple[list[Labelled], list[Labelled]]:
+        if not keys:
+            return [], []
+        tail, backend = self.tail, self.backend
+        base: dict[bytes, tuple[bytes, ...]] = {}
+        new: list[Change] = []
+        for key in keys:
+            _, record, arm_ms = tail[key]
+            # A deadline: it was created, and its labels are those of then. NEW_MS is no proof that the state
+            # does not have it: another process may have folded its creation before it was changed.
+            old = backend.get(key) if backend.has_labels and arm_ms <= 0 else None
+            if old is None:
+                new.append((key, record))
+            elif terms := terms_of_record(old):
+                base[key] = terms
+        labelled, unlabelled = plan_labels(((key, tail[key][1]) for key in keys), base)
+        return labelled + plan_used(backend, new), unlabelled
 
     def _deadline_to_arm(self, key: bytes, record: Record, arm_ms: int) -> int:
         """What NEW_MS or UNKNOWN_MS comes to, now that the read view is at what the fold builds on."""
@@ -389,6 +442,74 @@ class View:
         finally:
             scan.close()
         return found
+
+    def members(
+        self, term: bytes, prefix: bytes, after: bytes, limit: int, *, newest: bool = False
+    ) -> list[bytes]:
+        """Up to `limit` keys above `after` with a term (see labels), in order, that begin with `prefix`.
+
+        As readers see them, or with `newest` as writers do: uncommitted frames included. Takes the mutex.
+        """
+        with self.mutex:
+            self.catch_up()
+            self.advance()
+            self.refresh()
+            changed = {**self.tail, **self.pending} if newest and self.pending else self.tail
+            new = sorted(
+                key for key, entry in changed.items() if key > after and term in terms_of_record(entry[1])
+            )
+            after = max(after, prefix_floor(prefix))
+            found: list[bytes] = []
+            for key in heapq.merge(self._stored_members(term, after, changed, limit), new):
+                if key < prefix:
+                    continue
+                if not key.startswith(prefix) or len(found) >= limit:
+                    break
+                found.append(key)
+            return found
+
+    def _stored_members(
+        self, term: bytes, after: bytes, changed: dict[bytes, Entry], limit: int
+    ) -> Iterable[bytes]:
+        if not self.backend.has_labels:
+            return
+        while pairs := self.backend.find((term, after), term, limit):
+            for _, key in pairs:
+                if key not in changed:
+                    yield key
+            after = pairs[-1][1]
+
+    def prioritised(self, after: bytes, last: bytes) -> set[bytes]:
+        """The keys above `after` up to `last` with another priority than the normal one. Takes the mutex."""
+        with self.mutex:
+            self.catch_up()
+            self.advance()
+            self.refresh()
+            found: set[bytes] = set()
+            for term in PRIORITY_TERMS:
+                for key in self._stored_members(term, after, self.tail, PRIORITISED_AT_ONCE):
+                    if key > last:
+                        break
+                    found.add(key)
+            found.update(key for key, entry in self.tail.items() if has_priority(entry[1]))
+            return found
+
+    def terms(self, after: bytes, last: bytes) -> list[bytes]:
+        """The terms above `after` up to `last` that sessions may have, in order. Takes the mutex."""
+        with self.mutex:
+            self.catch_up()
+            self.advance()
+            self.refresh()
+            found = {
+                term
+                for entry in self.tail.values()
+                for term in terms_of_record(entry[1])
+                if after < term <= last
+            }
+            while self.backend.has_labels and (pairs := self.backend.find((after + BEHIND, b""), last, 1)):
+                after = pairs[0][0]
+                found.add(after)
+            return sorted(found)
 
 
 def prefix_floor(prefix: bytes) -> bytes:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from perdure.store.errors import ForkedError, StoreClosedError, UsageError
+from perdure.store.fold import record_of
 from perdure.store.ids import NOWHERE
-from perdure.store.ports import Backend, Change
+from perdure.store.ports import Backend, Change, Labelled
+from perdure.store.rebuild import fill
+from perdure.store.session import encode_session
 from tests.contract.children import advance, at, changes_of, child, content_at, open_way
 from tests.contract.conftest import Opener
 
@@ -117,6 +120,7 @@ def test_a_closed_back_end_says_so(backend: Backend) -> None:
         backend.scan,
         lambda: backend.get(b"a"),
         lambda: backend.due(1, 1),
+        lambda: backend.find((b"", b""), b"z", 1),
         lambda: backend.fold([], [], [], at(1)),
     ]
     for call in calls:
@@ -263,41 +267,98 @@ def test_many_long_ids_with_one_beginning_are_scanned_in_order(
     scan.close()
 
 
-# -- loading -------------------------------------------------------------------------------------
+# -- the index -----------------------------------------------------------------------------------
+
+BEYOND = b"\x7f"
 
 
-def test_a_load_fills_an_empty_back_end(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("perdure.store.backend_lmdb.LOAD_RECORDS", 100)
-    monkeypatch.setattr("perdure.store.backend_sqlite.LOAD_ROWS", 100)
-    records = sorted(
-        [(b"%05d" % n, b"record-%d" % n) for n in range(950)] + [(key, b"long----") for key in LONG]
-    )
-    armed = [(1000 + n, b"%05d" % (949 - n)) for n in range(950)]
-    backend.load(iter(records), iter(armed), at(77, len(records)))
+def find(backend: Backend, above: tuple[bytes, bytes] = (b"", b""), last: bytes = BEYOND) -> list[Labelled]:
+    backend.refresh()
+    return backend.find(above, last, 10_000)
+
+
+def test_pairs_are_found_in_order_above_a_pair_and_up_to_a_term(backend: Backend) -> None:
+    pairs = [(b"g%d" % (n % 7), b"%05d" % n) for n in range(500)]
+    pairs += [(b"ga", b"x\0y"), (b"ga", b"x"), (b"g\xc3\xa4", b"x"), (b"g" * 64, b"k" * 440)]
+    pairs += [(b"g2", key) for key in LONG] + [(b"t2", LONG[0]), (b"g" * 64, b"k" * 500)]
+    backend.fold([], [], [], at(1), pairs[:100])
+    backend.fold([], [], [], at(2), pairs[100:] + pairs[:10])
+    ordered = sorted(pairs)
+    assert find(backend) == ordered
+    assert backend.has_labels
+    for number in range(0, len(ordered), 13):
+        above, last = ordered[number], ordered[min(number + 40, len(ordered) - 1)][0]
+        assert find(backend, above, last) == [pair for pair in ordered if pair > above and pair[0] <= last]
+        assert backend.find(above, BEYOND, 3) == ordered[number + 1 : number + 4]
+    assert find(backend, (b"g2", b"")) == [pair for pair in ordered if pair > (b"g2", b"")]
+
+
+def test_pairs_are_removed_in_the_fold_that_says_so_and_twice_does_nothing(backend: Backend) -> None:
+    backend.fold([], [], [], at(1), [(b"ga", b"1"), (b"ga", b"2"), (b"gb", LONG[2])])
+    backend.fold([], [], [], at(2), [(b"gb", b"1")], [(b"ga", b"1"), (b"gb", LONG[2]), (b"gc", b"9")])
+    assert find(backend) == [(b"ga", b"2"), (b"gb", b"1")]
+    backend.fold([], [], [], at(3), [], [(b"ga", b"1"), (b"ga", b"2"), (b"gb", b"1")])
+    assert find(backend) == []
+    assert not backend.has_labels
+
+
+def test_an_empty_back_end_has_no_labels_and_finds_none(backend: Backend) -> None:
+    assert find(backend) == []
+    assert not backend.has_labels
+
+
+def test_the_index_is_that_of_the_read_view(backend: Backend, opener: Opener) -> None:
+    other = opener()
+    other.refresh()
+    backend.fold([], [], [], at(1), [(b"ga", b"1")])
+    assert other.find((b"", b""), BEYOND, 10) == []
+    other.refresh()
+    assert other.find((b"", b""), BEYOND, 10) == [(b"ga", b"1")]
+    other.release()
+    with pytest.raises(UsageError, match="refresh"):
+        other.find((b"", b""), BEYOND, 10)
+
+
+# -- filling -------------------------------------------------------------------------------------
+
+
+def test_an_empty_back_end_is_filled_in_parts_and_its_position_comes_last(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.store.rebuild.FILL_RECORDS", 100)
+    monkeypatch.setattr("perdure.store.rebuild.ARM_AT_ONCE", 250)
+    stored = {b"%05d" % n: value_expiring(1000 + n) for n in range(950)} | {
+        key: value_expiring(5) for key in LONG
+    }
+    records = [(key, record_of(key, value)) for key, value in sorted(stored.items())]
+
+    def broken() -> Iterator[tuple[bytes, bytes]]:
+        yield from records[:500]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(backend, broken(), at(77, len(records)))
+    assert backend.refresh() == NOWHERE
+    there = content(backend)
+    assert there == records[: len(there)]
+    assert len(there) >= 400
+    fill(backend, records[len(there) :], at(77, len(records)))
     assert backend.refresh() == at(77, len(records))
     assert content(backend) == records
-    assert backend.due(1 << 62, 2000) == armed
     fold(backend, {b"00000": None}, 78)
     backend.refresh()
     assert backend.get(b"00000") is None
 
 
-def test_a_load_of_nothing_sets_the_position(backend: Backend) -> None:
-    backend.load([], [], at(4))
-    assert backend.refresh() == at(4)
+def test_all_deadlines_and_labels_are_there_once_a_back_end_is_filled(backend: Backend) -> None:
+    stored = {b"%05d" % n: value_expiring(1000 + n, f"group {n % 3}") for n in range(300)}
+    fill(backend, ((key, record_of(key, value)) for key, value in sorted(stored.items())), at(5, 300))
+    assert [key for _, key in backend.due(1 << 62, 2000)] == sorted(stored)
+    assert find(backend) == sorted((b"ggroup %d" % (n % 3), b"%05d" % n) for n in range(300))
 
 
-def test_a_load_into_what_is_not_empty_is_refused(backend: Backend) -> None:
-    fold(backend, {b"a": b"record-a"}, 1)
-    with pytest.raises(UsageError, match="not empty"):
-        backend.load([(b"b", b"record-b")], [], at(2))
-    assert content(backend) == [(b"a", b"record-a")]
-
-
-def test_a_load_out_of_order_is_refused_and_leaves_no_position(backend: Backend) -> None:
-    with pytest.raises(UsageError, match="order"):
-        backend.load([(b"b", b"record-b"), (b"a", b"record-a")], [], at(2))
-    assert backend.refresh() == NOWHERE
+def value_expiring(cap_ms: int, group: str = "") -> bytes:
+    return encode_session(1, 1, 1, 0, cap_ms, {}, group=group)
 
 
 # -- processes -----------------------------------------------------------------------------------
@@ -377,7 +438,7 @@ def _use_inherited(way: str, place: Path, backend: Backend, scan: Any, rows: Any
         lambda: backend.get(b"a"),
         lambda: backend.due(1, 1),
         lambda: backend.fold([], [], [], at(9)),
-        lambda: backend.load([], [], at(9)),
+        lambda: backend.find((b"", b""), b"z", 1),
         lambda: next(rows),
         lambda: list(scan),
     ]

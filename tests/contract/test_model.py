@@ -24,14 +24,17 @@ KEYS = st.one_of(
     ),
 )
 RECORDS = st.one_of(st.none(), st.binary(min_size=8, max_size=40), st.just(b"big" * 3000))
+TERMS = st.sampled_from([b"ga", b"gab", b"gb", b"ta", b"u", b"u0001", b"g" * 64])
+PAIRS = st.lists(st.tuples(TERMS, KEYS), max_size=12)
 DEADLINES = st.lists(st.tuples(st.integers(0, 60_000), KEYS), max_size=30)
 STEPS = st.lists(
     st.one_of(
         st.tuples(
-            st.just("fold"), st.dictionaries(KEYS, RECORDS, max_size=12), DEADLINES, st.integers(0, 40)
+            st.just("fold"), st.dictionaries(KEYS, RECORDS, max_size=12), DEADLINES, st.integers(0, 40), PAIRS
         ),
         st.tuples(st.just("refresh")),
         st.tuples(st.just("scan"), KEYS),
+        st.tuples(st.just("find"), st.tuples(TERMS, KEYS), TERMS, st.integers(1, 20)),
         st.tuples(st.just("due"), st.integers(0, 70_000), st.integers(1, 40)),
         st.tuples(st.just("reopen")),
     ),
@@ -48,12 +51,22 @@ class Model:
         self.sessions: dict[bytes, bytes] = {}
         self.seen: dict[bytes, bytes] = {}
         self.armed: set[tuple[int, bytes]] = set()
+        self.pairs: set[tuple[bytes, bytes]] = set()
+        self.pairs_seen: set[tuple[bytes, bytes]] = set()
         self.lsn = 0
 
-    def do_fold(self, changes: dict[bytes, Any], armed: list[tuple[int, bytes]], disarm: int) -> None:
+    def do_fold(
+        self,
+        changes: dict[bytes, Any],
+        armed: list[tuple[int, bytes]],
+        disarm: int,
+        pairs: list[tuple[bytes, bytes]],
+    ) -> None:
         self.lsn += 1
+        unlabelled = sorted(self.pairs - set(pairs))[:disarm:3]
         disarmed = sorted(self.armed)[:disarm:2]
-        self.backend.fold(sorted(changes.items()), armed, disarmed, at(self.lsn))
+        self.backend.fold(sorted(changes.items()), armed, disarmed, at(self.lsn), pairs, unlabelled)
+        self.pairs = (self.pairs - set(unlabelled)) | set(pairs)
         merged: dict[bytes, Any] = self.sessions | changes
         self.sessions = {key: record for key, record in merged.items() if record is not None}
         self.armed = (self.armed - set(disarmed)) | set(armed)
@@ -63,6 +76,8 @@ class Model:
     def do_refresh(self) -> None:
         assert self.backend.refresh() == (at(self.lsn) if self.lsn else NOWHERE)
         self.seen = dict(self.sessions)
+        self.pairs_seen = set(self.pairs)
+        assert self.backend.has_labels == bool(self.pairs)
         for key, record in self.seen.items():
             assert self.backend.get(key) == record
 
@@ -73,6 +88,10 @@ class Model:
             assert list(scan) == expected
         finally:
             scan.close()
+
+    def do_find(self, above: tuple[bytes, bytes], last_term: bytes, limit: int) -> None:
+        expected = sorted(pair for pair in self.pairs_seen if pair > above and pair[0] <= last_term)
+        assert self.backend.find(above, last_term, limit) == expected[:limit]
 
     def do_due(self, until_ms: int, limit: int) -> None:
         expected = sorted(entry for entry in self.armed if entry[0] <= until_ms)[:limit]

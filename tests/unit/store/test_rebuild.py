@@ -13,7 +13,7 @@ from perdure.store.errors import DivergedError
 from perdure.store.frame import cluster_key
 from perdure.store.identity import read_identity
 from perdure.store.ids import NOWHERE, StatePosition
-from perdure.store.rebuild import replay
+from perdure.store.rebuild import fill, replay
 
 FOREVER_MS = 1 << 62
 
@@ -86,7 +86,7 @@ def test_replay_when_the_state_is_not_what_the_log_was_written_on_names_the_fram
     place.mkdir()
     backend = open_backend("lmdb", place)
     try:
-        backend.load([], [], wrong)
+        fill(backend, [], wrong)
         with pytest.raises(DivergedError) as raised:
             replay(backend, cursor, wrong)
         assert raised.value.lsn == 21

@@ -12,8 +12,11 @@ import pytest
 from perdure.store import names
 from perdure.store.backends import BACKENDS, backend_kind
 from perdure.store.errors import CorruptError, UsageError
+from perdure.store.fold import record_of
 from perdure.store.ids import NOWHERE
 from perdure.store.ports import Backend
+from perdure.store.rebuild import fill
+from perdure.store.session import encode_session
 from perdure.store.state import (
     ASIDE_STATES_MAX,
     REASON_FILE,
@@ -24,6 +27,8 @@ from perdure.store.state import (
     set_aside,
 )
 from tests.contract.children import at
+
+RECORD = record_of(b"a", encode_session(1, 1, 1, 0, 0, {}))
 
 CLUSTER = b"c" * 16
 NOW = StateMarker(CLUSTER, "lmdb", "lmdb 0.9", "boot-1", 7, 100, 101, 5)
@@ -74,7 +79,7 @@ def filled(store: Path, kind: str, lsn: int = 5, boot: str = "boot-1") -> None:
     """A complete state, closed."""
     backend, why = opened(store, kind, boot)
     assert why
-    backend.load([(b"a", b"record-a")], [], at(lsn))
+    fill(backend, [(b"a", RECORD)], at(lsn))
     mark_state(store, backend_name=kind, cluster_id=CLUSTER, boot_id=boot)
     backend.close()
 
@@ -88,7 +93,7 @@ def test_a_marked_state_is_opened_as_it_is(tmp_path: Path, kind: str) -> None:
     backend, why = opened(tmp_path, kind)
     assert why == ""
     assert backend.refresh() == at(5)
-    assert backend.get(b"a") == b"record-a"
+    assert backend.get(b"a") == RECORD
     backend.close()
     assert asides(tmp_path) == []
 
@@ -107,13 +112,13 @@ def test_after_another_boot_it_is_set_aside_and_an_empty_one_opened(tmp_path: Pa
 
 def test_a_load_that_was_not_completed_is_made_anew(tmp_path: Path, kind: str) -> None:
     backend, why = opened(tmp_path, kind)
-    backend.load([(b"a", b"record-a")], [], at(5))
+    fill(backend, [(b"a", RECORD)], at(5))
     backend.close()
     for _ in range(3):
         backend, why = opened(tmp_path, kind)
         assert why == "it was never completed"
         assert backend.refresh() == NOWHERE
-        backend.load([(b"a", b"record-a")], [], at(5))
+        fill(backend, [(b"a", RECORD)], at(5))
         backend.close()
     assert asides(tmp_path) == []
 
