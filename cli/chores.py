@@ -36,6 +36,9 @@ class ChoreTask(msgspec.Struct, frozen=True):
     snapshot_s: float = 60.0
     snapshots_kept: int = 3
     retention_s: float = 60.0
+    log_age_ms: int = Policy().log_age_ms
+    snapshot_age_ms: int = 0
+    slot_budget_bytes: int = Policy().slot_bytes
     log_level: str = "WARNING"
 
 
@@ -99,7 +102,9 @@ class Chores:
 
     def drop(self) -> int:
         """Drop what neither a replica nor the newest good snapshot needs; answers how many files."""
-        return len(apply_retention(self._directory, Policy(snapshots=self._task.snapshots_kept)).drop)
+        task = self._task
+        policy = Policy(task.log_age_ms, task.snapshots_kept, task.snapshot_age_ms, task.slot_budget_bytes)
+        return len(apply_retention(self._directory, policy).drop)
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ from .errors import (
     WireError,
 )
 from .export import ExportReport, Filter, export_sessions
-from .identity import Identity, read_identity
+from .identity import Identity, has_identity, read_identity
 from .ids import NOWHERE, Position, StatePosition
 from .importing import ImportReport, import_lines, import_sessions
 from .log import EventLog
@@ -105,6 +105,7 @@ __all__ = [
     "WireError",
     "begin_cluster",
     "export_sessions",
+    "has_identity",
     "import_lines",
     "import_sessions",
     "init_store",
