@@ -344,7 +344,7 @@ class _FileReader:
         if key in self._found.in_file:
             self._problem(f"{name} in {where} gives {known.key}, which is given already", "Give one of them.")
             return
-        if not by and value in known.old_values:
+        if not by and isinstance(value, str) and value in known.old_values:
             text = f"{value!r} is an old word, understood as {checked!r}"
             self._found.notes.append(Note(f"{self._path} {where}", name, text))
         self._found.in_file[key] = Setting(checked, "file", where)

@@ -7,9 +7,9 @@ Owns the form of the lines. The first is the head, the last the end, each of the
     {"perdure": "end", "sessions": COUNT, "expired": COUNT, "digest": 16 HEXADECIMAL DIGITS}
 
 Times are milliseconds since 1970. What JSON has no value for stands as an object with one key: `$bytes` and
-`$ext` (base64), `$datetime` (ISO 8601), `$float` (nan, inf, -inf), `$pairs` (a map whose keys are no texts)
-and `$map` (a map whose one key begins with a dollar sign). Metadata that this would not give back to the byte
-stand as `$msgpack`.
+`$ext` (base64), `$datetime` (ISO 8601), `$float` (nan, inf, -inf, or the bits of another nan), `$pairs` (a map
+whose keys are no texts) and `$map` (a map whose one key begins with a dollar sign). Metadata that this would
+not give back to the byte stand as `$msgpack`.
 
 The digest is the sum modulo 2^64 of xxh3_64(plain stored session; seed = xxh3_64(id)): that of the state,
 where nothing is sealed or left out, and the same for a store with other keys or another compression.
@@ -19,8 +19,9 @@ Invariant: a session that went through a line has the same stored bytes.
 from __future__ import annotations
 
 import math
+import struct
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final, cast
 
@@ -43,6 +44,8 @@ LINE_BYTES_MAX: Final = 64 << 20
 VERSION_MAX: Final = (1 << 63) - 1
 _EMPTY: Final = b"\x80"
 """No metadata, as MessagePack."""
+_DOUBLE = struct.Struct(">d")
+_NAN: Final = _DOUBLE.pack(math.nan)
 _decode_map = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
@@ -152,7 +155,9 @@ def stored_of(fields: Mapping[str, Any]) -> tuple[str, bytes]:
     """
     id = fields["id"]
     check_id(id)
-    cap = fields["max_expires_at"]
+    cap, tags = fields["max_expires_at"], fields["tags"]
+    if not isinstance(tags, (list, tuple, set, frozenset)):
+        raise UsageError(f"tags are a list of texts, not {type(tags).__name__}")
     return id, encode_session(
         version=_bounded(fields, "version", 1),
         created_ms=_bounded(fields, "created_at", 0),
@@ -163,7 +168,7 @@ def stored_of(fields: Mapping[str, Any]) -> tuple[str, bytes]:
         priority=priority_of(fields["priority"]),
         home_node=fields["home_node"],
         group=fields["group"],
-        tags=tuple(fields["tags"]),
+        tags=tuple(cast("Iterable[str]", tags)),
     )
 
 
@@ -181,7 +186,7 @@ def to_json(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else {"$float": str(value)}
+        return value if math.isfinite(value) else {"$float": _strange_float(value)}
     if isinstance(value, bytes):
         return {"$bytes": b64encode(value).decode()}
     if isinstance(value, datetime):
@@ -226,6 +231,9 @@ def _untagged(name: str, inner: Any) -> Any:
             return datetime.fromisoformat(inner)
         case "$float" if inner in ("nan", "inf", "-inf"):
             return float(inner)
+        case "$float" if isinstance(inner, str) and len(inner) == 16:
+            (found,) = _DOUBLE.unpack(bytes.fromhex(inner))
+            return found
         case "$ext":
             code, data = inner
             return msgspec.msgpack.Ext(code, b64decode(data, validate=True))
@@ -235,6 +243,12 @@ def _untagged(name: str, inner: Any) -> Any:
             return {key: from_json(item) for key, item in cast("dict[str, Any]", inner).items()}
         case _:
             raise ValueError(f"there is no tag {name!r} for {inner!r}")
+
+
+def _strange_float(value: float) -> str:
+    """inf, -inf and nan by name; another kind of nan by its bits."""
+    bits = _DOUBLE.pack(value)
+    return bits.hex() if math.isnan(value) and bits != _NAN else str(value)
 
 
 def _key(value: Any) -> Any:
