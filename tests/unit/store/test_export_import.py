@@ -142,7 +142,7 @@ sessions = st.builds(
 
 
 @given(session=sessions)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_session_comes_back_from_its_line_to_the_byte(session: Session) -> None:
     line = write_line(session)
     assert b"\n" not in line
@@ -187,7 +187,7 @@ def test_integers_above_two_to_the_53_are_plain_and_exact() -> None:
 
 
 @given(value=values)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_tagged_value_encodes_as_the_value_itself(value: Any) -> None:
     back = from_json(msgspec.json.decode(msgspec.json.encode(to_json(value))))
     assert encode_metadata(back) == encode_metadata(value)
