@@ -84,7 +84,7 @@ def make_node(
     """
     options = OpenOptions(create=False)
     identity = init_store(
-        directory, node=node, cluster_id=cluster_id, backend=backend, now_ms=options.clock.now_ms()
+        directory, node=node, cluster_id=cluster_id, backend=backend, now_ms=options.wall_ms()
     )
     if config is not None:
         _begin(directory, config, options)

@@ -5,8 +5,8 @@ stands, into a scratch directory; the state itself is read as an image (see imag
 order and are walked side by side: hidden, extra, different and damaged records are told apart. Memory
 stays bounded whatever the number of sessions.
 
-Deadlines (the index by which sessions are swept) are not compared: a session's own bytes say when it
-expires, and every read checks that.
+The index of labels is held against the sessions' own labels. Deadlines (the index by which sessions are
+swept) are not compared: a session's own bytes say when it expires, and every read checks that.
 """
 
 from __future__ import annotations
@@ -135,6 +135,8 @@ class _Comparison:
                 except _CannotTellError as error:
                     yield error.finding
                 yield from self._walk(expected, image, tally)
+                if image.index_error:
+                    yield self._corrupt("state-index", image.index_error, position.lsn)
             yield from tally.sum_up(self.path, has_expected=expected is not None)
         except ImageError as error:
             level = Level.CORRUPT if error.is_damage else Level.UNKNOWN

@@ -95,9 +95,14 @@ class ReplicaLog:
                     self._append_pieces(pieces, batch)
             finally:
                 self._sync()
+                self.node.clock.not_before(log.cursor.time_ms)
             return log.cursor.at.position
         finally:
             log.unlock()
+
+    def hear_time(self, primary_ms: int) -> None:
+        """The primary's session time is this, or was a moment ago: it is this node's too."""
+        self.node.clock.follow(max(primary_ms, self._log.cursor.time_ms))
 
     def commit(self, lsn: int) -> int:
         """The primary says that `lsn` is committed: publish it as far as this log has it on disk."""

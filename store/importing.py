@@ -24,7 +24,14 @@ from .event import Reason
 from .fold import hash_of
 from .ids import MASK64
 from .lines import LINE_BYTES_MAX, End, Head, read_frame, read_line, stored_of
-from .session import DEFAULT_TIMEOUT_MS, Session, expiry_of, stored_bytes, unpack_header
+from .session import (
+    DEFAULT_TIMEOUT_MS,
+    Session,
+    expiry_of,
+    split_lifetime,
+    stored_bytes,
+    unpack_header,
+)
 from .sessions import SessionStore
 from .stage import Stage
 
@@ -38,6 +45,7 @@ _FIELDS: Final = {
     "created_at": None,
     "last_accessed": None,
     "timeout_ms": DEFAULT_TIMEOUT_MS,
+    "refresh_window_ms": None,
     "max_expires_at": None,
     "priority": "normal",
     "home_node": "",
@@ -280,6 +288,10 @@ def check_size(id: str, value: bytes, size_bytes_max: int) -> None:
         )
 
 
+def _default_window(timeout_ms: object) -> int | None:
+    return split_lifetime(timeout_ms)[1] if isinstance(timeout_ms, int) else None
+
+
 def _pair_of(item: Session | Mapping[str, Any], now_ms: int) -> tuple[str, bytes]:
     if isinstance(item, Session):
         item.check()
@@ -293,4 +305,6 @@ def _pair_of(item: Session | Mapping[str, Any], now_ms: int) -> tuple[str, bytes
     fields = {name: item.get(name, default) for name, default in _FIELDS.items()}
     for name in ("created_at", "last_accessed"):
         fields[name] = now_ms if fields[name] is None else fields[name]
+    if fields["refresh_window_ms"] == _default_window(fields["timeout_ms"]):
+        fields["refresh_window_ms"] = None  # as to_dict() gives it, where the session has none of its own
     return stored_of(fields)

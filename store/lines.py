@@ -6,10 +6,9 @@ Owns the form of the lines. The first is the head, the last the end, each of the
     {"id": ..., "version": ..., "created_at": ..., "last_accessed": ..., ..., "metadata": {...}}
     {"perdure": "end", "sessions": COUNT, "expired": COUNT, "digest": 16 HEXADECIMAL DIGITS}
 
-Times are milliseconds since 1970. What JSON has no value for stands as an object with one key: `$bytes` and
-`$ext` (base64), `$datetime` (ISO 8601), `$float` (nan, inf, -inf, or the bits of another nan), `$pairs` (a
-map whose keys are no texts) and `$map` (a map whose one key begins with a dollar sign). Metadata that this
-would not give back to the byte stand as `$msgpack`.
+Times are milliseconds since 1970. What JSON has no value for stands as an object with one key: `$bytes`
+(base64), `$datetime` (ISO 8601), `$float` (nan, inf, -inf, or the bits of another nan) and `$map` (a map whose
+one key begins with a dollar sign). Metadata that this would not give back to the byte stand as `$msgpack`.
 
 The digest is the sum modulo 2^64 of xxh3_64(plain stored session; seed = xxh3_64(id)): that of the state,
 where nothing is sealed or left out, and the same for a store with other keys or another compression.
@@ -30,13 +29,17 @@ import msgspec
 from .errors import DECODE_ERRORS, FormatVersionError, PerdureError, UsageError
 from .session import (
     NEVER_MS,
+    TIMEOUT_OFFSET,
+    WINDOWED,
     Priority,
     Session,
     check_id,
     check_timeout,
+    check_window,
     encode_checked,
     encode_session,
     stored_bytes,
+    with_window,
 )
 
 FORMAT: Final = 1
@@ -45,6 +48,7 @@ VERSION_MAX: Final = (1 << 63) - 1
 _EMPTY: Final = b"\x80"
 """No metadata, as MessagePack."""
 _DOUBLE = struct.Struct(">d")
+_LIFETIME = struct.Struct("<Q")
 _NAN: Final = _DOUBLE.pack(math.nan)
 _decode_map = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
@@ -80,6 +84,8 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     created_at: int
     last_accessed: int
     timeout_ms: int | None
+    refresh_window_ms: int | None
+    """None for the default formula."""
     max_expires_at: int | None
     metadata: Any
     priority: str = "normal"
@@ -104,6 +110,7 @@ def write_line(session: Session) -> bytes:
         created_at=session.created_at,
         last_accessed=session.last_accessed,
         timeout_ms=session.timeout_ms,
+        refresh_window_ms=_own_window(session),
         max_expires_at=session.max_expires_at,
         metadata=_exact(session.metadata, data),
         priority=session.priority.name.lower(),
@@ -162,7 +169,9 @@ def stored_of(fields: Mapping[str, Any]) -> tuple[str, bytes]:
         version=_bounded(fields, "version", 1),
         created_ms=_bounded(fields, "created_at", 0),
         accessed_ms=_bounded(fields, "last_accessed", 0),
-        timeout_ms=check_timeout(fields["timeout_ms"]),
+        timeout_ms=with_window(
+            check_timeout(fields["timeout_ms"]), check_window(fields["refresh_window_ms"])
+        ),
         cap_ms=0 if cap is None else _bounded(fields, "max_expires_at", 1),
         metadata=fields["metadata"],
         priority=priority_of(fields["priority"]),
@@ -191,8 +200,6 @@ def to_json(value: Any) -> Any:
         return {"$bytes": b64encode(value).decode()}
     if isinstance(value, datetime):
         return {"$datetime": value.isoformat()}
-    if isinstance(value, msgspec.msgpack.Ext):
-        return {"$ext": [value.code, b64encode(value.data).decode()]}
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     if isinstance(value, dict):
@@ -214,9 +221,7 @@ def from_json(value: Any) -> Any:
     return {name: from_json(inner) for name, inner in table.items()}
 
 
-def _map_to_json(table: dict[Any, Any]) -> dict[str, Any]:
-    if not all(isinstance(key, str) for key in table):
-        return {"$pairs": [[to_json(key), to_json(inner)] for key, inner in table.items()]}
+def _map_to_json(table: dict[str, Any]) -> dict[str, Any]:
     plain = {key: to_json(inner) for key, inner in table.items()}
     if len(plain) == 1 and next(iter(plain)).startswith("$"):
         return {"$map": plain}
@@ -234,11 +239,6 @@ def _untagged(name: str, inner: Any) -> Any:
         case "$float" if isinstance(inner, str) and len(inner) == 16:
             (found,) = _DOUBLE.unpack(bytes.fromhex(inner))
             return found
-        case "$ext":
-            code, data = inner
-            return msgspec.msgpack.Ext(code, b64decode(data, validate=True))
-        case "$pairs":
-            return {_key(from_json(key)): from_json(item) for key, item in inner}
         case "$map" if isinstance(inner, dict):
             return {key: from_json(item) for key, item in cast("dict[str, Any]", inner).items()}
         case _:
@@ -251,8 +251,10 @@ def _strange_float(value: float) -> str:
     return bits.hex() if math.isnan(value) and bits != _NAN else str(value)
 
 
-def _key(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _own_window(session: Session) -> int | None:
+    """The refresh window that a session was given, None for the default formula."""
+    (word,) = _LIFETIME.unpack_from(stored_bytes(session), TIMEOUT_OFFSET)
+    return session.refresh_window_ms if word >= WINDOWED else None
 
 
 def _exact(metadata: dict[str, Any], data: bytes) -> Any:

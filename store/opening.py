@@ -14,13 +14,12 @@ store at once do it one after the other:
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from time import time_ns
 
 from . import names
+from .clock import GivenClock, SessionClock, last_time_ms, read_boottime_ms, read_wall_ms
 from .commit import Durability
 from .control import ALONE, Config
 from .cursor import LogCursor, list_segments
@@ -47,6 +46,7 @@ from .placing import open_log, place
 from .ports import Backend, Clock
 from .promise import Promise, read_promise
 from .rebuild import Progress, load_snapshot, replay
+from .session import check_window
 from .snapshot import SnapshotReader, list_snapshots
 from .state import StateVerdict, mark_state, open_state, set_aside
 from .view import View
@@ -55,23 +55,18 @@ STANDALONE_NODE = "local"
 DEFAULT_BACKEND = "lmdb"
 
 
-class SystemClock:
-    """The machine's clocks."""
-
-    def now_ms(self) -> int:
-        return time_ns() // 1_000_000
-
-    def monotonic_ms(self) -> int:
-        return time.monotonic_ns() // 1_000_000
-
-
 INTERVAL_MS_MAX = 86_400_000
 SESSIONS_MAX = 1 << 40
+SWEEP_INTERVAL_MS = 60_000
 
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """How a store is opened. Times in ms, sizes in bytes."""
+    """How a store is opened. Times in ms, sizes in bytes.
+
+    `clock` is the session time if it is given; without it that is kept in the control page (see clock),
+    from `wall_ms` and `boottime_ms`, which are ms since 1970 and since boot.
+    """
 
     backend: str | None = None
     durability: Durability = Durability.OS
@@ -82,7 +77,11 @@ class OpenOptions:
     home_node: str = ""
     sessions_max: int | None = None
     segment_bytes: int = SEGMENT_BYTES
-    clock: Clock = field(default_factory=SystemClock)
+    clock: Clock | None = None
+    wall_ms: Callable[[], int] = read_wall_ms
+    boottime_ms: Callable[[], int] = read_boottime_ms
+    refresh_window_ms: int | None = None
+    sweep_interval_ms: int = SWEEP_INTERVAL_MS
     boot_id: Callable[[], str] = read_boot_id
     progress: Progress | None = None
 
@@ -92,12 +91,14 @@ class OpenOptions:
             ("max_session_size_bytes", self.session_bytes_max, 1, VALUE_BYTES_MAX),
             ("interval_ms", self.interval_ms, 1, INTERVAL_MS_MAX),
             ("write_timeout_ms", self.write_timeout_ms, 0, INTERVAL_MS_MAX),
+            ("sweep_interval_ms", self.sweep_interval_ms, 0, INTERVAL_MS_MAX),
         ):
             _check_limit(name, value, least, most)
         if self.sessions_max is not None:
             _check_limit("max_sessions", self.sessions_max, 1, SESSIONS_MAX)
         if self.home_node:
             checked_term(HOME_NODE, self.home_node, "a home node")
+        check_window(self.refresh_window_ms)
 
 
 def _check_limit(name: str, value: object, least: int, most: int) -> None:
@@ -115,6 +116,7 @@ class Opened:
     backend: Backend
     view: View
     users_lock: FileLock
+    clock: SessionClock | GivenClock
     rebuilt: str
     """Why the state was rebuilt at this opening, empty if it was not."""
 
@@ -221,7 +223,8 @@ def _create(store: Path, options: OpenOptions) -> Identity:
 
 def _new_identity(options: OpenOptions) -> Identity:
     backend = options.backend or DEFAULT_BACKEND
-    return Identity(new_cluster_id(), STANDALONE_NODE, 0, options.clock.now_ms(), backend)
+    now_ms = options.clock.now_ms() if options.clock else options.wall_ms()
+    return Identity(new_cluster_id(), STANDALONE_NODE, 0, now_ms, backend)
 
 
 def _open_parts(
@@ -232,11 +235,17 @@ def _open_parts(
         store,
         identity,
         boot_id=boot_id,
-        now_ms=options.clock.now_ms,
+        now_ms=options.wall_ms,
         lock_timeout_ms=options.write_timeout_ms,
         segment_bytes=options.segment_bytes,
     )
     backend: Backend | None = None
+    clock = (
+        GivenClock(options.clock)
+        if options.clock
+        else SessionClock(log.page, options.wall_ms, options.boottime_ms)
+    )
+    log.now_ms = clock.now_ms
     try:
         log.write_lock.acquire(options.write_timeout_ms)
         try:
@@ -244,6 +253,7 @@ def _open_parts(
                 store, identity.backend, identity.cluster_id, boot_id, in_use=in_use
             )
             backend, view, rebuilt = _settle_and_load(log, backend, verdict, boot_id, options)
+            clock.begin(last_time_ms(log))
             _begin_reign(log)
             view.follow_config()
         finally:
@@ -253,7 +263,7 @@ def _open_parts(
         if backend is not None:
             backend.close()
         raise
-    return Opened(store, identity, log, backend, view, users, rebuilt)
+    return Opened(store, identity, log, backend, view, users, clock, rebuilt)
 
 
 def _settle_and_load(

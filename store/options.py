@@ -18,7 +18,7 @@ from typing import Any, Final, TypedDict, cast
 from .errors import UsageError
 from .event import VALUE_BYTES_MAX
 from .names import NODE_NAME_BYTES_MAX, is_node_name
-from .session import DEFAULT_TIMEOUT_MS, LABEL_BYTES_MAX, TIMEOUT_MS_MAX
+from .session import DEFAULT_TIMEOUT_MS, LABEL_BYTES_MAX, REFRESH_WINDOW_MS_MAX, TIMEOUT_MS_MAX
 
 STORE: Final = "store"
 NODE: Final = "node"
@@ -297,7 +297,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "A refresh is written once it moves the deadline by more than this. none: a tenth of the "
         "session's timeout, at most a minute.",
         0,
-        65_534,
+        REFRESH_WINDOW_MS_MAX,
         "ms",
         can_be_none=True,
     ),

@@ -28,14 +28,19 @@ from .session import (
     HEAD_MASK,
     HEADER_BYTES,
     REFRESH_WINDOW_MS_MAX,
+    WINDOWED,
     Priority,
     Session,
+    split_lifetime,
     unpack_record,
 )
 from .view import View
 
 REFRESHES_MAX = 10_000
 """Coalesced refreshes that wait in memory; a get that meets so many writes them."""
+COALESCED_MS = 1000
+"""A refresh waits for less than this until it is written. One that a shorter window asks for, or that is to
+save a session whose life is nearly over, is written at once."""
 SAMPLE_MAX = 10_000
 _SCAN_CHUNK = 1000
 xxh3_64 = xxhash.xxh3_64_intdigest
@@ -50,7 +55,7 @@ class SessionReader(ABC):
         self._log: EventLog = opened.log
         self._view: View = opened.view
         self._read_record = opened.view.read
-        self._now_ms = options.clock.now_ms
+        self._now_ms = opened.log.now_ms
         self._durability = options.durability
         self._touches: dict[bytes, int] = {}
         """When sessions were last used, ms, of refreshes that are not written yet."""
@@ -58,8 +63,9 @@ class SessionReader(ABC):
     def get(self, id: str) -> Session | None:
         """The session, or None if it is missing or expired. Refreshes its life.
 
-        The refresh is coalesced: it is written only once the deadline moves by more than a tenth of the
-        timeout (at most a minute), with other changes. `last_accessed` is what was last written. Text that
+        The refresh is coalesced: it is written only once the deadline moves by more than the session's
+        refresh window, with others, unless the window is too short for that. `last_accessed` is what was
+        last written. A refresh that cannot be written is counted (stats), and not raised. Text that
         can be no id names no session: None; what is no text at all raises InvalidIdError.
         """
         return self._read(id, True)
@@ -90,18 +96,29 @@ class SessionReader(ABC):
             raise self._unknown_format(id)
         now_ms = self._now_ms()
         if timeout:
-            window = timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX
+            if timeout < WINDOWED:
+                window = timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX
+            else:
+                timeout, window = split_lifetime(timeout)
             idle = now_ms - accessed
             if idle > window:
-                if idle > timeout + window:
+                left = timeout + window - idle
+                if left < 0 < timeout:
                     return None
-                if refreshes and not 0 < cap < now_ms:
-                    if len(self._touches) >= REFRESHES_MAX:
-                        self._make_room_for_refreshes()
-                    self._touches[key] = now_ms
+                if refreshes and timeout and not 0 < cap < now_ms:
+                    self._used(key, now_ms, min(window, left))
         if 0 < cap < now_ms:
             return None
         return Session(id, value, 0 if head >> HEAD_LABELS_SHIFT else HEADER_BYTES)
+
+    def _used(self, key: bytes, now_ms: int, patience_ms: int) -> None:
+        """A session was used, and its last access in the store is older than its refresh window."""
+        if patience_ms < COALESCED_MS:
+            self._refresh_at_once(key, now_ms)
+            return
+        if len(self._touches) >= REFRESHES_MAX:
+            self._make_room_for_refreshes()
+        self._touches[key] = now_ms
 
     def exists(self, id: str) -> bool:
         """Is there such a session, not expired? Refreshes nothing."""
@@ -314,6 +331,10 @@ class SessionReader(ABC):
             "digest": f"{log.cursor.at.digest:016x}",
             "durability": self._durability.name.lower(),
         }
+
+    @abstractmethod
+    def _refresh_at_once(self, key: bytes, now_ms: int) -> None:
+        """Called when a refresh may not wait. Never raises: as below."""
 
     @abstractmethod
     def _make_room_for_refreshes(self) -> None:

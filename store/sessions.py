@@ -6,9 +6,11 @@ is view's, opening and background work are opening's and keeper's.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from operator import methodcaller
 from pathlib import Path
 from types import TracebackType
@@ -34,12 +36,13 @@ from .event import Kind, Reason
 from .fold import HASH_BYTES
 from .ids import Position, StatePosition
 from .keeper import Keeper
-from .opening import Opened, OpenOptions, open_store
+from .opening import SWEEP_INTERVAL_MS, Opened, OpenOptions, open_store
 from .page import Word
 from .ports import CommitGate
-from .reading import SessionReader
+from .reading import REFRESHES_MAX, SessionReader
 from .session import (
     ACCESSED,
+    ACCESSED_OFFSET,
     DEFAULT_TIMEOUT_MS,
     FORMAT,
     HEAD_LABELS_SHIFT,
@@ -57,8 +60,10 @@ from .session import (
     stored_bytes,
     unpack_record,
     with_stamps,
+    with_window,
 )
 from .stage import Stage
+from .sweeping import check_limit, end_expired
 from .tail_map import KEPT_MS, UNKNOWN_MS
 
 SESSION_BYTES_MAX = 65_536
@@ -96,6 +101,8 @@ class SessionStore(SessionReader):
         super().__init__(opened, options)
         self._is_lazy = options.durability is Durability.OS and gate is None
         self._size_bytes_max = options.session_bytes_max
+        self._window_ms = options.refresh_window_ms
+        self._default_lifetime = with_window(DEFAULT_TIMEOUT_MS, self._window_ms)
         self._ids = _Ids()
         self._keeper = Keeper(opened, options, self._flush_touches)
         self._writer = Writer(
@@ -114,6 +121,7 @@ class SessionStore(SessionReader):
             )
         self._gate = gate
         self._is_closed = False
+        self._refreshes_dropped = 0
         self._keeper.start(self._writer)
 
     # -- opening and closing ---------------------------------------------------------------------
@@ -128,6 +136,8 @@ class SessionStore(SessionReader):
         interval_ms: int = 1000,
         max_session_size_bytes: int = SESSION_BYTES_MAX,
         write_timeout_ms: int = 5000,
+        refresh_window_ms: int | None = None,
+        sweep_interval_ms: int = SWEEP_INTERVAL_MS,
         create: bool = True,
         home_node: str = "",
         max_sessions: int | None = None,
@@ -139,6 +149,9 @@ class SessionStore(SessionReader):
         `durability` is "os", "interval" (on disk at the latest `interval_ms` ms later) or "disk".
         `home_node` is what new sessions get as theirs. With `max_sessions` the least recently used session is
         evicted for each new one beyond so many; processes that write one store give the same number.
+        `refresh_window_ms` (0 to 60,000) is for the sessions that this handle creates and puts: how old
+        their last access may be in the store while they are used; None is a tenth of their timeout, at
+        most a minute. Every `sweep_interval_ms` (0: never) the primary removes what has expired.
         Raises StorageError, FormatError or UsageError; nothing is changed then.
         """
         options = OpenOptions(
@@ -147,6 +160,8 @@ class SessionStore(SessionReader):
             interval_ms=interval_ms,
             session_bytes_max=max_session_size_bytes,
             write_timeout_ms=write_timeout_ms,
+            refresh_window_ms=refresh_window_ms,
+            sweep_interval_ms=sweep_interval_ms,
             create=create,
             home_node=home_node,
             sessions_max=max_sessions,
@@ -213,7 +228,10 @@ class SessionStore(SessionReader):
         if durability is not None:
             parse_durability(durability)
         now_ms = self._now_ms()
-        timeout = timeout_ms if timeout_ms is DEFAULT_TIMEOUT_MS else check_timeout(timeout_ms)
+        if timeout_ms is DEFAULT_TIMEOUT_MS:
+            timeout = self._default_lifetime
+        else:
+            timeout = with_window(check_timeout(timeout_ms), self._window_ms)
         cap = 0 if max_lifetime_ms is None else now_ms + check_timeout(max_lifetime_ms)
         value = encode_session(
             1,
@@ -267,6 +285,7 @@ class SessionStore(SessionReader):
         """
         key = check_id(id)
         ttl = check_timeout(ttl_ms)
+        lifetime = with_window(ttl, self._window_ms) if sliding else 0
         tagged = tuple(tags)
         home = self._home_node if home_node is None else home_node
         value = encode_session(
@@ -289,11 +308,13 @@ class SessionStore(SessionReader):
             now_ms = self._now_ms()
             old = self._live(stage, id, key, now_ms)
             check_version(id, old, if_version)
+            if old is None:
+                end_expired(stage, key, now_ms)
             stored = encode_session(
                 version=old.version + 1 if old else 1,
                 created_ms=old.created_at if old else now_ms,
                 accessed_ms=now_ms,
-                timeout_ms=ttl if sliding else 0,
+                timeout_ms=lifetime,
                 cap_ms=0 if sliding or not ttl else now_ms + ttl,
                 priority=priority,
                 group=group,
@@ -462,7 +483,13 @@ class SessionStore(SessionReader):
         Nothing is written before the block ends, nothing at all if it raises.
         """
         return Batch(
-            self._ids.take, self._now_ms, self._size_bytes_max, self._apply_batch, durability, self._home_node
+            self._ids.take,
+            self._now_ms,
+            self._size_bytes_max,
+            self._apply_batch,
+            durability,
+            self._home_node,
+            self._window_ms,
         )
 
     def _apply_batch(self, evaluate: Callable[[Stage], Any], durability: str | None, first: bytes) -> Any:
@@ -557,8 +584,14 @@ class SessionStore(SessionReader):
 
         return change_all(self._view, term, change, commit, removes=removes)
 
-    def cleanup_expired(self, limit: int = 10_000) -> int:
-        """Remove sessions that have expired, as logged events; answers how many (at most `limit`)."""
+    def cleanup_expired(self, limit: int | None = None) -> int:
+        """Remove sessions that have expired, as logged events; answers how many.
+
+        At most `limit` of them, all without it. Visits none that is alive, unless it was used since its
+        deadline was last looked at. Raises as a write, and UsageError for a limit below 1.
+        """
+        if limit is not None:
+            check_limit(limit)
         return self._keeper.sweep(limit)
 
     # -- durability and fold ---------------------------------------------------------------------
@@ -575,9 +608,17 @@ class SessionStore(SessionReader):
         return self._keeper.fold_now()
 
     def stats(self) -> dict[str, Any]:
-        """As SessionReader.stats, and why background work (fold, flush, seal) failed, None if it works."""
+        """As SessionReader.stats, with what this handle's background work does.
+
+        `background_error` is why it (fold, flush, sweep, seal) failed, None if it works;
+        `refreshes_dropped` how many refreshes of get() could not be written.
+        """
         error = self._keeper.last_error
-        return {**super().stats(), "background_error": None if error is None else str(error)}
+        return {
+            **super().stats(),
+            "background_error": None if error is None else str(error),
+            "refreshes_dropped": self._refreshes_dropped,
+        }
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -649,25 +690,51 @@ class SessionStore(SessionReader):
             self._flush_touches()
         except PerdureError as error:
             self._keeper.last_error = error
+            self._refreshes_dropped += len(self._touches)
             self._touches.clear()
 
-    def _flush_touches(self) -> None:
-        """Write the coalesced refreshes, as one frame."""
-        touches, self._touches = self._touches, {}
-        if not touches or not self._log.is_primary:
+    def _refresh_at_once(self, key: bytes, now_ms: int) -> None:
+        """Write one refresh; what cannot be written now waits for the others' next turn."""
+        if not self._log.is_primary:
+            self._refreshes_dropped += 1
             return
-        operation_id = self._ids.take()
-
-        def evaluate(stage: Stage) -> None:
-            for key, accessed_ms in list(touches.items()):  # a reader may still add to it
-                value = stage.value(key)
-                if value is not None and ACCESSED.unpack_from(value, 24)[0] < accessed_ms:
-                    stage.touch(key, ACCESSED.pack(accessed_ms), operation_id)
-
         try:
-            self._writer.commit(evaluate)
+            self._writer.commit(partial(self._refresh, {key: now_ms}))
+        except PerdureError:  # also inside an update function, where nothing else may be written
+            if len(self._touches) < REFRESHES_MAX:
+                self._touches[key] = now_ms
+            else:
+                self._refreshes_dropped += 1
+
+    def _refresh(self, touches: Mapping[bytes, int], stage: Stage) -> None:
+        """Put refreshes on the stage, of sessions that had not expired when they were used."""
+        operation_id = self._ids.take()
+        for key, accessed_ms in touches.items():
+            value = stage.value(key)
+            if value is None:
+                continue
+            written_ms: int = ACCESSED.unpack_from(value, ACCESSED_OFFSET)[0]
+            if written_ms < accessed_ms <= expiry_of(value):
+                stage.touch(key, ACCESSED.pack(accessed_ms), operation_id)
+
+    def _flush_touches(self) -> None:
+        """Write the coalesced refreshes, as one frame. A node that is not primary drops them."""
+        waiting = self._touches
+        taken: dict[bytes, int] = {}
+        with contextlib.suppress(KeyError):  # readers go on adding to it, and writers take out of it
+            while waiting and len(taken) < REFRESHES_MAX:
+                key, accessed_ms = waiting.popitem()
+                taken[key] = accessed_ms
+        if not taken:
+            return
+        if not self._log.is_primary:
+            self._refreshes_dropped += len(taken)
+            return
+        try:
+            self._writer.commit(partial(self._refresh, taken))
         except PerdureError:
-            self._touches = {**touches, **self._touches}
+            for key, accessed_ms in taken.items():
+                waiting.setdefault(key, accessed_ms)
             raise
 
 

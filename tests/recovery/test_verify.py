@@ -14,7 +14,7 @@ import pytest
 from perdure.recovery import Depth, Finding, Level, take_snapshot, verify
 from perdure.recovery.findings import summarise
 from perdure.shipping import Slot, write_slot
-from perdure.store import SessionStore, StoreMissingError, UsageError, init_store, names
+from perdure.store import Priority, SessionStore, StoreMissingError, UsageError, init_store, names
 from perdure.store.cursor import list_segments
 from perdure.store.fold import record_of
 from perdure.store.segment import decode_header, encode_header
@@ -361,6 +361,29 @@ def test_hidden_extra_changed_and_damaged_records_are_each_named(tmp_path: Path,
     assert keys[0].decode() in found["session-missing"]
     assert "zz-extra" in found["session-extra"]
     assert kinds(path, Depth.CHAIN) == set()
+
+
+@pytest.mark.parametrize("backend", ["lmdb", "sqlite"])
+def test_an_index_that_is_not_that_of_the_sessions_is_corrupt(tmp_path: Path, backend: str) -> None:
+    path = make(tmp_path / "s", backend=backend)
+    with SessionStore.open(path, max_sessions=1000) as store:
+        for number in range(20):
+            store.put(f"labelled {number}", {}, None, group="a", tags=["x", "y"], priority=Priority.HIGH)
+    assert kinds(path, Depth.REPLAY) == set()
+    for wrong in ([(b"ga", b"labelled 3")], [(b"ga", b"labelled 99")]):
+
+        def index(store: SessionStore, wrong: list[tuple[bytes, bytes]] = wrong) -> None:
+            backend = store._opened.backend
+            backend.release()
+            state = backend.refresh()
+            found = set(backend.find((b"", b""), b"z", 1000))
+            backend.release()
+            backend.fold([], [], [], state, *((wrong, []) if wrong[0] not in found else ([], wrong)))
+
+        tamper(path, index)
+        assert kinds(path, Depth.REPLAY) == {"state-index"}
+        tamper(path, index)
+        assert kinds(path, Depth.REPLAY) == set()
 
 
 def test_a_state_ahead_of_the_log_is_corrupt(tmp_path: Path) -> None:
