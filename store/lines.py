@@ -7,8 +7,9 @@ Owns the form of the lines. The first is the head, the last the end, each of the
     {"perdure": "end", "sessions": COUNT, "expired": COUNT, "digest": 16 HEXADECIMAL DIGITS}
 
 Times are milliseconds since 1970. What JSON has no value for stands as an object with one key: `$bytes`
-(base64), `$datetime` (ISO 8601), `$float` (nan, inf, -inf, or the bits of another nan) and `$map` (a map whose
-one key begins with a dollar sign). Metadata that this would not give back to the byte stand as `$msgpack`.
+(base64), `$datetime` (ISO 8601), `$float` (nan, inf, -inf, or the bits of another nan) and `$map` (a map
+whose one key begins with a dollar sign). Metadata that this would not give back to the byte stand as
+`$msgpack`.
 
 The digest is the sum modulo 2^64 of xxh3_64(plain stored session; seed = xxh3_64(id)): that of the state,
 where nothing is sealed or left out, and the same for a store with other keys or another compression.
