@@ -6,14 +6,18 @@ what that answers, and sets the exit code.
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .. import __version__
 from ..store import UsageError
-from . import feed, keys, log, render, retention, session, snapshot
+from ..store.config import FILE_VARIABLE as CONFIG_VARIABLE
+from . import config as config_commands
+from . import feed, group, keys, log, orphans, render, retention, session, snapshot
 from .bench import bench
 from .demo.command import demo
 from .init import init
@@ -23,6 +27,8 @@ from .receive import receive
 from .replay import replay
 from .ship import ship
 from .status import status
+from .stores import stores
+from .transfer import export, import_
 from .verify import verify
 
 app = typer.Typer(
@@ -48,6 +54,12 @@ app.add_typer(log.group, name="log")
 app.add_typer(retention.group, name="retention")
 app.add_typer(session.group, name="session")
 app.add_typer(feed.group, name="feed")
+app.add_typer(group.group, name="group")
+app.add_typer(orphans.group, name="orphans")
+app.command()(export)
+app.command("import")(import_)
+app.add_typer(config_commands.group, name="config")
+app.command()(stores)
 app.command()(bench)
 app.command()(demo)
 
@@ -60,12 +72,35 @@ def _say_version(is_asked: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE", help="The configuration file, in place of DIR/perdure.toml."
+        ),
+    ] = None,
     version: Annotated[
         bool,
         typer.Option("--version", help="Say the version and end.", is_eager=True, callback=_say_version),
     ] = False,
 ) -> None:
     """Durable, replicated session storage: an append-only log, its state, and replicas."""
+    if config is not None:
+        _use_config(context, config)
+
+
+def _use_config(context: typer.Context, config: Path) -> None:
+    """Name the file where this command and the processes that it starts look for it."""
+    before = os.environ.get(CONFIG_VARIABLE)
+    os.environ[CONFIG_VARIABLE] = str(config.absolute())
+
+    def restore() -> None:
+        if before is None:
+            os.environ.pop(CONFIG_VARIABLE, None)
+        else:
+            os.environ[CONFIG_VARIABLE] = before
+
+    context.call_on_close(restore)
 
 
 def main() -> None:

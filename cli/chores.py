@@ -36,6 +36,11 @@ class ChoreTask(msgspec.Struct, frozen=True):
     snapshot_s: float = 60.0
     snapshots_kept: int = 3
     retention_s: float = 60.0
+    log_age_ms: int = Policy().log_age_ms
+    snapshot_age_ms: int = 0
+    slot_budget_bytes: int = Policy().slot_bytes
+    consumer_budget_bytes: int = Policy().consumer_bytes
+    consumer_age_ms: int = Policy().consumer_age_ms
     log_level: str = "WARNING"
 
 
@@ -100,7 +105,16 @@ class Chores:
 
     def drop(self) -> int:
         """Drop what neither a replica nor the newest good snapshot needs; answers how many files."""
-        return len(apply_retention(self._directory, Policy(snapshots=self._task.snapshots_kept)).drop)
+        task = self._task
+        policy = Policy(
+            task.log_age_ms,
+            task.snapshots_kept,
+            task.snapshot_age_ms,
+            task.slot_budget_bytes,
+            task.consumer_budget_bytes,
+            task.consumer_age_ms,
+        )
+        return len(apply_retention(self._directory, policy).drop)
 
 
 def main() -> None:

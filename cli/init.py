@@ -8,15 +8,17 @@ from typing import Annotated
 import typer
 
 from ..store import Config, Identity, OpenOptions, UsageError, begin_cluster, init_store, open_store
+from ..store.backends import DEFAULT_BACKEND
 from . import render
 from .exits import reporting
-from .options import AsJson, BackendName, Directory
+from .options import AsJson, Backend, Directory
+from .settings import Settings
 
 
 @reporting
 def init(
     directory: Directory,
-    node: Annotated[str, typer.Option("--node", help="This node's name, for example n1.")],
+    node: Annotated[str | None, typer.Option("--node", help="This node's name, for example n1.")] = None,
     cluster_id: Annotated[
         str | None,
         typer.Option("--cluster-id", metavar="HEX", help="The cluster to join, as its first node says."),
@@ -28,9 +30,9 @@ def init(
         list[str] | None, typer.Option("--voter", help="A node that votes, the primary included; repeat it.")
     ] = None,
     sync_replicas: Annotated[
-        int, typer.Option("--sync-replicas", min=0, help="How many replicas confirm each write.")
-    ] = 0,
-    backend: BackendName = "lmdb",
+        int | None, typer.Option("--sync-replicas", min=0, help="How many replicas confirm each write.")
+    ] = None,
+    backend: Backend = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a node's directory.
@@ -44,19 +46,25 @@ def init(
           --voter n1 --voter n2 --voter n3 --sync-replicas 1
       perdure init /srv/n2 --node n2 --cluster-id 5f0c...
     """
-    config = _config(node, voter or [], sync_replicas, is_primary)
+    settings = Settings(directory)
+    node = str(settings.needed(node, "node", "name", "--node NAME"))
+    if is_primary:  # of the others it is in the log
+        voter = settings.value(voter, "node", "voters")
+        sync_replicas = settings.value(sync_replicas, "node", "sync_replicas")
+    kept_in: str = settings.value(backend, "store", "backend") or DEFAULT_BACKEND
+    config = _config(node, voter or [], sync_replicas or 0, is_primary)
     if not is_primary and cluster_id is None:
         raise UsageError(
             "a node that is not the first primary joins a cluster",
             hint="Give --cluster-id, as the first node says it, or --primary.",
         )
-    identity = make_node(directory, node, _cluster_id(cluster_id), backend, config if is_primary else None)
+    identity = make_node(directory, node, _cluster_id(cluster_id), kept_in, config if is_primary else None)
     render.result(
         {
             "directory": str(directory),
             "node": node,
             "cluster_id": identity.cluster_id.hex(),
-            "backend": backend,
+            "backend": kept_in,
             "is_primary": is_primary,
             "voters": list(config.voters),
             "sync_replicas": config.sync_replicas,

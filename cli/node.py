@@ -9,15 +9,17 @@ import typer
 from ..store import read_identity
 from . import service
 from .exits import reporting
-from .options import AsJson, Directory, SecretFile, Verbose, parse_address, parse_nodes, read_secret
+from .options import AsJson, Directory, SecretFile, Verbose
+from .settings import Settings
 
 
 @reporting
 def node(
     directory: Directory,
     listen: Annotated[
-        str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen; port 0 takes a free one.")
-    ],
+        str | None,
+        typer.Option("--listen", metavar="HOST:PORT", help="Where to listen; port 0 takes a free one."),
+    ] = None,
     replica: Annotated[
         list[str] | None,
         typer.Option(
@@ -25,16 +27,18 @@ def node(
         ),
     ] = None,
     sweep_s: Annotated[
-        float, typer.Option("--sweep-every", min=0, help="Seconds between sweeps; 0 is never.")
-    ] = 60.0,
+        float | None, typer.Option("--sweep-every", min=0, help="Seconds between sweeps; 0 is never.")
+    ] = None,
     snapshot_s: Annotated[
-        float, typer.Option("--snapshot-every", min=0, help="Seconds between snapshots; 0 is never.")
-    ] = 60.0,
-    snapshots_kept: Annotated[int, typer.Option("--keep-snapshots", min=1, help="How many stay.")] = 3,
+        float | None, typer.Option("--snapshot-every", min=0, help="Seconds between snapshots; 0 is never.")
+    ] = None,
+    snapshots_kept: Annotated[
+        int | None, typer.Option("--keep-snapshots", min=1, help="How many stay.")
+    ] = None,
     retention_s: Annotated[
-        float,
+        float | None,
         typer.Option("--retention-every", min=0, help="Seconds between droppings of old log; 0 is never."),
-    ] = 60.0,
+    ] = None,
     secret_file: SecretFile = None,
     is_verbose: Verbose = False,
     as_json: AsJson = False,
@@ -42,7 +46,8 @@ def node(
     """Run a node until SIGTERM: receiver, folder, and, while it is the primary, the shipper and the sweeper.
 
     It looks at the node's role by itself, so a promotion needs nothing more; what dies is started again,
-    after pauses that grow. Snapshots are taken and log that nobody needs is dropped on every node.
+    after pauses that grow. Snapshots are taken and log that nobody needs is dropped on every node. What
+    is not given here comes from the configuration (`perdure config show DIR`).
 
     \b
     Example:
@@ -53,14 +58,38 @@ def node(
     from .chores import ChoreTask
     from .supervisor import NodePlan, Supervisor
 
-    host, port = parse_address(listen)
-    replicas, secret = parse_nodes(replica), read_secret(secret_file)
+    settings = Settings(directory)
+    host, port = settings.address(listen)
+    replicas, secret = settings.peers(replica), settings.secret(secret_file)
     for address in (host, *(to for to, _ in replicas.values())):
         check_secret(secret, address)
     name = read_identity(directory).node
     level = "INFO" if is_verbose else "WARNING"
-    chores = ChoreTask(str(directory), sweep_s, snapshot_s, snapshots_kept, retention_s, level)
-    plan = NodePlan(directory, host, port, replicas, secret, chores, level)
+    budget_bytes: int = settings.value(None, "shipping", "slot_budget_bytes")
+    chores = ChoreTask(
+        directory=str(directory),
+        sweep_s=settings.seconds(sweep_s, "store", "sweep_interval_ms"),
+        snapshot_s=settings.seconds(snapshot_s, "recovery", "snapshot_interval_ms"),
+        snapshots_kept=settings.value(snapshots_kept, "recovery", "snapshots_kept"),
+        retention_s=settings.seconds(retention_s, "recovery", "retention_interval_ms"),
+        log_age_ms=settings.value(None, "recovery", "log_age_ms"),
+        snapshot_age_ms=settings.value(None, "recovery", "snapshot_age_ms"),
+        slot_budget_bytes=budget_bytes,
+        consumer_budget_bytes=settings.value(None, "recovery", "consumer_budget_bytes"),
+        consumer_age_ms=settings.value(None, "recovery", "consumer_age_ms"),
+        log_level=level,
+    )
+    plan = NodePlan(
+        directory,
+        host,
+        port,
+        replicas,
+        secret,
+        chores,
+        compress=settings.value(None, "shipping", "compress"),
+        slot_budget_bytes=budget_bytes,
+        log_level=level,
+    )
     with service.until_stopped(is_verbose=is_verbose) as should_stop:
         Supervisor(plan).run(
             should_stop,

@@ -7,20 +7,46 @@ command line, where every user of the machine can read it: it comes from a file 
 from __future__ import annotations
 
 import os
+import re
+import sys
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
+import msgspec
 import typer
 
-from ..store import BACKENDS, StorageError, UsageError, backend_kind
+from ..store import BACKENDS, PerdureError, StorageError, UsageError, backend_kind, load_config
+from ..store.lines import from_json
+from ..store.options import parse_address
 
 SECRET_VARIABLE = "PERDURE_SECRET"
 KEYS_VARIABLE = "PERDURE_KEYS"
 SECRET_BYTES_MAX = 4096
-PORT_MAX = 65_535
 LSN_MAX = (1 << 62) - 1
+METADATA_BYTES_MAX = 16 << 20
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)\Z")
+_UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
-Directory: TypeAlias = Annotated[Path, typer.Argument(metavar="DIR", help="The store's directory.")]
+
+def _find_store(context: typer.Context, directory: Path) -> Path:
+    """The directory of a named store for @NAME. Raises BadParameter, as any argument that cannot be read."""
+    text = str(directory)
+    if not text.startswith("@") or context.resilient_parsing:
+        return directory
+    try:
+        return load_config().path_of(text[1:])
+    except PerdureError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Directory: TypeAlias = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR",
+        help="The store's directory, or @NAME for a named store of the configuration.",
+        callback=_find_store,
+    ),
+]
 NewDirectory: TypeAlias = Annotated[
     Path, typer.Option("--into", metavar="NEW_DIR", help="A directory that is empty or does not exist yet.")
 ]
@@ -30,6 +56,30 @@ Yes: TypeAlias = Annotated[
 ]
 Verbose: TypeAlias = Annotated[
     bool, typer.Option("--verbose", help="Say on stderr what is done, not only what fails.")
+]
+IdArgument: TypeAlias = Annotated[str, typer.Argument(metavar="ID", help="The session's id.")]
+IfVersion: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--if-version", min=0, help="Only if it has this version; 0: only if there is none."),
+]
+PriorityName: TypeAlias = Literal["critical", "high", "normal", "low"]
+OfGroup: TypeAlias = Annotated[
+    str | None, typer.Option("--group", metavar="GROUP", help="Only those of this group.")
+]
+OfTag: TypeAlias = Annotated[
+    str | None, typer.Option("--tag", metavar="TAG", help="Only those with this tag.")
+]
+OfHomeNode: TypeAlias = Annotated[
+    str | None, typer.Option("--home-node", metavar="NODE", help="Only those whose home is this node.")
+]
+OfPriority: TypeAlias = Annotated[
+    PriorityName | None, typer.Option("--priority", help="Only those of this priority.")
+]
+Members: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--members", metavar="NODE,NODE,...", help="The nodes that there are; any other home is an orphan's."
+    ),
 ]
 SecretFile: TypeAlias = Annotated[
     Path | None,
@@ -100,15 +150,6 @@ def given_keys(file: Path | None) -> str | Path | None:
     return file if file is not None else os.environ.get(KEYS_VARIABLE) or None
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """(host, port) of HOST:PORT; an IPv6 host stands in brackets. Raises UsageError."""
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > PORT_MAX:
-        raise UsageError(f"{text!r} is no address", hint="Give HOST:PORT, for example 127.0.0.1:7001.")
-    return host, int(port)
-
-
 def parse_nodes(texts: list[str] | None) -> dict[str, tuple[str, int]]:
     """The addresses of NODE=HOST:PORT texts by node. Raises UsageError for a bad or doubled one."""
     nodes: dict[str, tuple[str, int]] = {}
@@ -122,3 +163,60 @@ def parse_nodes(texts: list[str] | None) -> dict[str, tuple[str, int]]:
             raise UsageError(f"node {node} is given twice")
         nodes[node] = parse_address(address)
     return nodes
+
+
+def parse_duration_ms(text: str) -> int | None:
+    """Milliseconds of a text such as 500ms, 90s, 30m, 1.5h or 7d; None of "never". Raises UsageError."""
+    if text == "never":
+        return None
+    found = _DURATION.match(text)
+    ms = round(float(found[1]) * _UNIT_MS[found[2]]) if found else 0
+    if not ms:
+        raise UsageError(f"{text!r} is no duration", hint="Give 500ms, 90s, 30m, 12h, 7d or never.")
+    return ms
+
+
+def parse_members(text: str) -> list[str]:
+    """The node names of a list with commas. Raises UsageError for an empty one."""
+    members = [part.strip() for part in text.split(",") if part.strip()]
+    if not members:
+        raise UsageError("there are no members", hint="Give --members n1,n2,n3.")
+    return members
+
+
+def read_metadata(text: str) -> dict[str, Any]:
+    """The metadata of a JSON object: the text itself, @FILE, or - for standard input.
+
+    Bytes and times are spelt as in an export: {"$bytes": BASE64}, {"$datetime": ISO_8601}. Raises UsageError,
+    StorageError if the file cannot be read.
+    """
+    value = parse_json(_content(text), "metadata")
+    if not isinstance(value, dict):
+        raise UsageError("metadata are a JSON object", hint="Give for example '{\"user\": 42}'.")
+    return value
+
+
+def parse_json(text: str | bytes, what: str) -> Any:
+    """The value of a JSON text, tags understood (see read_metadata). Raises UsageError."""
+    try:
+        return from_json(msgspec.json.decode(text))
+    except (msgspec.DecodeError, UnicodeError, RecursionError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{what} are not JSON: {error}", hint="A text stands in double quotes, within the shell's own."
+        ) from error
+
+
+def _content(text: str) -> str | bytes:
+    if text != "-" and not text.startswith("@"):
+        return text
+    try:
+        if text == "-":
+            data = sys.stdin.buffer.read(METADATA_BYTES_MAX + 1)
+        else:
+            with Path(text[1:]).open("rb") as opened:
+                data = opened.read(METADATA_BYTES_MAX + 1)
+    except OSError as error:
+        raise StorageError(f"cannot read the metadata: {error.strerror}", path=text.lstrip("@")) from error
+    if len(data) > METADATA_BYTES_MAX:
+        raise UsageError(f"metadata take at most {METADATA_BYTES_MAX} bytes")
+    return data

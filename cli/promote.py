@@ -9,7 +9,8 @@ import typer
 
 from . import render
 from .exits import reporting
-from .options import AsJson, Directory, Peers, SecretFile, parse_nodes, read_secret
+from .options import AsJson, Directory, Peers, SecretFile
+from .settings import Settings
 
 
 @reporting
@@ -41,11 +42,12 @@ def promote(
     """
     from ..recovery import promote as promote_node
 
+    settings = Settings(directory)
     with render.steps() as on_step:
         report = promote_node(
             directory,
-            parse_nodes(peer),
-            read_secret(secret_file),
+            settings.peers(peer),
+            settings.secret(secret_file),
             accept_data_loss=accept_data_loss,
             alone=is_alone,
             on_step=on_step,

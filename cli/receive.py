@@ -9,15 +9,17 @@ import typer
 from ..store import read_identity
 from . import service
 from .exits import reporting
-from .options import AsJson, Directory, SecretFile, Verbose, parse_address, read_secret
+from .options import AsJson, Directory, SecretFile, Verbose
+from .settings import Settings
 
 
 @reporting
 def receive(
     directory: Directory,
     listen: Annotated[
-        str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen; port 0 takes a free one.")
-    ],
+        str | None,
+        typer.Option("--listen", metavar="HOST:PORT", help="Where to listen; port 0 takes a free one."),
+    ] = None,
     secret_file: SecretFile = None,
     is_verbose: Verbose = False,
     as_json: AsJson = False,
@@ -33,8 +35,9 @@ def receive(
     """
     from ..shipping import run_replica
 
-    host, port = parse_address(listen)
-    secret = read_secret(secret_file)
+    settings = Settings(directory)
+    host, port = settings.address(listen)
+    secret = settings.secret(secret_file)
     node = read_identity(directory).node
     with service.until_stopped(is_verbose=is_verbose) as should_stop:
         run_replica(

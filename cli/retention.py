@@ -10,6 +10,7 @@ import typer
 from . import render
 from .exits import reporting
 from .options import AsJson, Directory
+from .settings import Settings
 
 MS_AN_HOUR = 3_600_000
 LOG_H_MAX = 1_000_000
@@ -23,15 +24,17 @@ group = typer.Typer(help="What of log and snapshots may go: explain.", no_args_i
 def explain(
     directory: Directory,
     log_h: Annotated[
-        float, typer.Option("--log-hours", min=0, max=LOG_H_MAX, help="Log that is younger stays.")
-    ] = 24.0,
-    snapshots: Annotated[int, typer.Option("--snapshots", min=1, help="So many of the newest stay.")] = 3,
+        float | None, typer.Option("--log-hours", min=0, max=LOG_H_MAX, help="Log that is younger stays.")
+    ] = None,
+    snapshots: Annotated[
+        int | None, typer.Option("--snapshots", min=1, help="So many of the newest stay.")
+    ] = None,
     consumer_h: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--consumer-hours", min=0, max=LOG_H_MAX, help="A consumer that is behind holds log for so long."
         ),
-    ] = 168.0,
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say, file by file, what the node's retention would drop now, and why each other file stays.
@@ -45,10 +48,16 @@ def explain(
     """
     from ..recovery import Policy, explain_retention
 
+    settings = Settings(directory)
+    log_age_ms = None if log_h is None else round(log_h * MS_AN_HOUR)
+    consumer_age_ms = None if consumer_h is None else round(consumer_h * MS_AN_HOUR)
     policy = Policy(
-        log_age_ms=round(log_h * MS_AN_HOUR),
-        snapshots=snapshots,
-        consumer_age_ms=round(consumer_h * MS_AN_HOUR),
+        settings.value(log_age_ms, "recovery", "log_age_ms"),
+        settings.value(snapshots, "recovery", "snapshots_kept"),
+        settings.value(None, "recovery", "snapshot_age_ms"),
+        settings.value(None, "shipping", "slot_budget_bytes"),
+        settings.value(None, "recovery", "consumer_budget_bytes"),
+        settings.value(consumer_age_ms, "recovery", "consumer_age_ms"),
     )
     plan = explain_retention(directory, policy)
     lines: list[dict[str, Any]] = [msgspec.to_builtins(line) for line in plan.lines]

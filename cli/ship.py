@@ -9,16 +9,17 @@ import typer
 from ..store import UsageError
 from . import service
 from .exits import reporting
-from .options import AsJson, Directory, SecretFile, Verbose, parse_nodes, read_secret
+from .options import AsJson, Directory, SecretFile, Verbose
+from .settings import Settings
 
 
 @reporting
 def ship(
     directory: Directory,
     replica: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option("--replica", metavar="NODE=HOST:PORT", help="Where a replica listens; repeat it."),
-    ],
+    ] = None,
     secret_file: SecretFile = None,
     is_verbose: Verbose = False,
     as_json: AsJson = False,
@@ -34,17 +35,25 @@ def ship(
           --secret-file /etc/perdure.secret
     """
     from ..recovery import take_snapshot
-    from ..shipping import run_shipper
+    from ..shipping import ShipperOptions, run_shipper
 
-    replicas = parse_nodes(replica)
+    settings = Settings(directory)
+    replicas = settings.peers(replica)
     if not replicas:
-        raise UsageError("there is no replica to ship to", hint="Give --replica NODE=HOST:PORT.")
-    secret = read_secret(secret_file)
+        raise UsageError(
+            "there is no replica to ship to",
+            hint="Give --replica NODE=HOST:PORT, or set peers in [node] of the configuration.",
+        )
+    secret = settings.secret(secret_file)
     with service.until_stopped(is_verbose=is_verbose) as should_stop:
         run_shipper(
             directory,
             replicas,
             secret=secret,
+            options=ShipperOptions(
+                compress=settings.value(None, "shipping", "compress"),
+                slot_budget_bytes=settings.value(None, "shipping", "slot_budget_bytes"),
+            ),
             make_snapshot=lambda: take_snapshot(directory).path,
             should_stop=should_stop,
             on_ready=lambda: service.ready(

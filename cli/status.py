@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..store import PerdureError, SessionStore, read_identity
+from ..store import PerdureError, read_identity
 from . import render
 from .exits import Exit, code_of, leave, reporting
-from .options import AsJson, Directory, Peers, SecretFile, parse_nodes, read_secret
+from .options import AsJson, Directory, Peers, SecretFile
+from .settings import Settings, open_store
 
 if TYPE_CHECKING:
     from ..shipping import ShippingStatus
@@ -53,7 +54,8 @@ def status(
     identity = read_identity(directory)
     known = shipping_status(directory)
     is_primary = known.is_primary
-    addresses, secret = parse_nodes(peer), read_secret(secret_file)
+    settings = Settings(directory)
+    addresses, secret = settings.peers(peer), settings.secret(secret_file)
     opened, code = _opened(directory)
     opened["problem"] = opened["problem"] or _problem(known, opened["sync_replicas"] or 0)
     values: dict[str, Any] = {
@@ -84,7 +86,7 @@ def status(
 def _opened(directory: Path) -> tuple[dict[str, Any], Exit]:
     """The fields of OPENED; where the store cannot be opened, why not."""
     try:
-        with SessionStore.open(directory, create=False, write_timeout_ms=OPEN_TIMEOUT_MS) as store:
+        with open_store(directory, reads=True, timeout_ms=OPEN_TIMEOUT_MS) as store:
             stats = store.stats()
     except PerdureError as error:
         return dict.fromkeys(OPENED) | {"problem": str(error)}, code_of(error)

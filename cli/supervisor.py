@@ -114,6 +114,9 @@ class NodePlan(msgspec.Struct, frozen=True):
     """Every other node, by name; the node itself may stand among them."""
     secret: bytes
     chores: ChoreTask
+    compress: bool = True
+    slot_budget_bytes: int = 0
+    """0: the shipper's default."""
     log_level: str = "WARNING"
 
 
@@ -190,6 +193,8 @@ class Supervisor:
             self._port,
             plan.secret,
             replicas=self._others() if kind == "shipper" else {},
+            compress=plan.compress,
+            slot_budget_bytes=plan.slot_budget_bytes,
             log_level=plan.log_level,
         )
 

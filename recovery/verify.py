@@ -60,6 +60,7 @@ _KNOWN_NAMES = frozenset(
         names.INSTALL_PLAN,
         names.INCOMING,
         names.FOLD_FAULT,
+        names.CONFIG_FILE,
         UNFINISHED,
         "lost+found",
     }

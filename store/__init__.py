@@ -8,6 +8,7 @@ from .backends import BACKENDS, BackendKind, backend_kind, backend_names
 from .batch import Batch
 from .bulk import Bulk
 from .commit import Durability
+from .config import Configuration, Setting, inspect_config, load_config, with_keywords
 from .consumers import Consumer
 from .control import Config
 from .errors import (
@@ -45,9 +46,11 @@ from .errors import (
     WireError,
     WrongKeyError,
 )
+from .export import ExportReport, Filter, export_sessions
 from .feed import Feed
-from .identity import Identity, read_identity
+from .identity import Identity, has_identity, read_identity
 from .ids import NOWHERE, Position, StatePosition
+from .importing import ImportReport, import_lines, import_sessions
 from .keyring import Keyring
 from .log import EventLog
 from .opening import OpenOptions, begin_cluster, init_store, open_store
@@ -57,6 +60,7 @@ from .promise import Promise, read_promise
 from .session import Priority, Session
 from .session_event import EventKind, SessionEvent
 from .sessions import SessionStore
+from .stores import Stores
 from .subscribers import Subscription
 
 if TYPE_CHECKING:
@@ -73,6 +77,7 @@ __all__ = [
     "BusyError",
     "Change",
     "Config",
+    "Configuration",
     "Consumer",
     "CorruptError",
     "Deadline",
@@ -80,13 +85,16 @@ __all__ = [
     "Durability",
     "EventKind",
     "EventLog",
+    "ExportReport",
     "Feed",
     "FencedError",
+    "Filter",
     "ForeignError",
     "ForkedError",
     "FormatError",
     "FormatVersionError",
     "Identity",
+    "ImportReport",
     "Indeterminate",
     "InvalidIdError",
     "KeyMissingError",
@@ -114,6 +122,7 @@ __all__ = [
     "SessionNotFoundError",
     "SessionStore",
     "SessionTooLargeError",
+    "Setting",
     "StatePosition",
     "StorageError",
     "StorageFullError",
@@ -121,6 +130,7 @@ __all__ = [
     "StoreInUseError",
     "StoreMissingError",
     "StoreReadOnlyError",
+    "Stores",
     "Subscription",
     "UsageError",
     "VersionConflictError",
@@ -129,10 +139,17 @@ __all__ = [
     "backend_kind",
     "backend_names",
     "begin_cluster",
+    "export_sessions",
+    "has_identity",
+    "import_lines",
+    "import_sessions",
     "init_store",
+    "inspect_config",
+    "load_config",
     "open_store",
     "read_identity",
     "read_promise",
+    "with_keywords",
 ]
 
 

@@ -81,6 +81,7 @@ _OURS = frozenset(
         names.DIVERGED,
         names.WRITE_LOCK,
         names.IDENTITY + names.TEMPORARY_SUFFIX,
+        names.CONFIG_FILE,
         "lost+found",
     }
 )

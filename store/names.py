@@ -31,6 +31,7 @@ CUT_PLAN = "cut.plan"
 INSTALL_PLAN = "install.plan"
 INCOMING = "incoming"
 FOLD_FAULT = "fold.fault"
+CONFIG_FILE = "perdure.toml"
 TEMPORARY_SUFFIX = ".tmp"
 CONSUMER_LOCK_SUFFIX = ".lock"
 

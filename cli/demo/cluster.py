@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 
 from ...store import Config
+from ...store.options import parse_address
 from ..init import make_node
-from ..options import parse_address
 from .gauge import Gauge
 from .processes import Child, Processes
 from .writer import Task

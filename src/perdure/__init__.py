@@ -7,69 +7,79 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .store import Keyring, SessionStore
+    from typing import Unpack
+
+    from .store import Configuration, SessionStore, Stores
+    from .store.options import StoreOptions
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "open"]
+__all__ = ["__version__", "open", "open_stores"]
 
 
 def open(
     path: str | os.PathLike[str],
     *,
-    backend: str | None = None,
-    durability: str = "os",
-    interval_ms: int = 1000,
-    max_session_size_bytes: int = 65_536,
-    write_timeout_ms: int = 5000,
-    refresh_window_ms: int | None = None,
-    sweep_interval_ms: int = 60_000,
-    create: bool = True,
-    home_node: str = "",
-    max_sessions: int | None = None,
-    compression: str = "none",
-    compress_min_bytes: int = 1024,
-    keys: Keyring | str | os.PathLike[str] | None = None,
-    hide_ids: bool | None = None,
+    config: str | os.PathLike[str] | Configuration | None = None,
+    **options: Unpack[StoreOptions],
 ) -> SessionStore:
     """Open the store at `path` with its way to the replicas; make a standalone one if there is none.
 
-    Options as `SessionStore.open`, times in ms; without `keys` the environment's PERDURE_KEYS, the path or
-    the text of a key file, is taken if it is set. Where the store's cluster has sync_replicas >= 1, each
-    write returns once so many replicas have it on disk; a shipper must run then (`perdure ship` or
-    `perdure node`), and without one a write ends as Indeterminate after `write_timeout_ms`.
+    `path` is a directory, or "@NAME" for a named store of the configuration. Options are those of
+    `SessionStore.open`, times in ms; what is not given comes from the environment, then from the
+    configuration file (`config`, else PERDURE_CONFIG, else perdure.toml in the directory), then from
+    the defaults. With `create=False` only a store that is there is opened.
 
-    Raises StorageError, FormatError, KeyMissingError or UsageError; nothing is changed then.
+    Where the store's cluster has sync_replicas >= 1, each write returns once so many replicas have it on
+    disk; a shipper must run then (`perdure ship` or `perdure node`), and without one a write ends as
+    Indeterminate after `write_timeout_ms`.
+
+    Raises StorageError, FormatError or UsageError (also for a wrong configuration); nothing is changed then.
     """
+    from .store import load_config, with_keywords
+
+    name = path[1:] if isinstance(path, str) and path.startswith("@") else None
+    loaded = load_config(config, directory=None if name is not None else path)
+    directory = Path(path) if name is None else loaded.path_of(name)
+    given = loaded.given("store", loaded.name_of(directory) if name is None else name)
+    return _open(directory, with_keywords(given, options))
+
+
+def open_stores(
+    config: str | os.PathLike[str] | Configuration | None = None, **options: Unpack[StoreOptions]
+) -> Stores:
+    """The named stores of a configuration (`config`, else PERDURE_CONFIG), by name.
+
+    Each is opened as `open("@NAME")` when it is first used; `options` are for all of them. Raises UsageError
+    if the configuration is wrong, or names no store.
+    """
+    from .store import Stores, UsageError, load_config, with_keywords
+
+    loaded = load_config(config)
+    if not loaded.stores:
+        raise UsageError(
+            "the configuration names no store" if loaded.file else "there is no configuration file",
+            path=loaded.file,
+            hint="Give a file with [stores.NAME] sections, or set PERDURE_CONFIG.",
+        )
+    with_keywords({}, options)  # what is wrong with them is said now
+    return Stores(
+        loaded, lambda name: _open(loaded.path_of(name), with_keywords(loaded.given("store", name), options))
+    )
+
+
+def _open(path: Path, options: dict[str, Any]) -> SessionStore:
     from .shipping import open_gate
     from .store import SessionStore, StoreMissingError
-
-    given = keys if keys is not None else os.environ.get("PERDURE_KEYS") or None
 
     def opened(gate_missing: bool = False) -> SessionStore:
         gate = None if gate_missing else open_gate(path)
         try:
-            return SessionStore.open(
-                path,
-                backend=backend,
-                durability=durability,
-                interval_ms=interval_ms,
-                max_session_size_bytes=max_session_size_bytes,
-                write_timeout_ms=write_timeout_ms,
-                refresh_window_ms=refresh_window_ms,
-                sweep_interval_ms=sweep_interval_ms,
-                create=create,
-                home_node=home_node,
-                max_sessions=max_sessions,
-                gate=gate,
-                compression=compression,
-                compress_min_bytes=compress_min_bytes,
-                keys=given,
-                hide_ids=hide_ids,
-            )
+            return SessionStore.open(path, gate=gate, **options)
         except BaseException:
             if gate is not None:
                 gate.close()
@@ -78,7 +88,7 @@ def open(
     try:
         return opened()
     except StoreMissingError:
-        if not create:
+        if not options.get("create", True):
             raise
     opened(gate_missing=True).close()  # the gate needs a store that is there
     return opened()

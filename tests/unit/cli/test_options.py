@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from perdure.cli.options import SECRET_VARIABLE, parse_address, parse_nodes, read_secret
+from perdure.cli.options import SECRET_VARIABLE, parse_nodes, read_secret
 from perdure.cli.replay import parse_time_ms
 from perdure.store import StorageError, UsageError
+from perdure.store.options import parse_address
 
 
 @pytest.mark.parametrize(

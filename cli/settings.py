@@ -1,0 +1,86 @@
+"""What a command takes from the configuration where its command line says nothing.
+
+Owns the way from a command's directory to the options of its node; what options there are is the store's.
+An option of the command line always wins.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..store import Configuration, SessionStore, UsageError, has_identity, load_config, read_identity
+from ..store.options import parse_address
+from .options import SECRET_VARIABLE, parse_nodes, read_secret
+
+T = TypeVar("T")
+
+
+class Settings:
+    """The configuration as the node in one directory sees it."""
+
+    def __init__(self, directory: Path, config: Configuration | None = None) -> None:
+        self._directory = directory
+        self._config = config if config is not None else load_config(directory=directory)
+        self._store = self._config.name_of(directory)
+
+    def value(self, given: T | None, section: str, name: str) -> Any:
+        """What the command line gives, else what the configuration does, else the default."""
+        return given if given is not None else self._config.setting(section, name, self._store).value
+
+    def seconds(self, given: float | None, section: str, name: str) -> float:
+        """As value, of an option that the command line has in seconds and the table in ms."""
+        return given if given is not None else float(self.value(None, section, name)) / 1000
+
+    def needed(self, given: T | None, section: str, name: str, flag: str) -> Any:
+        """As value. Raises UsageError if there is none."""
+        found = self.value(given, section, name)
+        if found is None:
+            raise UsageError(
+                f"{flag} is missing", hint=f"Give it, or set {name} in [{section}] of the configuration."
+            )
+        return found
+
+    def address(self, given: str | None) -> tuple[str, int]:
+        """Where the node listens."""
+        return parse_address(self.needed(given, "node", "listen", "--listen HOST:PORT"))
+
+    def peers(self, given: list[str] | None) -> dict[str, tuple[str, int]]:
+        """The other nodes' addresses by name; the configuration may name this one among them."""
+        if given:
+            return parse_nodes(given)
+        listed: Mapping[str, str] = self.value(None, "node", "peers") or {}
+        own = read_identity(self._directory).node if has_identity(self._directory) else ""
+        return {node: parse_address(address) for node, address in listed.items() if node != own}
+
+    def secret(self, file: Path | None) -> bytes:
+        """The shared secret: from the file that is given, the environment, or the configured file."""
+        if file is None and not os.environ.get(SECRET_VARIABLE, "").strip():
+            configured = self.value(None, "node", "secret_file")
+            file = None if configured is None else Path(configured)
+        return read_secret(file)
+
+
+def open_store(
+    directory: Path, *, reads: bool = False, timeout_ms: int | None = None, keys: Path | None = None
+) -> SessionStore:
+    """The store of a command, with the options that the configuration gives; it must be there.
+
+    With `reads` nothing waits for replicas. `timeout_ms` is how long it waits for others that have the store,
+    `keys` a key file that the command line names. Raises as perdure.open.
+    """
+    from .. import open as open_replicated
+
+    if not reads:
+        if keys is not None:
+            return open_replicated(directory, create=False, keys=keys)
+        return open_replicated(directory, create=False)
+    config = load_config(directory=directory)
+    options = {**config.given("store", config.name_of(directory)), "create": False}
+    if timeout_ms is not None:
+        options["write_timeout_ms"] = timeout_ms
+    if keys is not None:
+        options["keys"] = keys
+    return SessionStore.open(directory, **options)

@@ -1,0 +1,154 @@
+"""`perdure config`, `perdure stores`, @NAME, and what commands take from the configuration."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import perdure
+from tests.cli.runner import run, run_json
+
+TEXT = """
+[store]
+interval_ms = 500
+
+[stores.web]
+path = "web"
+max_session_size_bytes = 100
+
+[stores.jobs]
+path = "jobs"
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration with two named stores, of which one is there; PERDURE_CONFIG names it."""
+    path = tmp_path / "perdure.toml"
+    path.write_text(TEXT)
+    perdure.open("@web", config=path).close()
+    monkeypatch.setenv("PERDURE_CONFIG", str(path))
+    return path
+
+
+def test_every_option_is_shown_with_where_it_comes_from(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERDURE_DURABILITY", "disk")
+    said = run_json("config", "show", "@web")
+    assert said["file"] == str(config)
+    assert said["stores"]["web"] == str(config.parent / "web")
+    shown = {row["option"]: (row["value"], row["source"], row["where"]) for row in said["options"]}
+    assert shown["store.interval_ms"] == (500, "file", "[store]")
+    assert shown["store.max_session_size_bytes"] == (100, "file", "[stores.web]")
+    assert shown["store.durability"] == ("disk", "environment", "PERDURE_DURABILITY")
+    assert shown["store.write_timeout_ms"] == (5000, "default", "")
+    assert run_json("config", "show", config.parent / "web")["options"] == said["options"]
+    general = {row["option"]: row["source"] for row in run_json("config", "show")["options"]}
+    assert general["store.max_session_size_bytes"] == "default"
+    assert "interval_ms" in run("config", "show").stdout
+
+
+def test_a_right_configuration_is_well(config: Path) -> None:
+    assert run_json("config", "check") == {"file": str(config), "problems": [], "notes": []}
+    assert "all is well" in run("config", "check").stdout
+
+
+def test_everything_that_is_wrong_is_told(config: Path) -> None:
+    config.write_text("[store]\ndurabilty = 'os'\ninterval_ms = 0\nbackend = 'lmbd'\ncleanup_interval = 5\n")
+    said = run_json("config", "check", code=2)
+    assert len(said["problems"]) == 3
+    assert all(problem["path"] == str(config) for problem in said["problems"])
+    assert any("lmdb" in (problem["hint"] or "") for problem in said["problems"])
+    assert [note["key"] for note in said["notes"]] == ["cleanup_interval"]
+    result = run("config", "check")
+    assert "did you mean 'durability'" in result.stdout
+    assert "note: " in result.stdout
+    assert run("config", "show").exit_code == 2
+
+
+def test_an_old_name_is_a_finding(config: Path) -> None:
+    config.write_text("replication_factor = 3\n")
+    said = run_json("config", "check", code=1)
+    assert "no effect" in said["notes"][0]["text"]
+
+
+def test_a_named_store_stands_for_its_directory_in_every_command(config: Path) -> None:
+    id = run_json("session", "create", "@web", '{"n": 1}')["id"]
+    assert run_json("session", "get", config.parent / "web", id)["metadata"] == {"n": 1}
+    assert run("session", "count", "@web").stdout == "1\n"
+    assert run_json("status", "@web")["sessions"] == 1
+    said = run_json("session", "create", "@web", '{"n": "%s"}' % ("x" * 200), code=2)
+    assert said["error"]["error"] == "SessionTooLargeError"
+    result = run("session", "count", "@wbe")
+    assert result.exit_code == 2
+    assert "did you mean 'web'" in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_the_option_config_names_the_file_for_one_command_only(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PERDURE_CONFIG")
+    assert run("session", "count", "@web").exit_code == 2
+    assert run("--config", config, "session", "count", "@web").stdout == "0\n"
+    assert "PERDURE_CONFIG" not in os.environ
+
+
+def test_named_stores_are_listed_with_their_status(config: Path) -> None:
+    rows = run_json("stores", code=1)["stores"]
+    assert [(row["store"], row["sessions"], bool(row["problem"])) for row in rows] == [
+        ("web", 0, False),
+        ("jobs", None, True),
+    ]
+    assert not (config.parent / "jobs").exists()
+    perdure.open("@jobs").close()
+    assert run_json("stores")["stores"][1]["problem"] == ""
+
+
+def test_a_node_is_made_as_the_configuration_says(tmp_path: Path) -> None:
+    (tmp_path / "n1").mkdir()
+    (tmp_path / "n1" / "perdure.toml").write_text(
+        "[store]\nbackend = 'sqlite'\n[node]\nname = 'n1'\nvoters = ['n1', 'n2']\nsync_replicas = 1\n"
+    )
+    said = run_json("init", tmp_path / "n1", "--primary")
+    assert (said["node"], said["backend"], said["voters"]) == ("n1", "sqlite", ["n1", "n2"])
+    assert said["sync_replicas"] == 1
+    verified = run("verify", tmp_path / "n1", "--json")
+    assert verified.exit_code == 0
+    assert "perdure.toml" not in verified.stdout
+
+
+def test_an_address_that_nothing_gives_is_a_usage_error_that_says_where_it_belongs(tmp_path: Path) -> None:
+    assert run("init", tmp_path / "n1", "--node", "n1", "--primary").exit_code == 0
+    for command in ("node", "receive"):
+        said = run_json(command, tmp_path / "n1", code=2)
+        assert "listen in [node]" in said["error"]["hint"]
+    assert run_json("ship", tmp_path / "n1", code=2)["error"]["error"] == "UsageError"
+    assert run("init", tmp_path / "n2", "--primary").exit_code == 2
+
+
+def test_peers_and_their_secret_come_from_the_configuration(tmp_path: Path) -> None:
+    assert run("init", tmp_path / "n1", "--node", "n1", "--primary").exit_code == 0
+    (tmp_path / "n1" / "perdure.toml").write_text(
+        "[node]\npeers = { n1 = '127.0.0.1:1', n2 = '127.0.0.1:2' }\nsecret_file = 'secret'\n"
+    )
+    said = run_json("status", tmp_path / "n1", code=5)
+    assert said["error"]["path"] == str(tmp_path / "n1" / "secret")
+    (tmp_path / "n1" / "secret").write_text("s" * 32)
+    said = run_json("status", tmp_path / "n1", code=1)
+    assert [(row["node"], row["address"]) for row in said["peers"]] == [("n2", "127.0.0.1:2")]
+
+
+def test_retention_is_explained_by_the_configured_policy(tmp_path: Path) -> None:
+    perdure.open(tmp_path / "s").close()
+    for _ in range(2):
+        with perdure.open(tmp_path / "s") as store:
+            store.create({})
+        run("snapshot", "create", tmp_path / "s")
+    kept = [line["is_dropped"] for line in run_json("retention", "explain", tmp_path / "s")["snapshots"]]
+    assert kept == [False, False]
+    (tmp_path / "s" / "perdure.toml").write_text("[recovery]\nsnapshots_kept = 1\n")
+    kept = [line["is_dropped"] for line in run_json("retention", "explain", tmp_path / "s")["snapshots"]]
+    assert sorted(kept) == [False, True]
