@@ -102,6 +102,19 @@ def test_init_makes_a_primary_that_takes_writes(tmp_path: Path) -> None:
         assert opened.get(opened.create({"a": 1})) is not None
 
 
+def test_a_node_with_its_state_in_memory_says_so(tmp_path: Path) -> None:
+    run_json("init", tmp_path / "n1", "--node", "n1", "--primary", "--backend", "memory")
+    with perdure.open(tmp_path / "n1", create=False) as opened:
+        id = opened.create({"a": 1})
+        opened.fold()
+        said = run_json("status", tmp_path / "n1")
+        assert (said["backend"], said["is_state_shared"], said["folded_lsn"]) == ("memory", False, None)
+        assert said["sessions"] == 1
+    assert run_json("session", "get", tmp_path / "n1", id)["metadata"] == {"a": 1}
+    run_json("snapshot", "create", tmp_path / "n1")
+    assert run_json("replay", tmp_path / "n1", "--into", tmp_path / "copy")["backend"] == "memory"
+
+
 def test_sessions_are_shown_listed_and_counted(store: Path) -> None:
     said = run_json("session", "get", store, "user-3")
     assert said["found"]
