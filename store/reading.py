@@ -21,6 +21,7 @@ from .log import EventLog
 from .opening import Opened, OpenOptions
 from .outcome import Outcome, find_outcome
 from .page import Word
+from .ports import Record
 from .session import (
     FORMAT,
     HEAD_LABELS_SHIFT,
@@ -47,7 +48,7 @@ class SessionReader(ABC):
         self._options = options
         self._log: EventLog = opened.log
         self._view: View = opened.view
-        self._read_record = opened.view.read
+        self._read_record: Callable[[bytes], Record | None] = opened.view.read
         self._now_ms = options.clock.now_ms
         self._durability = options.durability
         self._touches: dict[bytes, int] = {}

@@ -10,11 +10,11 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .store import SessionStore
+    from .store import AsyncSessionStore, SessionStore
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "open"]
+__all__ = ["__version__", "open", "open_async"]
 
 
 def open(
@@ -63,3 +63,31 @@ def open(
             raise
     opened(gate_missing=True).close()  # the gate needs a store that is there
     return opened()
+
+
+async def open_async(
+    path: str | os.PathLike[str],
+    *,
+    backend: str | None = None,
+    durability: str = "os",
+    interval_ms: int = 1000,
+    max_session_size_bytes: int = 65_536,
+    write_timeout_ms: int = 5000,
+    create: bool = True,
+) -> AsyncSessionStore:
+    """As `open`, for asyncio: `async with await perdure.open_async(path) as store: ...`."""
+    from functools import partial
+
+    from .store import AsyncSessionStore
+
+    opener = partial(
+        open,
+        path,
+        backend=backend,
+        durability=durability,
+        interval_ms=interval_ms,
+        max_session_size_bytes=max_session_size_bytes,
+        write_timeout_ms=write_timeout_ms,
+        create=create,
+    )
+    return await AsyncSessionStore.opened_by(opener)
