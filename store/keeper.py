@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 TICK_S = 0.1
 FOLD_IDLE_TICKS = 10
 TOUCH_TICKS = 5
+RENEW_TICKS = 20
+"""A read view is renewed at least so often, which is when a back end looks after its readers."""
 SWEEP_CHUNK = 1000
 
 
@@ -240,7 +242,7 @@ class Keeper:
             view.catch_up()
             view.advance()
             view.release()
-            if len(view.tail) >= FOLD_ENTRIES // 2:
+            if len(view.tail) >= FOLD_ENTRIES // 2 or tick % RENEW_TICKS == 0:
                 view.refresh()
         self._log.flusher.drop_retired()
         self._log.flusher.sync_mark()
