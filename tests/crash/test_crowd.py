@@ -29,7 +29,7 @@ CALLS_PER_S_MIN = 20
 
 WAIT_S_MAX = 1.0
 BUSY_WAIT_S_MAX = 3.0
-"""Where other tests run on the same processors; a lock that stayed with the dead would cost 5 s, its time-out."""
+"""Where other tests run beside it; a lock that stayed with the dead would cost 5 s, its time-out."""
 
 
 class Told(msgspec.Struct):
