@@ -121,6 +121,7 @@ class Keeper:
 
         Raises LockTimeoutError if another process folds past the deadline, StorageError or CorruptError.
         """
+        self._log.words[Word.FOLDED]  # raises if the handle was closed, or is a parent's
         with self._fold_threads:
             try:  # also around the lock: to release what is not held does nothing, and a C call is never
                 # broken off at its beginning
