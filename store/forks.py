@@ -5,9 +5,9 @@ connection belong to the process that opened them: a child that used them, or ev
 write into the parent's lock table. So right after a fork every watched handle is severed in the child:
 it raises ForkedError from then on, and what it held is kept alive here, never freed or closed.
 
-SQLite needs more: it keeps what a process has locked in memory, by file, for all its connections. A child that
-was forked in the middle of a transaction would believe for ever that another connection of its own is writing.
-So a fork waits until the locks given to quiet_in_forks() are free, and the child closes what is then at rest.
+SQLite needs more: it keeps in memory, by file, what a process has locked. A child that was forked in the
+middle of a transaction would believe for ever that another connection of its own is writing. So a fork waits
+until the locks given to quiet_in_forks() are free, and the child closes what is then at rest.
 """
 
 from __future__ import annotations

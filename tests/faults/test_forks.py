@@ -19,7 +19,7 @@ from perdure.shipping import open_gate
 from perdure.store import ForkedError, SessionStore
 from perdure.store.backends import BACKENDS
 
-FORKS = 25
+FORKS = 15
 CHILDREN = 4
 EACH = 60
 DEADLINE_S = 60
