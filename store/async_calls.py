@@ -103,13 +103,13 @@ class TrackedWriter:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
 
-    def create(self, key: bytes, value: bytes, operation_id: bytes, *rest: Any) -> Any:
+    def create(self, key: bytes, value: bytes, operation_id: bytes, *rest: Any, **options: Any) -> Any:
         _begin(operation_id)
-        return self._writer.create(key, value, operation_id, *rest)
+        return self._writer.create(key, value, operation_id, *rest, **options)
 
-    def change(self, key: bytes, operation_id: bytes, *rest: Any) -> Any:
+    def change(self, key: bytes, operation_id: bytes, *rest: Any, **options: Any) -> Any:
         _begin(operation_id)
-        return self._writer.change(key, operation_id, *rest)
+        return self._writer.change(key, operation_id, *rest, **options)
 
     def commit(self, evaluate: Evaluate, operation_id: bytes | None = None, **options: Any) -> Any:
         if operation_id is not None:  # without one it is no call's own write: coalesced refreshes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import contextvars
 import functools
@@ -539,11 +540,23 @@ def test_a_task_group_that_fails_cancels_its_writes_whole(tmp_path: Path) -> Non
     used(tmp_path / "store", use)
 
 
-def test_a_write_that_was_refused_is_known_to_be_not_written(tmp_path: Path) -> None:
+def test_a_write_that_was_refused_is_known_to_be_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def use(store: AsyncSessionStore) -> None:
-        with busy(store):
-            task = await begun(store, store.touch("nobody"))
-        time.sleep(0.05)  # noqa: ASYNC251 - the loop does not look while the call is refused
+        futures: list[concurrent.futures.Future[Any]] = []
+        pool = store._pools._writers
+        submit = pool.submit
+
+        def noted(*arguments: Any) -> Any:
+            futures.append(submit(*arguments))
+            return futures[-1]
+
+        monkeypatch.setattr(pool, "submit", noted)
+        task = asyncio.create_task(store.touch("nobody"))
+        await asyncio.sleep(0)
+        concurrent.futures.wait(futures, WAIT_S)  # the loop does not look while the call is refused
+        assert not task.done()
         task.cancel()
         with pytest.raises(asyncio.CancelledError) as caught:
             await task
