@@ -332,12 +332,14 @@ def test_10_after_a_failover_all_that_was_confirmed_is_there(
         furthest = max(ends, key=lambda name: ends[name])
         other = "n3" if furthest == "n2" else "n2"
         took_ms = fail_over(cluster, furthest, other)
-        with SessionStore.open(cluster.path(furthest), create=False) as promoted:
-            assert held(promoted) == {**made, **confirmed}
-            some = random.Random(count).sample(sorted(made), 10)
-            assert [one.metadata["n"] for id in some if (one := promoted.get(id))] == [
-                made[id] for id in some
-            ]
+        cluster.start(cluster.shipper(furthest, to=(other,)))  # so that the other one confirms what it has
+        promoted = cluster.open(furthest)
+        expected = {**made, **confirmed}
+        until(lambda: promoted.count() >= len(expected), "the last frames are committed", WAIT_S)
+        assert held(promoted) == expected
+        some = random.Random(count).sample(sorted(made), 10)
+        assert [one.metadata["n"] for id in some if (one := promoted.get(id))] == [made[id] for id in some]
+        assert promoted.exists(promoted.create({"n": -1}))
     note(sessions=count, confirmed_put=times.figures(), promotion_ms=took_ms)
 
 
