@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..store import names
+from ..store.forks import watch_forks
 from ..store.identity import read_identity
 from ..store.ids import Position
 from ..store.page import ControlPage, Word, read_boot_id
@@ -48,6 +49,7 @@ class Gate:
         self._changed = threading.Condition()
         self._has_leader = False
         self._wanted: list[int] = []
+        watch_forks(self)
 
     def poke(self, lsn: int) -> None:
         """Tell the shipper that the log reaches `lsn`. Never blocks, never raises."""
@@ -104,6 +106,12 @@ class Gate:
         self._drop_stream()
         self._poke.close()
         self._page.close()
+
+    def sever(self) -> object:
+        """In a child: let go of the sockets, whose other ends would else not see the parent die."""
+        self._poke.close()
+        self._drop_stream()
+        return self._page
 
     def _lead(self, left_s: float) -> None:
         """Wait once on the stream for everyone, without holding the mutex. The caller holds it."""

@@ -83,7 +83,7 @@ class LmdbBackend:
         self.path = path
         self._shared = join_environment(path, map_bytes=map_bytes, mapped=mapped)
         self._sessions = self._shared.sessions
-        self._begin: Callable[..., Txn] = self._shared.env.begin
+        self._begin: Callable[..., Txn] = self._shared.begin_read
         self._refuse: Callable[..., NoReturn] | None = None
         self._txn: Txn | None = None
         self._txn_id = -1

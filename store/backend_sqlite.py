@@ -13,6 +13,7 @@ folds, one for the read view, and one for each scan; none is used across a fork.
 from __future__ import annotations
 
 import os
+import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from .errors import (
     UsageError,
 )
 from .files import FILE_MODE, translated
-from .forks import raise_forked, watch_forks
+from .forks import is_at_rest, quiet_in_forks, raise_forked, watch_forks
 from .ids import NOWHERE, StatePosition
 from .ports import Change, Deadline, Labelled, Record
 from .sealed import in_clear, is_sealed
@@ -107,6 +108,23 @@ _IOERR_SHMSIZE = apsw.SQLITE_IOERR_SHMSIZE
 _DEADLINE_MAX = (1 << 63) - 1
 
 
+class _Opening:
+    """Held while connections are opened, so that no fork comes between."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        quiet_in_forks(self, self._lock, is_inner=True)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+_opening: Final = _Opening()
+
+
 def translate_sqlite(error: Exception, path: Path) -> PerdureError:
     """The perdure error for one of the engine; raise it `from` the original."""
     text = f"the state cannot be used: {error}"
@@ -138,15 +156,18 @@ class SqliteBackend:
         self.path = path
         self.data_path = path / DATA_FILE
         self._refuse: Callable[[], NoReturn] | None = None
+        self._viewing = False
+        self._writing = threading.Lock()
+        """Held while `_writer` is at work; the view is used under its owner's mutex."""
         _create_file(self.data_path)
-        with self._translated():
+        with _opening, self._translated():
             self._writer = _connect(self.data_path)
             _prepare(self._writer, self.data_path)
             self._view = _connect(self.data_path)
-        self._find = self._view.cursor()
-        self._viewing = False
-        self.has_labels = False
-        watch_forks(self)
+            self._find = self._view.cursor()
+            self.has_labels = False
+            quiet_in_forks(self, self._writing, is_inner=True)
+            watch_forks(self)
 
     def translate(self, error: Exception) -> PerdureError:
         """The perdure error for one of the engine; raise it `from` the original."""
@@ -208,7 +229,7 @@ class SqliteBackend:
 
     def due(self, until_ms: int, limit: int) -> list[Deadline]:
         """Up to `limit` of the earliest deadlines that are at or before `until_ms`, in order."""
-        with self._translated():
+        with self._translated(), self._writing:
             return list(self._writer.execute(_DUE, (min(until_ms, _DEADLINE_MAX), limit)))
 
     def find(self, above: Labelled, last_term: bytes, limit: int) -> list[Labelled]:
@@ -229,7 +250,7 @@ class SqliteBackend:
 
     @contextmanager
     def _transaction(self) -> Iterator[apsw.Connection]:
-        with self._translated():
+        with self._translated(), self._writing:
             self._writer.execute("BEGIN IMMEDIATE")
             try:
                 yield self._writer
@@ -268,6 +289,8 @@ class SqliteBackend:
         self._viewing = False
         if self._refuse is None:
             self._refuse = self._raise_forked
+            _close_inherited(self._view)
+            _close_inherited(self._writer)
         return self._view, self._writer, self._find
 
 
@@ -278,10 +301,13 @@ class SqliteScan:
         self._path = data_path
         self._after = after
         self._forked = False
-        self._connection: apsw.Connection | None = _connect(data_path)
-        self._connection.execute("BEGIN")
-        self._position = _read_position(self._connection, data_path)
-        watch_forks(self)
+        self._reading = threading.Lock()
+        with _opening:
+            self._connection: apsw.Connection | None = _connect(data_path)
+            self._connection.execute("BEGIN")
+            self._position = _read_position(self._connection, data_path)
+            quiet_in_forks(self, self._reading, is_inner=True)
+            watch_forks(self)
 
     @property
     def position(self) -> StatePosition:
@@ -290,10 +316,11 @@ class SqliteScan:
     def __iter__(self) -> Iterator[tuple[bytes, Record]]:
         rows: Iterator[tuple[bytes, Record]] | None = None
         while True:
-            connection = self._reader()  # raises if it was closed or forked since the last batch
             try:
-                rows = rows or connection.execute(_SCAN, (self._after,))
-                batch = list(islice(rows, SCAN_ROWS))
+                with self._reading:
+                    connection = self._reader()  # raises if it was closed or forked since the last batch
+                    rows = rows or connection.execute(_SCAN, (self._after,))
+                    batch = list(islice(rows, SCAN_ROWS))
             except apsw.Error as error:
                 raise translate_sqlite(error, self._path) from error
             if not batch:
@@ -314,7 +341,19 @@ class SqliteScan:
 
     def sever(self) -> object:
         inherited, self._connection, self._forked = self._connection, None, True
+        if inherited is not None:
+            _close_inherited(inherited)
         return inherited
+
+
+def _close_inherited(connection: apsw.Connection) -> None:
+    """In a child: make SQLite forget what it believes this process has locked. The parent's locks stay."""
+    if is_at_rest():
+        try:
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            connection.close(True)
+        except apsw.Error:
+            pass
 
 
 def row_of(key: bytes, record: Record) -> tuple[Any, ...]:

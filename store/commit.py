@@ -360,7 +360,7 @@ class Writer:
         They stay in the queue until they are done, so that none is lost if this thread is interrupted.
         """
         log, queue = self.log, self._queue
-        group = list(islice(queue, GROUP_OPERATIONS_MAX))
+        group = self._waiting()
         settled_lsn = -1
         try:
             self._writing_thread = get_ident()
@@ -388,6 +388,14 @@ class Writer:
             self._writing_thread = 0
             while queue and queue[0].is_done:
                 queue.popleft()
+
+    def _waiting(self) -> list[Operation]:
+        """The head of the queue, which other threads join without a lock."""
+        while True:
+            try:
+                return list(islice(self._queue, GROUP_OPERATIONS_MAX))
+            except RuntimeError:  # one joined in the middle: a garbage collection may run others there
+                continue
 
     def _fail(self, group: list[Operation], error: BaseException, settled_lsn: int) -> None:
         """Tell the operations of a group that broke off; one that may be in the log is Indeterminate."""

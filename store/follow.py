@@ -32,6 +32,7 @@ from .errors import (
 from .event import decode_events
 from .files import pread_exactly, translate
 from .flush import Flusher
+from .forks import quiet_in_forks
 from .frame import HEADER_BYTES as FRAME_HEADER_BYTES
 from .frame import Frame, Verdict, cluster_key, decode_frame
 from .identity import Identity
@@ -129,6 +130,7 @@ class LogFollower:
         self.cursor.keep_retired = True
         self.flusher = Flusher(store, self.cursor, self.words, lock_timeout_ms)
         self.thread_locks.append(self.flusher.threads)
+        quiet_in_forks(self, self.mutex)
         _open_logs.add(self)
 
     # -- the write lock --------------------------------------------------------------------------

@@ -29,6 +29,8 @@ FOLD_IDLE_TICKS = 10
 KEY_TICKS = 10
 """A rotated key file is noticed within so many ticks."""
 TOUCH_TICKS = 5
+RENEW_TICKS = 20
+"""A read view is renewed at least so often, which is when a back end looks after its readers."""
 T = TypeVar("T")
 
 
@@ -126,6 +128,7 @@ class Keeper:
 
     def under_fold_lock(self, work: Callable[[], T]) -> T:
         """What `work` answers; nobody else folds meanwhile. Raises LockTimeoutError, and as `work` does."""
+        self._log.words[Word.FOLDED]  # raises if the handle was closed, or is a parent's
         with self._fold_threads:
             try:  # also around the lock: to release what is not held does nothing, and a C call is never
                 # broken off at its beginning
@@ -198,7 +201,7 @@ class Keeper:
             view.catch_up()
             view.advance()
             view.release()
-            if len(view.tail) >= FOLD_ENTRIES // 2:
+            if len(view.tail) >= FOLD_ENTRIES // 2 or tick % RENEW_TICKS == 0:
                 view.refresh()
         self._log.flusher.drop_retired()
         self._log.flusher.sync_mark()

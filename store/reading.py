@@ -25,6 +25,7 @@ from .log import EventLog
 from .opening import Opened, OpenOptions
 from .outcome import Outcome, find_outcome
 from .page import Word
+from .ports import Record
 from .sealed import KNOWN_FLAGS, outline
 from .sealer import Sealer, are_ids_hidden
 from .session import (
@@ -63,7 +64,7 @@ class SessionReader(ABC):
         self._options = options
         self._log: EventLog = opened.log
         self._view: View = opened.view
-        self._read_record = opened.view.read
+        self._read_record: Callable[[bytes], Record | None] = opened.view.read
         self._now_ms = opened.log.now_ms
         self._durability = options.durability
         self._touches: dict[bytes, int] = {}

@@ -42,7 +42,7 @@ class LmdbScan:
         self._forked = False
         shared.readers.add(self)
         try:
-            self._txn: Txn | None = shared.env.begin(shared.sessions)
+            self._txn: Txn | None = shared.begin_read(shared.sessions)
             self._position, self._long_count = read_position(self._txn, shared)
         except EngineError:
             shared.readers.discard(self)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import msgspec
@@ -104,9 +105,10 @@ class View:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    def read(self, key: bytes) -> Record | None:
-        """The record that readers see, None if there is none. Takes the mutex."""
-        with self.mutex:  # not acquire() and release(): a signal's exception between them would leave it held
+    def read(self, key: bytes, held: AbstractContextManager[object] | None = None) -> Record | None:
+        """The record that readers see, None if there is none. Takes the mutex, unless it is `held`."""
+        # not acquire() and release(): a signal's exception between them would leave it held
+        with held or self.mutex:
             log = self.log
             words = log.words
             if words[_APPENDED] > log.cursor.at[1] or words[_GENERATION] != log.generation:

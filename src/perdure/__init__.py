@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from .store import Configuration, SessionStore, Stores
+    from .store import AsyncSessionStore, Configuration, SessionStore, Stores
     from .store.options import StoreOptions
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "open", "open_stores"]
+__all__ = ["__version__", "open", "open_async", "open_stores"]
 
 
 def open(
@@ -92,3 +92,17 @@ def _open(path: Path, options: dict[str, Any]) -> SessionStore:
             raise
     opened(gate_missing=True).close()  # the gate needs a store that is there
     return opened()
+
+
+async def open_async(
+    path: str | os.PathLike[str],
+    *,
+    config: str | os.PathLike[str] | Configuration | None = None,
+    **options: Unpack[StoreOptions],
+) -> AsyncSessionStore:
+    """As `open`, for asyncio: `async with await perdure.open_async(path) as store: ...`."""
+    from functools import partial
+
+    from .store import AsyncSessionStore
+
+    return await AsyncSessionStore.opened_by(partial(open, path, config=config, **options))

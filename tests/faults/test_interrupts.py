@@ -25,7 +25,7 @@ LOOKS_BEHIND = {
     dis.opmap[name] for name in ("CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD") if name in dis.opmap
 }
 ROOM = str(Path(store_log.__file__).parent)
-STEP = 23
+STEP = 20
 """In the short run one of so many points is tried."""
 
 

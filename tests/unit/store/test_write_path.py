@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -467,6 +468,29 @@ def test_background_work_goes_on_after_an_error_of_any_kind(
         patch.setattr(store._keeper, "_tick", broken)
         wait_until(lambda: isinstance(store._keeper.last_error, OSError))
     wait_until(lambda: store._keeper.last_error is None)
+
+
+class _JoinedInTheMiddle(deque[Operation]):
+    """A queue that another thread joins while it is looked through for the first time."""
+
+    def __init__(self, joining: Operation) -> None:
+        super().__init__()
+        self._joining: list[Operation] = [joining]
+
+    def __iter__(self) -> Iterator[Operation]:
+        looking = super().__iter__()
+        if self._joining:
+            self.append(self._joining.pop())
+        return looking
+
+
+def test_a_thread_that_joins_the_queue_while_a_group_is_taken_breaks_no_call(open_one: Open) -> None:
+    store = open_one()
+    joining = Operation(lambda stage: len(stage.parts), bytes(16))
+    store._writer._queue = _JoinedInTheMiddle(joining)
+    assert store.put("mine", {"n": 1}).version == 1
+    assert store.peek("mine") is not None
+    assert (joining.is_done, joining.result, joining.error) == (True, 1, None)
 
 
 # -- fork ------------------------------------------------------------------------------------------
