@@ -19,16 +19,25 @@ from types import TracebackType
 from typing import Any, Final, TypeVar, cast
 
 from .async_calls import CallPools, PatientReader, TrackedWriter, WouldWaitError, finished, in_own_thread
+from .async_feed import AsyncFeed
 from .batch import Batch
+from .bulk import Bulk
 from .commit import Writer
+from .consumers import Consumer
 from .errors import UsageError
 from .ids import Position
+from .keyring import Keyring
+from .opening import SWEEP_INTERVAL_MS
 from .outcome import Outcome
 from .page import Word
 from .ports import CommitGate
 from .reading import REFRESHES_MAX
+from .reseal import Progress as ResealProgress
+from .reseal import Resealed
 from .session import DEFAULT_TIMEOUT_MS, Priority, Session
+from .session_event import SessionEvent
 from .sessions import SESSION_BYTES_MAX, SessionStore
+from .subscribers import Subscription
 
 CHUNK: Final = 500
 """Ids or sessions that an iterator reads at a time."""
@@ -83,6 +92,8 @@ class AsyncSessionStore:
         store._writer = cast(Writer, TrackedWriter(store._writer))
         self._record_reader = PatientReader(store._view)
         store._read_record = self._record_reader
+        self._refresh_at_once = store._refresh_at_once
+        setattr(store, "_refresh_at_once", self._refresh_in_a_thread)  # noqa: B010 - a method, replaced here
 
     # -- opening and closing ---------------------------------------------------------------------
 
@@ -96,8 +107,17 @@ class AsyncSessionStore:
         interval_ms: int = 1000,
         max_session_size_bytes: int = SESSION_BYTES_MAX,
         write_timeout_ms: int = 5000,
+        refresh_window_ms: int | None = None,
+        sweep_interval_ms: int = SWEEP_INTERVAL_MS,
         create: bool = True,
+        home_node: str = "",
+        max_sessions: int | None = None,
         gate: CommitGate | None = None,
+        compression: str = "none",
+        compress_min_bytes: int = 1024,
+        keys: Keyring | str | os.PathLike[str] | None = None,
+        hide_ids: bool | None = None,
+        default_timeout_ms: int | None = DEFAULT_TIMEOUT_MS,
     ) -> AsyncSessionStore:
         """As SessionStore.open, in a thread."""
         opener = partial(
@@ -108,8 +128,17 @@ class AsyncSessionStore:
             interval_ms=interval_ms,
             max_session_size_bytes=max_session_size_bytes,
             write_timeout_ms=write_timeout_ms,
+            refresh_window_ms=refresh_window_ms,
+            sweep_interval_ms=sweep_interval_ms,
             create=create,
+            home_node=home_node,
+            max_sessions=max_sessions,
             gate=gate,
+            compression=compression,
+            compress_min_bytes=compress_min_bytes,
+            keys=keys,
+            hide_ids=hide_ids,
+            default_timeout_ms=default_timeout_ms,
         )
         return await cls.opened_by(opener)
 
@@ -170,20 +199,78 @@ class AsyncSessionStore:
         """Is there such a session, not expired? Refreshes nothing."""
         return await self._read(self._store.exists, id)
 
-    async def count(self) -> int:
-        """How many sessions are stored; one that has expired counts until it is swept."""
-        return await self._pools.read(self._store.count)
+    async def count(
+        self,
+        *,
+        group: str | None = None,
+        tag: str | None = None,
+        home_node: str | None = None,
+        priority: Priority | None = None,
+    ) -> int:
+        """How many sessions are stored, or have these labels."""
+        return await self._pools.read(
+            lambda: self._store.count(group=group, tag=tag, home_node=home_node, priority=priority)
+        )
 
-    def ids(self, prefix: str = "", after: str = "") -> AsyncIterator[str]:
-        """The ids in key order, from above `after`, those that begin with `prefix`. Read in chunks."""
-        return self._chunks(self._store.ids(prefix, after))
+    def ids(
+        self,
+        prefix: str = "",
+        after: str = "",
+        *,
+        group: str | None = None,
+        tag: str | None = None,
+        home_node: str | None = None,
+        priority: Priority | None = None,
+    ) -> AsyncIterator[str]:
+        """The ids in key order, from above `after`, with this prefix and these labels. Read in chunks."""
+        return self._chunks(
+            self._store.ids(prefix, after, group=group, tag=tag, home_node=home_node, priority=priority)
+        )
 
     def sessions(
-        self, matches: Callable[[Session], bool] | None = None, *, prefix: str = "", after: str = ""
+        self,
+        matches: Callable[[Session], bool] | None = None,
+        *,
+        prefix: str = "",
+        after: str = "",
+        group: str | None = None,
+        tag: str | None = None,
+        home_node: str | None = None,
+        priority: Priority | None = None,
     ) -> AsyncIterator[Session]:
         """The sessions that `matches`, a plain function that is called in a thread, in key order."""
         asked = None if matches is None else _plain(matches)
-        return self._chunks(self._store.sessions(asked, prefix=prefix, after=after))
+        return self._chunks(
+            self._store.sessions(
+                asked,
+                prefix=prefix,
+                after=after,
+                group=group,
+                tag=tag,
+                home_node=home_node,
+                priority=priority,
+            )
+        )
+
+    def groups(self) -> AsyncIterator[str]:
+        """The groups that sessions are in, each once."""
+        return self._chunks(self._store.groups())
+
+    def tags(self) -> AsyncIterator[str]:
+        """The tags that sessions have, each once."""
+        return self._chunks(self._store.tags())
+
+    def home_nodes(self) -> AsyncIterator[str]:
+        """The home nodes that sessions have, each once."""
+        return self._chunks(self._store.home_nodes())
+
+    def orphans(self, members: Iterable[str], after: str = "") -> AsyncIterator[str]:
+        """The ids of sessions whose home node is not among `members`."""
+        return self._chunks(self._store.orphans(members, after))
+
+    async def count_orphans(self, members: Iterable[str]) -> int:
+        """How many sessions have a home node that is not among `members`."""
+        return await self._pools.read(lambda: self._store.count_orphans(members))
 
     async def sample(self, count: int) -> list[Session]:
         """Up to `count` sessions (1 to 10,000) drawn at random, each equally likely, refreshing none."""
@@ -217,6 +304,7 @@ class AsyncSessionStore:
         priority: Priority = Priority.NORMAL,
         group: str = "",
         tags: Iterable[str] = (),
+        home_node: str | None = None,
         durability: str | None = None,
     ) -> str:
         """Store a new session under a new random id of 32 hexadecimal characters; answers the id."""
@@ -228,6 +316,7 @@ class AsyncSessionStore:
                 priority=priority,
                 group=group,
                 tags=tags,
+                home_node=home_node,
                 durability=durability,
             )
         )
@@ -242,6 +331,7 @@ class AsyncSessionStore:
         priority: Priority = Priority.NORMAL,
         group: str = "",
         tags: Iterable[str] = (),
+        home_node: str | None = None,
         if_version: int | None = None,
         durability: str | None = None,
     ) -> Session:
@@ -255,6 +345,7 @@ class AsyncSessionStore:
                 priority=priority,
                 group=group,
                 tags=tags,
+                home_node=home_node,
                 if_version=if_version,
                 durability=durability,
             )
@@ -316,9 +407,83 @@ class AsyncSessionStore:
         """
         return AsyncBatch(self._store.batch(durability=durability), self._pools)
 
-    async def cleanup_expired(self, limit: int = 10_000) -> int:
-        """Remove sessions that have expired, as logged events; answers how many (at most `limit`)."""
+    # -- many sessions at once -------------------------------------------------------------------
+
+    async def delete_group(self, group: str, *, durability: str | None = None) -> Bulk:
+        """Remove all sessions of a group; answers how many, and whether in one atomic commit."""
+        return await self._pools.write(lambda: self._store.delete_group(group, durability=durability))
+
+    async def touch_group(self, group: str, *, durability: str | None = None) -> Bulk:
+        """Extend the life of all sessions of a group as if they were used now."""
+        return await self._pools.write(lambda: self._store.touch_group(group, durability=durability))
+
+    async def cleanup_orphans(self, members: Iterable[str], *, durability: str | None = None) -> int:
+        """Remove the sessions whose home node is not among `members`; answers how many."""
+        return await self._pools.write(lambda: self._store.cleanup_orphans(members, durability=durability))
+
+    async def adopt_orphans(
+        self, members: Iterable[str], home_node: str, *, durability: str | None = None
+    ) -> int:
+        """Give the sessions whose home node is not among `members` to `home_node`; answers how many."""
+        return await self._pools.write(
+            lambda: self._store.adopt_orphans(members, home_node, durability=durability)
+        )
+
+    async def cleanup_expired(self, limit: int | None = None) -> int:
+        """Remove sessions that have expired, as logged events; answers how many."""
         return await self._pools.work(lambda: self._store.cleanup_expired(limit))
+
+    async def reseal(self, progress: ResealProgress | None = None, *, recompress: bool = True) -> Resealed:
+        """Store every session in the form that new ones get; `progress` is called in a thread."""
+        return await self._pools.work(lambda: self._store.reseal(progress, recompress=recompress))
+
+    async def stored_as(self, id: str) -> str:
+        """The id under which log and state have a session."""
+        return await self._pools.read(lambda: self._store.stored_as(id))
+
+    # -- events ----------------------------------------------------------------------------------
+
+    def feed(
+        self,
+        from_lsn: int | Position | str | None = None,
+        *,
+        consumer: str | None = None,
+        kinds: Iterable[str] | str | None = None,
+        follow: bool = True,
+        timeout_ms: int | None = None,
+        ack_every_events: int = 1,
+        ack_interval_ms: int = 1000,
+        auto_ack: bool = True,
+    ) -> AsyncFeed:
+        """Iterate over the committed events of all processes: `async for event in store.feed(...)`."""
+        return AsyncFeed(
+            self._store.feed(
+                from_lsn,
+                consumer=consumer,
+                kinds=kinds,
+                follow=follow,
+                timeout_ms=timeout_ms,
+                ack_every_events=ack_every_events,
+                ack_interval_ms=ack_interval_ms,
+                auto_ack=auto_ack,
+            )
+        )
+
+    async def on(self, kind: Iterable[str] | str, callback: Callable[[SessionEvent], object]) -> Subscription:
+        """Call `callback`, a plain function, in a thread for every event of this kind from now on."""
+        return await self._pools.work(lambda: self._store.on(kind, callback))
+
+    async def drain_events(self, timeout_ms: int = 10_000) -> bool:
+        """Wait until subscribers were called for all that is committed by now; False if the time is up."""
+        return await self._pools.work(lambda: self._store.drain_events(timeout_ms))
+
+    async def consumers(self) -> list[Consumer]:
+        """The consumers whose progress is kept here, by name, with their lag."""
+        return await self._pools.read(self._store.consumers)
+
+    async def drop_consumer(self, name: str) -> bool:
+        """Forget a consumer, so that no log is kept for it; says whether there was one."""
+        return await self._pools.work(lambda: self._store.drop_consumer(name))
 
     # -- durability and fold ---------------------------------------------------------------------
 
@@ -331,6 +496,12 @@ class AsyncSessionStore:
         return await self._pools.work(self._store.fold)
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _refresh_in_a_thread(self, key: bytes, now_ms: int) -> None:
+        """A refresh that may not wait is a write: the read that asks for it is made again in a thread."""
+        if not self._record_reader.asking.may_wait:
+            raise WouldWaitError
+        self._refresh_at_once(key, now_ms)
 
     async def _read(self, read: Callable[[str], T], id: str) -> T:
         """Read at once if nothing can hold that up, else in a thread."""

@@ -21,8 +21,10 @@ import pytest
 import perdure
 from perdure.store import (
     AsyncBatch,
+    AsyncFeed,
     AsyncSessionStore,
     Batch,
+    Feed,
     ForkedError,
     Indeterminate,
     Outcome,
@@ -122,13 +124,16 @@ def test_every_answer_is_the_same_or_comes_as_an_async_iterator_or_batch() -> No
             assert str(mine) == str(its).replace("Iterator", "AsyncIterator"), name
         elif its is Batch:
             assert mine is AsyncBatch
+        elif its is Feed:
+            assert mine is AsyncFeed
         else:
             assert inspect.iscoroutinefunction(ours[OTHERS.get(name, name)]), name
             assert mine == its, name
 
 
 def test_the_face_opens_with_the_same_options() -> None:
-    assert parameters_of(perdure.open_async) == parameters_of(perdure.open)
+    ours, theirs = inspect.signature(perdure.open_async), inspect.signature(perdure.open)
+    assert ours.parameters == theirs.parameters
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -164,10 +169,59 @@ def test_every_call_does_what_the_plain_one_does(tmp_path: Path, backend: str) -
         await until(lambda: store._store.peek(short) is None)
         assert await store.cleanup_expired() == 1
         assert await store.count() == 1
+        seen: list[str] = []
+        subscription = await store.on("*", lambda event: seen.append(event.kind))
+        for number in range(4):
+            await store.put(f"g{number}", {}, group="g", home_node=f"n{number % 2}")
+        assert await store.drain_events()
+        assert seen == ["created"] * 4
+        subscription.cancel()
+        assert [one async for one in store.ids(group="g", home_node="n1")] == ["g1", "g3"]
+        assert [one async for one in store.groups()] == ["g"]
+        assert [one async for one in store.home_nodes()] == ["n0", "n1"]
+        assert [one async for one in store.tags()] == ["a"]
+        assert [one.id async for one in store.sessions(group="g", after="g2")] == ["g3"]
+        assert await store.count(group="g") == 4
+        assert [one async for one in store.orphans(["n0"])] == ["g1", "g3"]
+        assert await store.count_orphans(["n0"]) == 2
+        assert await store.adopt_orphans(["n0"], "n0") == 2
+        assert await store.cleanup_orphans(["n9"]) == 4
+        assert (await store.touch_group("g")).sessions == (await store.delete_group("g")).sessions == 0
+        position = await store.position()
+        async with store.feed(0, consumer="c", follow=False) as feed:
+            events = [event.lsn async for event in feed]
+        assert events[-1] == position.lsn
+        assert [consumer.name for consumer in await store.consumers()] == ["c"]
+        assert await store.drop_consumer("c")
+        assert (await store.reseal()).resealed == 0
+        assert await store.stored_as(new_id) == new_id
         assert (await store.flush()) == await store.position()
         assert await store.fold() == (await store.stats())["appended_lsn"]
 
     used(tmp_path / "store", use, backend=backend)
+
+
+def test_a_refresh_that_is_written_at_once_is_not_written_in_the_event_loop(tmp_path: Path) -> None:
+    async def use(store: AsyncSessionStore) -> None:
+        id = await store.create(timeout_ms=600_000)
+        threads: list[int] = []
+        refresh = store._refresh_at_once
+
+        def noting(key: bytes, now_ms: int) -> None:
+            threads.append(threading.get_ident())
+            refresh(key, now_ms)
+
+        store._refresh_at_once = noting
+        made = await store.peek(id)
+        assert made is not None
+        await until(lambda: store._store._now_ms() > made.last_accessed)
+        before = (await store.position()).lsn
+        assert await store.get(id)
+        assert threads
+        assert threading.get_ident() not in threads
+        assert (await store.position()).lsn > before
+
+    used(tmp_path / "store", use, refresh_window_ms=0)
 
 
 def test_a_batch_whose_block_raises_writes_nothing(tmp_path: Path) -> None:
@@ -340,9 +394,9 @@ def test_a_read_that_would_write_waiting_refreshes_is_made_in_a_thread(
     monkeypatch.setattr(SessionStore, "_make_room_for_refreshes", noted)
 
     async def use(store: AsyncSessionStore) -> None:
-        ids = [await store.create(timeout_ms=1000) for _ in range(2)]
+        ids = [await store.create(timeout_ms=60_000) for _ in range(2)]
         now_ms = store._store._now_ms
-        monkeypatch.setattr(store._store, "_now_ms", lambda: now_ms() + 500)
+        monkeypatch.setattr(store._store, "_now_ms", lambda: now_ms() + 30_000)
         with store._store._writer.threads:  # nobody writes them meanwhile
             reads = asyncio.gather(*(store.get(id) for id in ids))
             await until(lambda: made_in or reads.done())
