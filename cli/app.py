@@ -17,7 +17,7 @@ from .. import __version__
 from ..store import UsageError
 from ..store.config import FILE_VARIABLE as CONFIG_VARIABLE
 from . import config as config_commands
-from . import group, log, orphans, render, retention, session, snapshot
+from . import feed, group, log, orphans, render, retention, session, snapshot
 from .bench import bench
 from .demo.command import demo
 from .init import init
@@ -30,6 +30,7 @@ from .status import status
 from .stores import stores
 from .transfer import export, import_
 from .verify import verify
+from .watch import watch
 
 app = typer.Typer(
     name="perdure",
@@ -51,6 +52,7 @@ app.command()(promote)
 app.command()(status)
 app.add_typer(log.group, name="log")
 app.add_typer(retention.group, name="retention")
+session.group.command("watch")(watch)
 app.add_typer(session.group, name="session")
 app.add_typer(group.group, name="group")
 app.add_typer(orphans.group, name="orphans")
@@ -58,6 +60,7 @@ app.command()(export)
 app.command("import")(import_)
 app.add_typer(config_commands.group, name="config")
 app.command()(stores)
+app.add_typer(feed.group, name="feed")
 app.command()(bench)
 app.command()(demo)
 

@@ -36,9 +36,8 @@ class ChoreTask(msgspec.Struct, frozen=True):
     snapshot_s: float = 60.0
     snapshots_kept: int = 3
     retention_s: float = 60.0
-    log_age_ms: int = Policy().log_age_ms
-    snapshot_age_ms: int = 0
-    slot_budget_bytes: int = Policy().slot_bytes
+    policy: Policy = Policy()
+    """What retention keeps; `snapshots_kept` stands above its number of snapshots."""
     log_level: str = "WARNING"
 
 
@@ -93,8 +92,9 @@ class Chores:
 
     def snapshot(self) -> str:
         """Take a snapshot if the state moved since the last one; answers its name."""
-        folded = shipping_status(self._directory).folded_lsn
-        if not folded or folded == self._snapshot_lsn:
+        known = shipping_status(self._directory)
+        reached = known.folded_lsn if known.is_state_shared else known.appended_lsn
+        if not reached or reached == self._snapshot_lsn:
             return ""
         file = take_snapshot(self._directory, keep=self._task.snapshots_kept)
         self._snapshot_lsn = file.lsn
@@ -103,7 +103,7 @@ class Chores:
     def drop(self) -> int:
         """Drop what neither a replica nor the newest good snapshot needs; answers how many files."""
         task = self._task
-        policy = Policy(task.log_age_ms, task.snapshots_kept, task.snapshot_age_ms, task.slot_budget_bytes)
+        policy = msgspec.structs.replace(task.policy, snapshots=task.snapshots_kept)
         return len(apply_retention(self._directory, policy).drop)
 
 

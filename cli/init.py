@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from ..store import Config, Identity, OpenOptions, UsageError, begin_cluster, init_store, open_store
-from ..store.opening import DEFAULT_BACKEND
+from ..store.backends import DEFAULT_BACKEND
 from . import render
 from .exits import reporting
-from .options import AsJson, BackendName, Directory
+from .options import AsJson, Backend, Directory
 from .settings import Settings
 
 
@@ -32,9 +32,7 @@ def init(
     sync_replicas: Annotated[
         int | None, typer.Option("--sync-replicas", min=0, help="How many replicas confirm each write.")
     ] = None,
-    backend: Annotated[
-        BackendName | None, typer.Option("--backend", help="Where the state is kept; lmdb if nothing says.")
-    ] = None,
+    backend: Backend = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a node's directory.

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 import typer
 
-from ..store import PerdureError, StorageError, UsageError, load_config
+from ..store import BACKENDS, PerdureError, StorageError, UsageError, backend_kind, load_config
 from ..store.lines import from_json
 from ..store.options import parse_address
 
@@ -88,8 +88,24 @@ SecretFile: TypeAlias = Annotated[
         help=f"File that holds the secret which all nodes of the cluster share (or set {SECRET_VARIABLE}).",
     ),
 ]
-BackendName: TypeAlias = Literal["lmdb", "sqlite"]
-Backend: TypeAlias = Annotated[BackendName | None, typer.Option("--backend", help="Where the state is kept.")]
+
+
+def _checked(name: str | None) -> str | None:
+    if name is not None:
+        try:
+            backend_kind(name)
+        except UsageError as error:
+            raise typer.BadParameter(f"{error.message}. {error.hint}") from error
+    return name
+
+
+_BACKEND_HELP = f"Where the state is kept: {', '.join(BACKENDS)}, or one that is installed."
+Backend: TypeAlias = Annotated[
+    str | None, typer.Option("--backend", metavar="NAME", help=_BACKEND_HELP, callback=_checked)
+]
+BackendName: TypeAlias = Annotated[
+    str, typer.Option("--backend", metavar="NAME", help=_BACKEND_HELP, callback=_checked)
+]
 Peers: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--peer", metavar="NODE=HOST:PORT", help="Another node of the cluster; repeat it for each."),

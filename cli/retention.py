@@ -29,25 +29,29 @@ def explain(
     snapshots: Annotated[
         int | None, typer.Option("--snapshots", min=1, help="So many of the newest stay.")
     ] = None,
+    consumer_h: Annotated[
+        float | None,
+        typer.Option(
+            "--consumer-hours", min=0, max=LOG_H_MAX, help="A consumer that is behind holds log for so long."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say, file by file, what the node's retention would drop now, and why each other file stays.
 
-    Nothing is changed. Never dropped is what a replica's slot or the newest good snapshot needs.
+    Nothing is changed. Never dropped is what the newest good snapshot needs, nor, within their
+    budgets, what a replica's slot or a consumer of the event feed needs.
 
     \b
     Example:
       perdure retention explain /srv/n1 --log-hours 1
     """
-    from ..recovery import Policy, explain_retention
+    from ..recovery import explain_retention
 
-    settings = Settings(directory)
-    log_age_ms = None if log_h is None else round(log_h * MS_AN_HOUR)
-    policy = Policy(
-        settings.value(log_age_ms, "recovery", "log_age_ms"),
-        settings.value(snapshots, "recovery", "snapshots_kept"),
-        settings.value(None, "recovery", "snapshot_age_ms"),
-        settings.value(None, "shipping", "slot_budget_bytes"),
+    policy = Settings(directory).policy(
+        log_age_ms=None if log_h is None else round(log_h * MS_AN_HOUR),
+        snapshots=snapshots,
+        consumer_age_ms=None if consumer_h is None else round(consumer_h * MS_AN_HOUR),
     )
     plan = explain_retention(directory, policy)
     lines: list[dict[str, Any]] = [msgspec.to_builtins(line) for line in plan.lines]

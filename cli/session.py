@@ -52,7 +52,8 @@ AtHome = Annotated[str | None, typer.Option("--home-node", metavar="NODE", help=
 WithPriority = Annotated[PriorityName | None, typer.Option("--priority", help="How early it is recovered.")]
 
 group = typer.Typer(
-    help="Sessions: create, get, put, update, touch, delete, list, count, sample.", no_args_is_help=True
+    help="Sessions: create, get, put, update, touch, delete, list, count, sample, watch.",
+    no_args_is_help=True,
 )
 
 

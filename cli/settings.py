@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..store import Configuration, SessionStore, UsageError, has_identity, load_config, read_identity
 from ..store.options import parse_address
 from .options import SECRET_VARIABLE, parse_nodes, read_secret
+
+if TYPE_CHECKING:
+    from ..recovery import Policy
 
 T = TypeVar("T")
 
@@ -42,6 +45,25 @@ class Settings:
                 f"{flag} is missing", hint=f"Give it, or set {name} in [{section}] of the configuration."
             )
         return found
+
+    def policy(
+        self,
+        *,
+        log_age_ms: int | None = None,
+        snapshots: int | None = None,
+        consumer_age_ms: int | None = None,
+    ) -> Policy:
+        """What retention keeps. Times in ms."""
+        from ..recovery import Policy
+
+        return Policy(
+            log_age_ms=self.value(log_age_ms, "recovery", "log_age_ms"),
+            snapshots=self.value(snapshots, "recovery", "snapshots_kept"),
+            snapshot_age_ms=self.value(None, "recovery", "snapshot_age_ms"),
+            slot_bytes=self.value(None, "shipping", "slot_budget_bytes"),
+            consumer_bytes=self.value(None, "recovery", "consumer_budget_bytes"),
+            consumer_age_ms=self.value(consumer_age_ms, "recovery", "consumer_age_ms"),
+        )
 
     def address(self, given: str | None) -> tuple[str, int]:
         """Where the node listens."""

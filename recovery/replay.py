@@ -91,7 +91,7 @@ def replay_to(
     """Fold the newest good snapshot at or below a target, and the log behind it, into a new directory.
 
     The target is an LSN, or a time in ms since 1970 (the last frame not after it), or neither: the end
-    of the log as it was when this was called. `backend` is "lmdb" or "sqlite", None the source's. After
+    of the log as it was when this was called. `backend` names one, None the source's. After
     each frame digest and session count are compared with the frame's, and at the end once more over
     all records. `progress` is called with the number of events done.
 

@@ -9,11 +9,14 @@ goes from its oldest end only, a segment at a time, and only when nothing needs 
     above the newest good snapshot          the state could not be made again without it
     above the state's position              the state here is not that far yet
     above a slot's position                 that replica would need a snapshot instead
+    above a consumer's progress             that consumer of the event feed would miss events
     younger than the policy's age           point-in-time recovery and outcome() reach back so far
     an older segment stays                  a log has no holes
 
 A slot holds log until what it holds is over the policy's budget; then its replica catches up by a
-snapshot. It never holds what the log no longer has, and never keeps the disk filling without end.
+snapshot. It never holds what the log no longer has, and never keeps the disk filling without end. So does
+a consumer, until it is over the budget, or has acknowledged nothing for the policy's age: one that was
+forgotten loses its place.
 """
 
 from __future__ import annotations
@@ -56,6 +59,18 @@ class SlotFacts(msgspec.Struct, frozen=True):
     """False if it is to get a snapshot anyway."""
 
 
+class ConsumerFacts(msgspec.Struct, frozen=True):
+    """What retention has to know of a consumer of the event feed."""
+
+    name: str
+    lsn: int
+    """Acknowledged."""
+    acked_ms: int
+    """When that was, ms since 1970."""
+    damage: str = ""
+    """Why its progress cannot be read, so that it cannot go on anyway; empty if it can."""
+
+
 class Policy(msgspec.Struct, frozen=True):
     """What is to be kept beyond what is needed. Times in ms, sizes in bytes."""
 
@@ -67,6 +82,10 @@ class Policy(msgspec.Struct, frozen=True):
     """Snapshots that are younger stay, too."""
     slot_bytes: int = 4 << 30
     """A slot holds at most so much log; its replica gets a snapshot then."""
+    consumer_bytes: int = 4 << 30
+    """A consumer of the event feed holds at most so much log."""
+    consumer_age_ms: int = 7 * 24 * 3_600_000
+    """One that has something to read, and has acknowledged nothing for so long, holds nothing."""
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -86,7 +105,7 @@ class Plan(msgspec.Struct, frozen=True):
     drop: tuple[Line, ...]
     keep: tuple[Line, ...]
     notes: tuple[str, ...] = ()
-    """Slots that hold nothing any more, and why."""
+    """Slots and consumers that hold nothing any more, and why."""
 
     @property
     def freed_bytes(self) -> int:
@@ -105,6 +124,7 @@ def plan_retention(
     *,
     now_ms: int,
     state_lsn: int,
+    consumers: Sequence[ConsumerFacts] = (),
 ) -> Plan:
     """Decide what of log and snapshots may go.
 
@@ -114,19 +134,22 @@ def plan_retention(
     good = max((snapshot.lsn for snapshot in snapshots if snapshot.is_good), default=None)
     kept_snapshots = _judge_snapshots(snapshots, policy, good, now_ms)
     holding, notes = _holding_slots(segments, slots, policy, good)
+    reading, consumer_notes = _holding_consumers(segments, consumers, policy, good, now_ms)
     lines: list[Line] = []
     staying = ""
     for number, segment in enumerate(segments):
         why = staying and f"{staying} stays, and a log has no holes"
-        why = why or _why_kept(segment, number == len(segments) - 1, good, holding, policy, now_ms, state_lsn)
+        why = why or _why_kept(
+            segment, number == len(segments) - 1, good, holding, reading, policy, now_ms, state_lsn
+        )
         staying = staying or (segment.name if why else "")
-        dropped = f"nothing needs it: LSN {segment.last_lsn} is in snapshot, state and replicas"
+        dropped = f"nothing needs it: LSN {segment.last_lsn} is in snapshot, state and replicas, and was read"
         lines.append(Line("segment", segment.name, segment.size_bytes, not why, why or dropped))
     lines = kept_snapshots + lines
     return Plan(
         tuple(line for line in lines if line.is_dropped),
         tuple(line for line in lines if not line.is_dropped),
-        tuple(notes),
+        tuple(notes + consumer_notes),
     )
 
 
@@ -174,11 +197,43 @@ def _holding_slots(
     return holding, notes
 
 
+def _holding_consumers(
+    segments: Sequence[SegmentFacts],
+    consumers: Sequence[ConsumerFacts],
+    policy: Policy,
+    good: int | None,
+    now_ms: int,
+) -> tuple[list[ConsumerFacts], list[str]]:
+    """(consumers for which log is kept, what is to be said of the others)."""
+    holding, notes = [], []
+    oldest = segments[0].first_lsn if segments else 1
+    for consumer in consumers:
+        unread = [segment for segment in segments if segment.last_lsn > consumer.lsn]
+        needed = sum(segment.size_bytes for segment in unread)
+        # One that had nothing to read has acknowledged nothing either: it is behind only since there was.
+        age_ms = now_ms - max([consumer.acked_ms, *(segment.closed_ms for segment in unread[:1])])
+        says = f"consumer {consumer.name} holds nothing"
+        if consumer.damage:
+            notes.append(f"{says}: its progress is damaged ({consumer.damage})")
+        elif consumer.lsn + 1 < oldest:
+            notes.append(f"{says}: the log it needs, LSN {consumer.lsn + 1}, is gone")
+        elif needed > policy.consumer_bytes and good is not None:
+            notes.append(
+                f"{says}: it needs {needed} bytes of log, over its budget of {policy.consumer_bytes}"
+            )
+        elif unread and age_ms > policy.consumer_age_ms:
+            notes.append(f"{says}: it has read nothing for {age_ms} ms, longer than {policy.consumer_age_ms}")
+        else:
+            holding.append(consumer)
+    return holding, notes
+
+
 def _why_kept(
     segment: SegmentFacts,
     is_tail: bool,
     good: int | None,
     holding: Sequence[SlotFacts],
+    reading: Sequence[ConsumerFacts],
     policy: Policy,
     now_ms: int,
     state_lsn: int,
@@ -198,6 +253,10 @@ def _why_kept(
     if behind:
         slot = min(behind, key=lambda one: one.lsn)
         return f"replica {slot.node} has LSN {slot.lsn} on disk, and needs it"
+    unread = [consumer for consumer in reading if consumer.lsn < segment.last_lsn]
+    if unread:
+        consumer = min(unread, key=lambda one: one.lsn)
+        return f"consumer {consumer.name} has read up to LSN {consumer.lsn}, and needs it"
     age_ms = now_ms - segment.closed_ms
     if age_ms < policy.log_age_ms:
         return f"it is {max(0, age_ms)} ms old, younger than {policy.log_age_ms} ms"

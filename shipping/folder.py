@@ -3,6 +3,9 @@
 Owns the loop and the words in the control page that say how far the state is. The digest and count of
 every frame are checked; at the first that does not come out folding stops for good, and the fault is
 recorded. It runs beside the receiver, so that receiving never waits for a fold.
+
+Where each process keeps a state of its own in memory, what is folded here is for that check alone: the
+store's readers fold for themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..store import names
+from ..store.backends import shares_state
 from ..store.cursor import LogCursor, list_segments
 from ..store.errors import DivergedError, LockTimeoutError, PositionGoneError, StorageFullError
 from ..store.identity import read_identity
@@ -26,7 +30,7 @@ from ..store.opening import load_state
 from ..store.page import Word, read_boot_id
 from ..store.ports import Backend
 from ..store.rebuild import replay
-from ..store.state import mark_state, open_state, set_aside
+from ..store.state import OWN, mark_state, open_state, set_aside
 from .faults import Fault, clear_fault, read_fault, write_fault
 from .nodelog import NodeLog, monotonic_ms, now_ms, open_node_log
 
@@ -169,6 +173,8 @@ class Folder:
 
     def _is_same_state(self) -> bool:
         """Are the state's directory and the log still those that are open?"""
+        if not self._inode:
+            return not _why_not_in_log(self._node, self._at)
         try:
             return os.stat(names.state_path(self._store)).st_ino == self._inode and self._log_holds_state()
         except FileNotFoundError:
@@ -189,7 +195,8 @@ class Folder:
                     # Still under the lock: once it is free, a receiver may put the state aside.
                     self._at = self._backend.refresh()
                     self._backend.release()
-                    self._inode = os.stat(names.state_path(self._store)).st_ino
+                    is_shared = shares_state(node.identity.backend)
+                    self._inode = os.stat(names.state_path(self._store)).st_ino if is_shared else 0
                     node.log.words[Word.FOLDED] = self._at.lsn
                 finally:
                     node.log.unlock()
@@ -217,7 +224,7 @@ class Folder:
                 backend, verdict = open_state(self._store, identity.backend, identity.cluster_id, boot_id)
             else:
                 why = verdict.reason
-            logger.warning("making the state anew: %s", why)
+            logger.log(logging.INFO if verdict is OWN else logging.WARNING, "making the state anew: %s", why)
             load_state(backend, node.log)
             mark_state(
                 self._store, backend_name=identity.backend, cluster_id=identity.cluster_id, boot_id=boot_id

@@ -1,9 +1,15 @@
 """Sessions, every byte on disk, the back ends and the write path; imports nothing of the other rooms."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .backends import BACKENDS, BackendKind, backend_kind, backend_names
 from .batch import Batch
 from .bulk import Bulk
 from .commit import Durability
 from .config import Configuration, Setting, inspect_config, load_config, with_keywords
+from .consumers import Consumer
 from .control import Config
 from .errors import (
     BacklogError,
@@ -39,29 +45,45 @@ from .errors import (
     WireError,
 )
 from .export import ExportReport, Filter, export_sessions
+from .feed import Feed
 from .identity import Identity, has_identity, read_identity
 from .ids import NOWHERE, Position, StatePosition
 from .importing import ImportReport, import_lines, import_sessions
 from .log import EventLog
 from .opening import OpenOptions, begin_cluster, init_store, open_store
 from .outcome import Outcome
+from .ports import Backend, Change, Deadline, Labelled, Record, Scan
 from .promise import Promise, read_promise
 from .session import Priority, Session
+from .session_event import EventKind, SessionEvent
 from .sessions import SessionStore
 from .stores import Stores
+from .subscribers import Subscription
+
+if TYPE_CHECKING:
+    from .async_feed import AsyncFeed
 
 __all__ = [
+    "AsyncFeed",
+    "BACKENDS",
+    "Backend",
+    "BackendKind",
     "BacklogError",
     "Batch",
     "Bulk",
     "BusyError",
+    "Change",
     "Config",
     "Configuration",
+    "Consumer",
     "CorruptError",
+    "Deadline",
     "DivergedError",
     "Durability",
+    "EventKind",
     "EventLog",
     "ExportReport",
+    "Feed",
     "FencedError",
     "Filter",
     "ForeignError",
@@ -72,6 +94,7 @@ __all__ = [
     "ImportReport",
     "Indeterminate",
     "InvalidIdError",
+    "Labelled",
     "LockTimeoutError",
     "MetadataError",
     "NOWHERE",
@@ -86,8 +109,11 @@ __all__ = [
     "Priority",
     "Promise",
     "PromiseRefusedError",
+    "Record",
     "ReentrantWriteError",
+    "Scan",
     "Session",
+    "SessionEvent",
     "SessionNotFoundError",
     "SessionStore",
     "SessionTooLargeError",
@@ -100,9 +126,12 @@ __all__ = [
     "StoreMissingError",
     "StoreReadOnlyError",
     "Stores",
+    "Subscription",
     "UsageError",
     "VersionConflictError",
     "WireError",
+    "backend_kind",
+    "backend_names",
     "begin_cluster",
     "export_sessions",
     "has_identity",
@@ -116,3 +145,12 @@ __all__ = [
     "read_promise",
     "with_keywords",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs asyncio is loaded when it is first asked for: it would slow every import."""
+    if name == "AsyncFeed":
+        from .async_feed import AsyncFeed  # noqa: PLC0415
+
+        return AsyncFeed
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -176,18 +176,18 @@ def _fast_clock(words: memoryview) -> tuple[Callable[[], int], Callable[[], None
     what lies between is looked at only now and then. A step of the offset is seen that much later, and
     so is the end of a suspension.
     """
-    base_ns = suspended_ns = 0
+    base_ms = suspended_ns = 0
     mono_ns, million = monotonic_ns, 1_000_000
 
     def now_ms() -> int:
-        return (mono_ns() + base_ns) // million
+        return mono_ns() // million + base_ms  # in this order: numbers below 2^60 are quicker to add
 
     def rebase() -> None:
-        nonlocal base_ns, suspended_ns
+        nonlocal base_ms, suspended_ns
         ahead_ns = _suspended_ns()
         if abs(ahead_ns - suspended_ns) >= _SUSPENDED_NS_MIN:  # below: this thread was held up in between
             suspended_ns = ahead_ns
-        base_ns = suspended_ns + words[_OFFSET] * million
+        base_ms = suspended_ns // million + words[_OFFSET]
 
     return now_ms, rebase
 

@@ -40,7 +40,8 @@ class Keeper:
         self._log = opened.log
         self._flush_touches = flush_touches
         self._writer: Writer | None = None
-        self._fold_lock = FileLock(opened.store / names.FOLD_LOCK)
+        self._fold_lock = opened.fold_lock()
+        self._seal_lock = FileLock(opened.store / names.FOLD_LOCK)
         self._fold_threads = threading.Lock()
         opened.log.thread_locks.append(self._fold_threads)
         self._fold_at = FOLD_ENTRIES
@@ -77,6 +78,7 @@ class Keeper:
                     failed = error  # with "disk" every call that could be concerned was told
         with self._fold_threads:
             self._fold_lock.close()
+            self._seal_lock.close()
         return failed
 
     def _flush_last(self) -> None:
@@ -231,11 +233,11 @@ class Keeper:
             return
         with self._fold_threads:
             try:
-                if self._fold_lock.try_acquire():
+                if self._seal_lock.try_acquire():
                     seal_all(log.cursor, lambda: log.flush(log.cursor.at.lsn))
                     self._sealed_before = header.first_lsn
             finally:
-                flock(self._fold_lock.descriptor, LOCK_UN)
+                flock(self._seal_lock.descriptor, LOCK_UN)
 
 
 def seal_all(cursor: LogCursor, flush: Callable[[], None]) -> int:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import names
+from .backends import DEFAULT_BACKEND, backend_kind
 from .clock import GivenClock, SessionClock, last_time_ms, read_boottime_ms, read_wall_ms
 from .commit import Durability
 from .control import ALONE, Config
@@ -39,8 +40,9 @@ from .flush import is_poisoned
 from .identity import Identity, has_identity, new_cluster_id, read_identity, write_identity
 from .ids import NOWHERE, Position, StatePosition
 from .labels import HOME_NODE, checked_term
-from .lock import FileLock
+from .lock import FileLock, FreeLock
 from .log import LOCK_TIMEOUT_MS, SEGMENT_BYTES, EventLog
+from .own_state import open_own
 from .page import Word, read_boot_id
 from .placing import open_log, place
 from .ports import Backend, Clock
@@ -52,7 +54,6 @@ from .state import StateVerdict, mark_state, open_state, set_aside
 from .view import View
 
 STANDALONE_NODE = "local"
-DEFAULT_BACKEND = "lmdb"
 
 
 INTERVAL_MS_MAX = 86_400_000
@@ -113,7 +114,6 @@ class Opened:
     store: Path
     identity: Identity
     log: EventLog
-    backend: Backend
     view: View
     users_lock: FileLock
     clock: SessionClock | GivenClock
@@ -121,8 +121,17 @@ class Opened:
     """Why the state was rebuilt at this opening, empty if it was not."""
 
     @property
+    def backend(self) -> Backend:
+        return self.view.backend
+
+    @property
     def state_path(self) -> Path:
         return names.state_path(self.store)
+
+    def fold_lock(self) -> FileLock:
+        """A new handle of the lock that is held to fold: of a state that nobody shares it is always free."""
+        kind = FileLock if self.view.make_own is None else FreeLock
+        return kind(self.store / names.FOLD_LOCK)
 
     def close(self) -> None:
         with self.view.mutex:
@@ -155,10 +164,12 @@ def init_store(
 ) -> Identity:
     """Make the directory of a node. It has no log yet: it becomes primary by an epoch, or a replica.
 
-    Raises ForeignError if there is something else, StorageError if there is a store already.
+    Raises ForeignError if there is something else, StorageError if there is a store already, UsageError
+    for a back end that there is not.
     """
     if has_identity(store):
         raise StorageError("there is a store already", path=store, hint="Take an empty directory.")
+    backend_kind(backend)
     identity = Identity(cluster_id or new_cluster_id(), node, 0, now_ms, backend)
     write_identity(store, identity)
     return identity
@@ -223,6 +234,7 @@ def _create(store: Path, options: OpenOptions) -> Identity:
 
 def _new_identity(options: OpenOptions) -> Identity:
     backend = options.backend or DEFAULT_BACKEND
+    backend_kind(backend)
     now_ms = options.clock.now_ms() if options.clock else options.wall_ms()
     return Identity(new_cluster_id(), STANDALONE_NODE, 0, now_ms, backend)
 
@@ -239,13 +251,15 @@ def _open_parts(
         lock_timeout_ms=options.write_timeout_ms,
         segment_bytes=options.segment_bytes,
     )
-    backend: Backend | None = None
     clock = (
         GivenClock(options.clock)
         if options.clock
         else SessionClock(log.page, options.wall_ms, options.boottime_ms)
     )
     log.now_ms = clock.now_ms
+    if not backend_kind(identity.backend).is_shared:
+        return Opened(store, identity, log, _open_own(log, clock, options), users, clock, "")
+    backend: Backend | None = None
     try:
         log.write_lock.acquire(options.write_timeout_ms)
         try:
@@ -263,7 +277,40 @@ def _open_parts(
         if backend is not None:
             backend.close()
         raise
-    return Opened(store, identity, log, backend, view, users, clock, rebuilt)
+    return Opened(store, identity, log, view, users, clock, rebuilt)
+
+
+def _open_own(log: EventLog, clock: SessionClock | GivenClock, options: OpenOptions) -> View:
+    """The view over a state of this handle alone. The write lock is held at both ends, not for the fold."""
+    try:
+        log.write_lock.acquire(options.write_timeout_ms)
+        try:
+            open_log(log, None)
+            clock.begin(last_time_ms(log))
+        finally:
+            log.write_lock.release()
+        view = open_own(
+            log,
+            log.store,
+            log.identity.backend,
+            lambda backend, end_lsn: load_state(backend, log, options.progress, end_lsn=end_lsn),
+        )
+        try:
+            log.lock_any()
+            try:
+                _begin_reign(log)
+                view.follow_config()
+                if log.is_primary:
+                    log.words[Word.FOLDED] = 0  # what the folder of a replica said before its promotion
+            finally:
+                log.unlock()
+        except BaseException:
+            view.backend.close()
+            raise
+    except BaseException:
+        log.close()
+        raise
+    return view
 
 
 def _settle_and_load(
@@ -304,13 +351,16 @@ def _fresh_state(log: EventLog, boot_id: str, why: str) -> Backend:
     return open_state(log.store, identity.backend, identity.cluster_id, boot_id)[0]
 
 
-def load_state(backend: Backend, log: EventLog, progress: Progress | None = None) -> StatePosition:
+def load_state(
+    backend: Backend, log: EventLog, progress: Progress | None = None, *, end_lsn: int | None = None
+) -> StatePosition:
     """Fill an empty back end from the newest good snapshot and the log; answers where it then stands.
 
-    With sync_replicas only what is known to be committed is taken. Raises CorruptError or
-    PositionGoneError if no snapshot and log together give a state.
+    The log is folded up to `end_lsn`, None for where `log` stands. With sync_replicas only what is known
+    to be committed is taken. Raises CorruptError or PositionGoneError if no snapshot and log together give
+    a state.
     """
-    end = log.cursor.at.lsn
+    end = log.cursor.at.lsn if end_lsn is None else end_lsn
     if log.config.sync_replicas > 0:
         end = min(end, log.words[Word.COMMITTED])
     identity = log.identity

@@ -15,7 +15,10 @@ from typing import Any
 import xxhash
 
 from . import labels
+from .consumers import Consumer
 from .errors import CorruptError, InvalidIdError, SessionNotFoundError, UsageError
+from .events import Events
+from .feed import Feed
 from .fold import HASH_BYTES, REBUILD_HINT, unreadable, value_of
 from .ids import Position
 from .log import EventLog
@@ -34,6 +37,8 @@ from .session import (
     split_lifetime,
     unpack_record,
 )
+from .session_event import SessionEvent
+from .subscribers import Subscription
 from .view import View
 
 REFRESHES_MAX = 10_000
@@ -57,6 +62,7 @@ class SessionReader(ABC):
         self._read_record = opened.view.read
         self._now_ms = opened.log.now_ms
         self._durability = options.durability
+        self._events = Events(opened, opened.log.now_ms)
         self._touches: dict[bytes, int] = {}
         """When sessions were last used, ms, of refreshes that are not written yet."""
 
@@ -326,11 +332,74 @@ class SessionReader(ABC):
             "appended_lsn": words[Word.APPENDED],
             "flushed_lsn": words[Word.FLUSHED],
             "committed_lsn": words[Word.COMMITTED] if log.config.sync_replicas else words[Word.APPENDED],
-            "folded_lsn": words[Word.FOLDED],
+            "folded_lsn": self._view.folded_lsn(),
             "sessions": self.count(),
             "digest": f"{log.cursor.at.digest:016x}",
             "durability": self._durability.name.lower(),
+            **self._events.stats(),
         }
+
+    # -- events ----------------------------------------------------------------------------------
+
+    def feed(
+        self,
+        from_lsn: int | Position | str | None = None,
+        *,
+        consumer: str | None = None,
+        kinds: Iterable[str] | str | None = None,
+        follow: bool = True,
+        timeout_ms: int | None = None,
+        ack_every_events: int = 1,
+        ack_interval_ms: int = 1000,
+        auto_ack: bool = True,
+    ) -> Feed:
+        """Iterate over the committed events of all processes, in LSN order; `async for` works, too.
+
+        `from_lsn` is the LSN of the first event (0: the oldest that the log holds), or the position (or its
+        text) up to which all is done; None goes on where `consumer` is, and without one begins now. The
+        progress of a `consumer` is kept in the store's directory; with `from_lsn` it is moved there. `kinds`
+        are those of EventKind, None for all. Without `follow` the feed ends with what is committed now; with
+        `timeout_ms` iteration ends after so long without an event.
+
+        Asking for an event acknowledges the one before it, unless `auto_ack` is False. What is acknowledged
+        is written every `ack_every_events` and whenever the feed waits, and survives power loss at the latest
+        about `ack_interval_ms` later (0: synced each time). Raises UsageError, BusyError if another feed
+        reads as `consumer`, PositionGoneError if the log does not hold `from_lsn`, DivergedError if it has
+        another history there, CorruptError or StorageError.
+        """
+        return self._events.feed(
+            from_lsn,
+            consumer=consumer,
+            kinds=kinds,
+            follow=follow,
+            timeout_ms=timeout_ms,
+            ack_every_events=ack_every_events,
+            ack_interval_ms=ack_interval_ms,
+            auto_ack=auto_ack,
+        )
+
+    def on(self, kind: Iterable[str] | str, callback: Callable[[SessionEvent], object]) -> Subscription:
+        """Call `callback` for every event of this kind (or kinds; "*": all) that is committed from now on.
+
+        Events of all processes, in LSN order, in one thread of this process; what a callback raises is
+        counted in stats(), and stops nothing. `cancel()` of what is answered ends it. Raises UsageError.
+        """
+        return self._events.on(kind, callback)
+
+    def drain_events(self, timeout_ms: int = 10_000) -> bool:
+        """Wait until subscribers were called for all that is committed by now; False if the time is up."""
+        return self._events.drain(timeout_ms)
+
+    def consumers(self) -> list[Consumer]:
+        """The consumers whose progress is kept here, by name, with their lag."""
+        return self._events.consumers()
+
+    def drop_consumer(self, name: str) -> bool:
+        """Forget a consumer, so that no log is kept for it; says whether there was one.
+
+        Raises UsageError for a bad name, BusyError if a feed reads under it.
+        """
+        return self._events.drop_consumer(name)
 
     @abstractmethod
     def _refresh_at_once(self, key: bytes, now_ms: int) -> None:

@@ -145,7 +145,8 @@ class SessionStore(SessionReader):
     ) -> SessionStore:
         """Open the store at `path`, making one if there is none (unless `create` is False).
 
-        `backend` is "lmdb" or "sqlite"; None takes what the store was made with (lmdb for a new one).
+        `backend` is "lmdb", "sqlite", "memory" (see docs/backends.md) or one that is installed; None takes
+        what the store was made with (lmdb for a new one).
         `durability` is "os", "interval" (on disk at the latest `interval_ms` ms later) or "disk".
         `home_node` is what new sessions get as theirs. With `max_sessions` the least recently used session is
         evicted for each new one beyond so many; processes that write one store give the same number.
@@ -185,13 +186,14 @@ class SessionStore(SessionReader):
         self._is_closed = True
         if self._log.pid != os.getpid():
             return  # in a child: all of it belongs to the parent
+        unheard = self._events.close()
         failed = self._keeper.stop()
         if self._gate is not None:
             self._gate.close()
         with self._writer.threads:
             self._opened.close()
-        if failed is not None:
-            raise failed
+        if (error := failed or unheard) is not None:
+            raise error
 
     def __enter__(self) -> SessionStore:
         return self

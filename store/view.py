@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import msgspec
 
 from .cursor import READ_BYTES, Run
-from .errors import CorruptError
+from .errors import CorruptError, DivergedError, PositionGoneError
 from .event import Event, Kind, Reason
 from .fold import HASH_BYTES, record_of, touched, unreadable
 from .ids import NOWHERE, StatePosition
@@ -77,9 +77,13 @@ class Pending(msgspec.Struct, frozen=True):
 class View:
     """What one process sees of one store."""
 
-    def __init__(self, log: EventLog, backend: Backend) -> None:
+    def __init__(
+        self, log: EventLog, backend: Backend, make_own: Callable[[], Backend] | None = None
+    ) -> None:
+        """`make_own` makes the back end anew, for a state that no other process shares (see own_state)."""
         self.log = log
         self.backend = backend
+        self.make_own = make_own
         self.mutex = log.mutex
         self.tail: dict[bytes, Entry] = {}
         self.pending: dict[bytes, Entry] = {}
@@ -200,7 +204,14 @@ class View:
 
     def begin_again(self) -> None:
         """The log was cut or made anew: forget the tail, and read on from the state."""
-        place(self.log, self.reset())
+        try:
+            place(self.log, self.reset(), is_shared=self.make_own is None)
+        except (DivergedError, PositionGoneError):
+            if self.make_own is None:
+                raise
+            old, self.backend = self.backend, self.make_own()
+            old.close()
+            place(self.log, self.reset(), is_shared=False)
 
     def reset(self) -> StatePosition:
         """Forget the tail: the log was cut or made anew. Says from where to follow it again."""
@@ -406,6 +417,12 @@ class View:
 
     def folded(self, position: StatePosition) -> None:
         """The fold up to `position` is in the state: publish it, and drop it from the tail map."""
+        if self.make_own is None:
+            self._publish(position)
+        self.release()
+        self.refresh()
+
+    def _publish(self, position: StatePosition) -> None:
         words = self.log.words
         words[Word.FOLDED_SEGMENT], words[Word.FOLDED_OFFSET] = 0, 0
         words[Word.FOLDED] = position.lsn
@@ -413,8 +430,10 @@ class View:
         if not self.needs_commit and cursor.header is not None and cursor.at.lsn == position.lsn:
             self.visible_place = (cursor.header.first_lsn, cursor.offset)
         words[Word.FOLDED_SEGMENT], words[Word.FOLDED_OFFSET] = self.visible_place
-        self.release()
-        self.refresh()
+
+    def folded_lsn(self) -> int:
+        """The LSN that the state holds: the one that all processes share, or this handle's own."""
+        return self.log.words[Word.FOLDED] if self.make_own is None else self.state.lsn
 
     def keys(self, prefix: bytes, after: bytes, limit: int) -> list[bytes]:
         """Up to `limit` keys above `after` that begin with `prefix`, in order, as readers see them.

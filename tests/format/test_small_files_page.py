@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from perdure.shipping import cut, faults, install, slots
-from perdure.store import flush, identity, promise, state
+from perdure.store import consumers, flush, identity, promise, state
 
 PAGE = Path(__file__).parents[2] / "docs" / "format.md"
 KINDS: list[tuple[bytes, type[msgspec.Struct]]] = [
@@ -17,6 +17,7 @@ KINDS: list[tuple[bytes, type[msgspec.Struct]]] = [
     (flush.POISON_MAGIC, flush.Poison),
     (state.MAGIC, state.StateMarker),
     (slots.MAGIC, slots.Slot),
+    (consumers.MAGIC, consumers.Progress),
     (cut.MAGIC, cut.CutPlan),
     (install.PLAN_MAGIC, install.InstallPlan),
     (faults.MAGIC, faults.Fault),

@@ -304,6 +304,17 @@ def test_a_promise_older_than_the_log_is_corrupt(tmp_path: Path) -> None:
     assert found.kind == "promise-behind"
 
 
+def test_a_consumer_of_the_feed_is_known_and_damage_to_its_progress_is_found(tmp_path: Path) -> None:
+    path = make(tmp_path / "s")
+    with SessionStore.open(path) as store:
+        store.feed(4, consumer="c").close()
+    assert ("consumer", 3) in {(one.kind, one.lsn) for one in verify(path)}
+    assert bad(path) == []
+    file = path / "feeds" / "c.feed"
+    file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+    assert [one.path for one in bad(path)] == [str(file)]
+
+
 def test_a_slot_and_a_snapshot_of_another_history_are_found_on_the_chain(tmp_path: Path) -> None:
     path = make(tmp_path / "s")
     write_slot(path, Slot("b", 1, 5, 12345, "streaming", 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
+from perdure.store import clock as clock_module
 from perdure.store.clock import (
     DOWNTIME_MS_MAX,
     LATE_MS_MAX,
@@ -255,7 +257,7 @@ def test_the_fast_way_to_read_session_time_agrees_with_the_exact_one(page: Contr
         page.signed_words[Word.SESSION_OFFSET_MS] += shift_ms
         clock.tick(is_primary=False)
         deadline = time.monotonic() + 10
-        while not clock.exact_ms() - 1 <= clock.now_ms() <= clock.exact_ms():  # this thread may be held up
+        while not -1 <= clock.exact_ms() - clock.now_ms() <= 1:  # this thread may be held up
             assert time.monotonic() < deadline
     assert abs(clock.exact_ms() - (read_boottime_ms() + page.signed_words[Word.SESSION_OFFSET_MS])) < 1000
 
@@ -280,6 +282,13 @@ def test_the_fast_way_to_read_session_time_never_goes_back_while_it_is_renewed(p
     finally:
         stopping.set()
         thread.join()
+
+
+def test_the_limits_on_the_page_about_time_are_those_of_the_code() -> None:
+    page = Path(__file__).parents[3] / "docs" / "time.md"
+    rows = re.findall(r"\| (\d+) \| `(\w+)` \|", page.read_text(encoding="utf-8"))
+    assert len(rows) == 6
+    assert {name: int(value) for value, name in rows} == {name: vars(clock_module)[name] for _, name in rows}
 
 
 def test_slews_are_as_far_apart_as_the_limit_says(page: ControlPage) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from perdure.recovery import dump
 from perdure.store import (
+    BACKENDS,
     CorruptError,
     Filter,
     FormatVersionError,
@@ -38,7 +39,6 @@ from perdure.store import (
 from perdure.store.lines import from_json, read_line, to_json, write_line
 from perdure.store.session import encode_metadata, encode_session, stored_bytes, with_window
 
-BACKENDS = ("lmdb", "sqlite")
 FAR_MS = 4_000_000_000_000
 """A time that has not come."""
 

@@ -28,7 +28,7 @@ from perdure.store import (
 )
 
 
-@pytest.fixture(params=["lmdb", "sqlite"])
+@pytest.fixture(params=["lmdb", "sqlite", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SessionStore]:
     with SessionStore.open(tmp_path / "store", backend=request.param) as opened:
         yield opened

@@ -70,7 +70,7 @@ class Counting:
 
 def count_calls(store: SessionStore) -> Counting:
     counting = Counting(store._opened.backend)
-    store._opened.backend = store._view.backend = counting
+    store._view.backend = counting
     return counting
 
 
