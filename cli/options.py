@@ -17,7 +17,7 @@ import typer
 
 from ..store import BACKENDS, PerdureError, StorageError, UsageError, backend_kind, load_config
 from ..store.lines import from_json
-from ..store.options import parse_address
+from ..store.option import parse_address
 
 SECRET_VARIABLE = "PERDURE_SECRET"
 SECRET_BYTES_MAX = 4096

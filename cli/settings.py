@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..store import Configuration, SessionStore, UsageError, has_identity, load_config, read_identity
-from ..store.options import parse_address
+from ..store.option import parse_address
 from .options import SECRET_VARIABLE, parse_nodes, read_secret
 
 if TYPE_CHECKING:

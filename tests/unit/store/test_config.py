@@ -12,7 +12,8 @@ import pytest
 import perdure
 from perdure.store import SessionStore, StoreMissingError, UsageError, inspect_config, load_config
 from perdure.store.old_options import OLD_OPTIONS
-from perdure.store.options import NODE, OPTIONS, RECOVERY, STORE, StoreOptions, option
+from perdure.store.option import STORE
+from perdure.store.options import NODE, OPTIONS, RECOVERY, StoreOptions, option
 
 APPENDIX = (
     "enabled replica_nodes batch_size batch_timeout_ms replication_rpc_timeout_ms health_check_interval_ms "
