@@ -17,7 +17,7 @@ from .. import __version__
 from ..store import UsageError
 from ..store.config import FILE_VARIABLE as CONFIG_VARIABLE
 from . import config as config_commands
-from . import feed, group, log, orphans, render, retention, session, snapshot
+from . import feed, group, keys, log, orphans, render, retention, session, snapshot
 from .bench import bench
 from .demo.command import demo
 from .init import init
@@ -50,6 +50,7 @@ app.command()(replay)
 app.command()(verify)
 app.command()(promote)
 app.command()(status)
+app.add_typer(keys.group, name="keys")
 app.add_typer(log.group, name="log")
 app.add_typer(retention.group, name="retention")
 session.group.command("watch")(watch)

@@ -22,6 +22,7 @@ from ..store import (
     DivergedError,
     FormatError,
     Indeterminate,
+    KeyMissingError,
     NotPrimaryError,
     PerdureError,
     PromiseRefusedError,
@@ -61,6 +62,7 @@ class Exit(IntEnum):
 
 _CODES: tuple[tuple[type[PerdureError], Exit], ...] = (
     (UsageError, Exit.USAGE),
+    (KeyMissingError, Exit.USAGE),
     (SessionNotFoundError, Exit.FINDINGS),
     (VersionConflictError, Exit.FINDINGS),
     (NotPrimaryError, Exit.REFUSED),

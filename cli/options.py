@@ -20,6 +20,7 @@ from ..store.lines import from_json
 from ..store.option import parse_address
 
 SECRET_VARIABLE = "PERDURE_SECRET"
+KEYS_VARIABLE = "PERDURE_KEYS"
 SECRET_BYTES_MAX = 4096
 LSN_MAX = (1 << 62) - 1
 METADATA_BYTES_MAX = 16 << 20
@@ -86,6 +87,14 @@ SecretFile: TypeAlias = Annotated[
         "--secret-file",
         metavar="FILE",
         help=f"File that holds the secret which all nodes of the cluster share (or set {SECRET_VARIABLE}).",
+    ),
+]
+Keys: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--keys",
+        metavar="FILE",
+        help=f"The key file of sessions that are encrypted (or set {KEYS_VARIABLE}).",
     ),
 ]
 

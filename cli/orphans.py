@@ -9,7 +9,7 @@ import typer
 
 from . import render
 from .exits import Exit, leave, reporting
-from .options import AsJson, Directory, Members, Yes, parse_members
+from .options import AsJson, Directory, Keys, Members, Yes, parse_members
 from .settings import open_store
 
 LIST_LIMIT = 100
@@ -28,6 +28,7 @@ def list_(
     limit: Annotated[
         int, typer.Option("--limit", min=1, max=LIST_LIMIT_MAX, help="How many at most.")
     ] = LIST_LIMIT,
+    keys: Keys = None,
     as_json: AsJson = False,
 ) -> None:
     """List orphans with their home nodes. Exit code 1 says that there are some.
@@ -36,7 +37,7 @@ def list_(
     Example:
       perdure orphans list /srv/n1 --members n1,n2,n3
     """
-    with open_store(directory, reads=True) as store:
+    with open_store(directory, keys=keys, reads=True) as store:
         rows: list[dict[str, object]] = []
         for id in islice(store.orphans(parse_members(members)), limit):
             session = store.peek(id)
@@ -47,14 +48,19 @@ def list_(
 
 @group.command("count")
 @reporting
-def count(directory: Directory, members: Members, as_json: AsJson = False) -> None:
+def count(
+    directory: Directory,
+    members: Members,
+    keys: Keys = None,
+    as_json: AsJson = False,
+) -> None:
     """Count orphans. Exit code 1 says that there are some.
 
     \b
     Example:
       perdure orphans count /srv/n1 --members n1,n2,n3
     """
-    with open_store(directory, reads=True) as store:
+    with open_store(directory, keys=keys, reads=True) as store:
         orphans = store.count_orphans(parse_members(members))
     if as_json:
         render.result({"orphans": orphans}, as_json=True)
@@ -65,7 +71,13 @@ def count(directory: Directory, members: Members, as_json: AsJson = False) -> No
 
 @group.command("cleanup")
 @reporting
-def cleanup(directory: Directory, members: Members, yes: Yes = False, as_json: AsJson = False) -> None:
+def cleanup(
+    directory: Directory,
+    members: Members,
+    yes: Yes = False,
+    keys: Keys = None,
+    as_json: AsJson = False,
+) -> None:
     """Remove all orphans. Exit code 1 says that --yes is missing.
 
     \b
@@ -73,7 +85,7 @@ def cleanup(directory: Directory, members: Members, yes: Yes = False, as_json: A
       perdure orphans cleanup /srv/n1 --members n1,n2,n3 --yes
     """
     known = parse_members(members)
-    with open_store(directory, reads=not yes) as store:
+    with open_store(directory, keys=keys, reads=not yes) as store:
         would = 0 if yes else store.count_orphans(known)
         deleted = store.cleanup_orphans(known) if yes else 0
     render.result({"deleted": deleted, "would_delete": would}, as_json=as_json)
@@ -90,6 +102,7 @@ def adopt(
     by: Annotated[
         str, typer.Option("--by", metavar="NODE", help="The member that is their home from now on.")
     ],
+    keys: Keys = None,
     as_json: AsJson = False,
 ) -> None:
     """Give all orphans another home node; their life is not extended.
@@ -98,6 +111,6 @@ def adopt(
     Example:
       perdure orphans adopt /srv/n1 --members n1,n2,n3 --by n2
     """
-    with open_store(directory) as store:
+    with open_store(directory, keys=keys) as store:
         adopted = store.adopt_orphans(parse_members(members), by)
     render.result({"adopted": adopted, "home_node": by}, as_json=as_json)

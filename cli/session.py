@@ -16,6 +16,7 @@ from .options import (
     Directory,
     IdArgument,
     IfVersion,
+    Keys,
     OfGroup,
     OfHomeNode,
     OfPriority,
@@ -62,6 +63,7 @@ group = typer.Typer(
 def create(
     directory: Directory,
     metadata: Metadata = "{}",
+    *,
     timeout: Timeout = None,
     max_lifetime: Annotated[
         str | None,
@@ -71,6 +73,7 @@ def create(
     tag: WithTags = None,
     home_node: AtHome = None,
     priority: WithPriority = None,
+    keys: Keys = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a session under a new random id, and say the id.
@@ -85,7 +88,7 @@ def create(
     if max_lifetime is not None:
         options["max_lifetime_ms"] = parse_duration_ms(max_lifetime)
     found = read_metadata(metadata)
-    with open_store(directory) as store:
+    with open_store(directory, keys=keys) as store:
         id = store.create(found, group=group or "", home_node=home_node, **options)
         session = store.peek(id)
     if as_json:
@@ -96,7 +99,12 @@ def create(
 
 @group.command("get")
 @reporting
-def get(directory: Directory, id: IdArgument, as_json: AsJson = False) -> None:
+def get(
+    directory: Directory,
+    id: IdArgument,
+    keys: Keys = None,
+    as_json: AsJson = False,
+) -> None:
     """Show one session; its life is not extended.
 
     Exit code 1 says that there is none, or that it has expired.
@@ -105,7 +113,7 @@ def get(directory: Directory, id: IdArgument, as_json: AsJson = False) -> None:
     Example:
       perdure session get /srv/n1 9f86d081884c7d659a2feaa0c55ad015
     """
-    with open_store(directory, reads=True) as store:
+    with open_store(directory, keys=keys, reads=True) as store:
         session = store.peek(id)
     if session is None:
         render.result({"id": id, "found": False}, as_json=as_json)
@@ -133,6 +141,7 @@ def put(
     home_node: AtHome = None,
     priority: WithPriority = None,
     if_version: IfVersion = None,
+    keys: Keys = None,
     as_json: AsJson = False,
 ) -> None:
     """Store a session under an id of your own, new or in place of the old one.
@@ -145,7 +154,7 @@ def put(
     """
     options: dict[str, Any] = {} if ttl is None else {"ttl_ms": parse_duration_ms(ttl)}
     found = read_metadata(metadata)
-    with open_store(directory) as store:
+    with open_store(directory, keys=keys) as store:
         session = store.put(
             id,
             found,
@@ -182,6 +191,7 @@ def update(
     home_node: AtHome = None,
     priority: WithPriority = None,
     if_version: IfVersion = None,
+    keys: Keys = None,
     as_json: AsJson = False,
 ) -> None:
     """Change a session in one atomic step: keys of its metadata, timeout, labels. It counts as used.
@@ -207,7 +217,7 @@ def update(
         kept = {key: value for key, value in session.metadata.items() if key not in removed}
         return session.replace(metadata={**kept, **changes}, **fields)
 
-    with open_store(directory) as store:
+    with open_store(directory, keys=keys) as store:
         session = store.update(id, change, if_version=if_version)
     render.result(session.to_dict(), as_json=as_json)
 
@@ -215,7 +225,11 @@ def update(
 @group.command("touch")
 @reporting
 def touch(
-    directory: Directory, id: IdArgument, if_version: IfVersion = None, as_json: AsJson = False
+    directory: Directory,
+    id: IdArgument,
+    if_version: IfVersion = None,
+    keys: Keys = None,
+    as_json: AsJson = False,
 ) -> None:
     """Extend a session's life as if it was used now. Exit code 1 says that there is none.
 
@@ -223,7 +237,7 @@ def touch(
     Example:
       perdure session touch /srv/n1 user-42
     """
-    with open_store(directory) as store:
+    with open_store(directory, keys=keys) as store:
         store.touch(id, if_version=if_version)
         session = store.peek(id)
     render.result({"id": id, "expires_at": session.expires_at if session else None}, as_json=as_json)
@@ -236,6 +250,7 @@ def delete(
     id: IdArgument,
     if_version: IfVersion = None,
     yes: Yes = False,
+    keys: Keys = None,
     as_json: AsJson = False,
 ) -> None:
     """Remove a session. Exit code 1 says that there was none, or that --yes is missing.
@@ -244,7 +259,7 @@ def delete(
     Example:
       perdure session delete /srv/n1 user-42 --yes
     """
-    with open_store(directory, reads=not yes) as store:
+    with open_store(directory, keys=keys, reads=not yes) as store:
         is_there = store.exists(id)
         was_deleted = yes and store.delete(id, if_version=if_version)
     would = is_there and not yes
@@ -258,6 +273,7 @@ def delete(
 @reporting
 def list_(
     directory: Directory,
+    *,
     prefix: Annotated[str, typer.Option("--prefix", help="Only ids that begin so.")] = "",
     after: Annotated[str, typer.Option("--after", help="Go on behind this id.")] = "",
     group: OfGroup = None,
@@ -268,6 +284,7 @@ def list_(
         int, typer.Option("--limit", min=1, max=LIST_LIMIT_MAX, help="How many at most.")
     ] = LIST_LIMIT,
     is_long: Annotated[bool, typer.Option("--long", help="Whole sessions, not only ids.")] = False,
+    keys: Keys = None,
     as_json: AsJson = False,
 ) -> None:
     """List ids in their order; `next_after` of --json is where to go on.
@@ -276,7 +293,7 @@ def list_(
     Example:
       perdure session list /srv/n1 --prefix user- --tag mobile --limit 20
     """
-    with open_store(directory, reads=True) as store:
+    with open_store(directory, keys=keys, reads=True) as store:
         ids = store.ids(
             prefix, after, group=group, tag=tag, home_node=home_node, priority=_priority(priority)
         )
@@ -297,6 +314,7 @@ def count(
     tag: OfTag = None,
     home_node: OfHomeNode = None,
     priority: OfPriority = None,
+    keys: Keys = None,
     as_json: AsJson = False,
 ) -> None:
     """Count the sessions that are stored, or those with these labels.
@@ -307,7 +325,7 @@ def count(
     Example:
       perdure session count /srv/n1 --priority critical --json
     """
-    with open_store(directory, reads=True) as store:
+    with open_store(directory, keys=keys, reads=True) as store:
         sessions = store.count(group=group, tag=tag, home_node=home_node, priority=_priority(priority))
         position = store.position()
     if as_json:
@@ -324,6 +342,7 @@ def sample(
         int, typer.Option("--number", "-n", min=1, max=SAMPLE_MAX, help="How many are drawn.")
     ] = 10,
     is_long: Annotated[bool, typer.Option("--long", help="Whole sessions, not only ids.")] = False,
+    keys: Keys = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw sessions at random, each equally likely. All ids are read for that.
@@ -332,7 +351,7 @@ def sample(
     Example:
       perdure session sample /srv/n1 -n 5 --long
     """
-    with open_store(directory, reads=True) as store:
+    with open_store(directory, keys=keys, reads=True) as store:
         drawn = [session.to_dict() if is_long else {"id": session.id} for session in store.sample(number)]
     if as_json:
         render.write_json({"sessions": drawn})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..store import Configuration, SessionStore, UsageError, has_identity, load_config, read_identity
 from ..store.option import parse_address
+from ..store.options import StoreOptions
 from .options import SECRET_VARIABLE, parse_nodes, read_secret
 
 if TYPE_CHECKING:
@@ -85,18 +86,23 @@ class Settings:
         return read_secret(file)
 
 
-def open_store(directory: Path, *, reads: bool = False, timeout_ms: int | None = None) -> SessionStore:
+def open_store(
+    directory: Path, *, reads: bool = False, timeout_ms: int | None = None, keys: Path | None = None
+) -> SessionStore:
     """The store of a command, with the options that the configuration gives; it must be there.
 
-    With `reads` nothing waits for replicas. `timeout_ms` is how long it waits for others that have the store.
-    Raises as perdure.open.
+    With `reads` nothing waits for replicas. `keys` is a key file of the command line, `timeout_ms` how long
+    it waits for others that have the store. Raises as perdure.open.
     """
     from .. import open as open_replicated
 
-    if not reads:
-        return open_replicated(directory, create=False)
-    config = load_config(directory=directory)
-    options = {**config.given("store", config.name_of(directory)), "create": False}
+    options: StoreOptions = {"create": False}
     if timeout_ms is not None:
         options["write_timeout_ms"] = timeout_ms
-    return SessionStore.open(directory, **options)
+    if keys is not None:
+        options["keys"] = keys
+    if not reads:
+        return open_replicated(directory, **options)
+    config = load_config(directory=directory)
+    given: dict[str, Any] = {**config.given("store", config.name_of(directory)), **options}
+    return SessionStore.open(directory, **given)

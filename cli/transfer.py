@@ -18,7 +18,7 @@ from ..store.importing import OnConflict
 from ..store.names import TEMPORARY_SUFFIX
 from . import render
 from .exits import reporting
-from .options import AsJson, Directory, OfGroup, OfHomeNode, OfPriority, OfTag
+from .options import AsJson, Directory, Keys, OfGroup, OfHomeNode, OfPriority, OfTag
 from .settings import open_store
 
 DASH = "-"
@@ -36,6 +36,7 @@ def export(
     home_node: OfHomeNode = None,
     priority: OfPriority = None,
     yes: Annotated[bool, typer.Option("--yes", help="Replace the file if there is one.")] = False,
+    keys: Keys = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the sessions as JSON lines: the state at one LSN, whatever is written meanwhile.
@@ -48,7 +49,7 @@ def export(
       perdure export /srv/n1 sessions.jsonl --group user-42
     """
     only = Filter(prefix, group or "", tag or "", home_node or "", priority or "")
-    with open_store(directory, reads=True) as store:
+    with open_store(directory, keys=keys, reads=True) as store:
         total = store.count()
         with _sink(file, yes) as sink, render.progress("export", total=total, unit="sessions") as advance:
             report = export_sessions(store, sink, only=only, progress=advance)
@@ -63,6 +64,7 @@ def import_(
         OnConflict,
         typer.Option("--on-conflict", help="What becomes of a session that is there with another value."),
     ] = "skip",
+    keys: Keys = None,
     as_json: AsJson = False,
 ) -> None:
     """Store the sessions of an export, each exactly as it was; those that have expired are left out.
@@ -77,7 +79,7 @@ def import_(
     """
     with (
         _source(file) as (stream, size_bytes),
-        open_store(directory) as store,
+        open_store(directory, keys=keys) as store,
         render.progress("import", total=size_bytes, unit="bytes") as advance,
     ):
         report = import_lines(store, stream, name=file, on_conflict=on_conflict, progress=advance)

@@ -11,7 +11,7 @@ import typer
 from ..store import EventKind, Feed, SessionEvent
 from . import render
 from .exits import reporting
-from .options import AsJson, Directory
+from .options import AsJson, Directory, Keys
 from .settings import open_store
 
 LIST_LIMIT_MAX = 1_000_000_000
@@ -46,6 +46,7 @@ def watch(
     follows: Annotated[
         bool, typer.Option("--follow/--no-follow", help="Wait for more, or end with what is committed now.")
     ] = True,
+    keys: Keys = None,
     as_json: AsJson = False,
 ) -> None:
     """Show committed events as they come, one a line; JSON lines with --json.
@@ -58,7 +59,7 @@ def watch(
     """
     place = int(from_lsn) if from_lsn and from_lsn.isascii() and from_lsn.isdigit() else from_lsn
     with (
-        open_store(directory, reads=True) as store,
+        open_store(directory, keys=keys, reads=True) as store,
         store.feed(place, consumer=consumer, kinds=kinds, follow=follows, auto_ack=False) as feed,
     ):
         render.stream(

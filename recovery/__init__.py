@@ -2,6 +2,7 @@
 
 from .drop import apply_retention, explain_retention
 from .findings import Finding, Level, Summary, summarise
+from .keyuse import KeyUse, key_use
 from .logtool import EpochStat, LogStat, SegmentStat, dump, stat
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises, promises_needed
 from .promote import PromotionRefusedError, PromotionReport, promote
@@ -19,6 +20,7 @@ __all__ = [
     "Depth",
     "EpochStat",
     "Finding",
+    "KeyUse",
     "Level",
     "Line",
     "LogStat",
@@ -40,6 +42,7 @@ __all__ = [
     "explain_retention",
     "inspect_snapshots",
     "is_unfinished",
+    "key_use",
     "plan_retention",
     "promises_needed",
     "promote",

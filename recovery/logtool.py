@@ -19,6 +19,8 @@ from ..store.errors import CorruptError, PerdureError, StoreMissingError, UsageE
 from ..store.event import Event, Kind, Reason, decode_events
 from ..store.frame import Frame
 from ..store.ids import Position
+from ..store.keyring import key_name
+from ..store.sealed import in_clear, is_sealed, seal_of
 from ..store.session import ACCESSED, NEVER_MS, Session, expiry_of
 from .scan import SegmentScan
 from .source import open_source
@@ -197,7 +199,7 @@ def _readable(lsn: int, event: Event, frame: Frame, offset: int, file: SegmentFi
 def _meaning(event: Event, id: str) -> dict[str, Any]:
     kind, _reason, _operation_id, _key, value = event
     if kind == Kind.PUT:
-        return {"session": _session(Session(id, value), value)}
+        return {"session": _session(Session(id, in_clear(value)), value)}
     if kind == Kind.TOUCH and len(value) == ACCESSED.size:
         return {"last_accessed": ACCESSED.unpack(value)[0]}
     if kind == Kind.RENAME:
@@ -226,7 +228,8 @@ def _session(session: Session, value: bytes) -> dict[str, Any]:
         "priority": session.priority.name.lower(),
         "group": session.group,
         "tags": list(session.tags),
-        "metadata": _plain(session.metadata),
+        **({"sealed_under": key_name(seal_of(value)[0])} if is_sealed(value) else {}),
+        "metadata": None if is_sealed(value) else _plain(session.metadata),
     }
 
 

@@ -23,6 +23,7 @@ from .errors import (
     FormatVersionError,
     Indeterminate,
     InvalidIdError,
+    KeyMissingError,
     LockTimeoutError,
     MetadataError,
     NoQuorumError,
@@ -43,12 +44,14 @@ from .errors import (
     UsageError,
     VersionConflictError,
     WireError,
+    WrongKeyError,
 )
 from .export import ExportReport, Filter, export_sessions
 from .feed import Feed
 from .identity import Identity, has_identity, read_identity
 from .ids import NOWHERE, Position, StatePosition
 from .importing import ImportReport, import_lines, import_sessions
+from .keyring import Keyring
 from .log import EventLog
 from .opening import OpenOptions, begin_cluster, init_store, open_store
 from .outcome import Outcome
@@ -94,6 +97,8 @@ __all__ = [
     "ImportReport",
     "Indeterminate",
     "InvalidIdError",
+    "KeyMissingError",
+    "Keyring",
     "Labelled",
     "LockTimeoutError",
     "MetadataError",
@@ -130,6 +135,7 @@ __all__ = [
     "UsageError",
     "VersionConflictError",
     "WireError",
+    "WrongKeyError",
     "backend_kind",
     "backend_names",
     "begin_cluster",

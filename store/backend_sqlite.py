@@ -39,6 +39,7 @@ from .files import FILE_MODE, translated
 from .forks import raise_forked, watch_forks
 from .ids import NOWHERE, StatePosition
 from .ports import Change, Deadline, Labelled, Record
+from .sealed import in_clear, is_sealed
 from .session import Session
 
 DATA_FILE: Final = "sessions.sqlite3"
@@ -317,7 +318,8 @@ class SqliteScan:
 
 
 def row_of(key: bytes, record: Record) -> tuple[Any, ...]:
-    """The row of a session: its readable columns are NULL if the record is no stored session."""
+    """The row of a session: its readable columns are NULL if the record is no stored session, its metadata
+    also if it is sealed."""
     try:
         session = Session("", record[8:])
         columns = (
@@ -333,8 +335,21 @@ def row_of(key: bytes, record: Record) -> tuple[Any, ...]:
             msgspec.json.encode(readable(session.metadata)).decode(),
         )
     except (CorruptError, ValueError, OverflowError, RecursionError):
-        return (key, *_UNREADABLE, record)
+        return _row_of_other(key, record)
     return (key, *(_fitting(column) for column in columns), record)
+
+
+def _row_of_other(key: bytes, record: Record) -> tuple[Any, ...]:
+    """The row of a compressed session, of a sealed one (without metadata), or of what is none."""
+    value = record[8:]
+    try:
+        clear = in_clear(value)
+    except CorruptError:
+        clear = value
+    if clear == value:
+        return (key, *_UNREADABLE, record)
+    row = row_of(key, record[:8] + clear)
+    return (*row[:-2], None if is_sealed(value) else row[-2], record)
 
 
 def readable(value: Any) -> Any:

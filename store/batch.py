@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 from .errors import SessionTooLargeError, UsageError
 from .event import EVENTS_LIMIT, Kind, Reason
+from .sealer import Sealer
 from .session import (
     ACCESSED,
     DEFAULT_TIMEOUT_MS,
     Priority,
-    check_id,
     check_timeout,
     encode_session,
     expiry_of,
@@ -39,9 +39,12 @@ class Batch:
         size_bytes_max: int,
         apply: Callable[[Callable[[Stage], Any], str | None, bytes], Any],
         durability: str | None,
+        sealer: Sealer,
         home_node: str,
         refresh_window_ms: int | None = None,
     ) -> None:
+        self._sealer = sealer
+        self._seals = sealer if sealer.changes else None
         self._take = take
         self._home_node = home_node
         self._now_ms = now_ms
@@ -103,7 +106,11 @@ class Batch:
             home_node=self._home_node if home_node is None else home_node,
         )
         self._check_size(id, value)
-        self._add((id.encode(), value))
+        key = id.encode()
+        if self._seals is not None:
+            key = self._seals.key_of(id)
+            value = self._seals.seal(id, key, value)
+        self._add((key, value))
         return id
 
     def put(
@@ -119,7 +126,7 @@ class Batch:
         home_node: str | None = None,
     ) -> None:
         """A session under the caller's id, new or in place of the old one; as SessionStore.put."""
-        key, ttl = check_id(id), check_timeout(ttl_ms)
+        key, ttl = self._sealer.key_of(id), check_timeout(ttl_ms)
         lifetime = with_window(ttl, self._window_ms) if sliding else 0
         tagged = tuple(tags)
         home = self._home_node if home_node is None else home_node
@@ -145,13 +152,18 @@ class Batch:
             old = stage.value(key)
             fields = None if old is None or end_expired(stage, key, now_ms) else unpack_header(old)
             version, created_ms = (fields[6] + 1, fields[7]) if fields else (1, now_ms)
-            stage.put(key, encode(version, created_ms, now_ms), Reason.REPLACED, self._operation_id)
+            value = encode(version, created_ms, now_ms)
+            if self._seals is not None:
+                value = self._seals.seal(id, key, value)
+            elif old is not None and old[1]:
+                self._sealer.refuse_plain(id, old)
+            stage.put(key, value, Reason.REPLACED, self._operation_id)
 
         self._add(change)
 
     def touch(self, id: str) -> None:
         """Extend a session's life; nothing happens if it is not there."""
-        key = check_id(id)
+        key = self._sealer.key_of(id)
 
         def change(stage: Stage) -> None:
             now_ms = self._now_ms()
@@ -163,7 +175,7 @@ class Batch:
 
     def delete(self, id: str) -> None:
         """Remove a session; nothing happens if it is not there, or has expired."""
-        key = check_id(id)
+        key = self._sealer.key_of(id)
 
         def change(stage: Stage) -> None:
             old = stage.value(key)

@@ -7,6 +7,8 @@
     |   |-- SessionTooLargeError        over max_session_size_bytes; nothing was written
     |   `-- ReentrantWriteError         a write from inside an update function or a batch
     |-- SessionNotFoundError (KeyError) no such session, or it has expired
+    |-- KeyMissingError                 a session is sealed, and its key is not at hand
+    |   `-- WrongKeyError               the key of that id does not open it
     |-- VersionConflictError            if_version did not match; carries both versions
     |-- StoreClosedError                the handle was closed
     |   `-- ForkedError                 the handle was opened before a fork
@@ -111,6 +113,23 @@ class SessionNotFoundError(PerdureError, KeyError):
     """The session is not there, or has expired."""
 
     __str__ = PerdureError.__str__
+
+
+class KeyMissingError(PerdureError):
+    """A session is sealed (encrypted), and the key with the id `key_id` is not at hand.
+
+    The session is there and stays as it is. `key_id` is None where no keys were given at all.
+    """
+
+    def __init__(
+        self, message: str, *, key_id: int | None = None, path: str | Path | None = None, hint: str = ""
+    ) -> None:
+        super().__init__(message, path=path, hint=hint)
+        self.key_id = key_id
+
+
+class WrongKeyError(KeyMissingError):
+    """The key of that id does not open a sealed session: it is another key, or the bytes were changed."""
 
 
 class VersionConflictError(PerdureError):

@@ -258,15 +258,20 @@ class _Import:
             outcome = self._outcome(stage, id, value, now_ms)
             done[outcome] += 1
             if outcome in ("imported", "replaced"):
-                stage.put(id.encode(), value, Reason.IMPORTED, operation_id)
+                key = self._store._key_of(id)
+                sealed = self._store._sealed(id, key, value, stage.value(key))
+                stage.put(key, sealed, Reason.IMPORTED, operation_id)
         return done
 
     def _outcome(self, stage: Stage, id: str, value: bytes, now_ms: int) -> str:
         if expiry_of(value) < now_ms:
             return "expired"
-        old = stage.value(id.encode())
+        key = self._store._key_of(id)
+        old = stage.value(key)
         if old is None or expiry_of(old) < now_ms:
             return "imported"
+        if old[1]:
+            old = self._store._sealer.open(key, old)
         if old == value:
             return "unchanged"
         if self._on_conflict == "fail":

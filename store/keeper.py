@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 TICK_S = 0.1
 FOLD_IDLE_TICKS = 10
+KEY_TICKS = 10
+"""A rotated key file is noticed within so many ticks."""
 TOUCH_TICKS = 5
 T = TypeVar("T")
 
@@ -51,6 +53,8 @@ class Keeper:
         self._sealed_before = 0
         self.last_error: Exception | None = None
         """The newest failure of background work; None once it succeeds again."""
+        self.refresh_keys: Callable[[], object] | None = None
+        """Looks whether the key file was rotated, where there is one."""
 
     def start(self, writer: Writer) -> None:
         self._writer = writer
@@ -205,6 +209,8 @@ class Keeper:
         self._seal()
         if self._writer is not None:
             self._sweeper.tick(self._writer)
+        if self.refresh_keys is not None and tick % KEY_TICKS == 0:
+            self.refresh_keys()
 
     def _flush_if_due(self) -> None:
         """What durability "interval" promises; tried again at every tick until it is done."""

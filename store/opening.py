@@ -48,6 +48,7 @@ from .placing import open_log, place
 from .ports import Backend, Clock
 from .promise import Promise, read_promise
 from .rebuild import Progress, load_snapshot, replay
+from .sealer import PLAIN, SealOptions
 from .session import check_window
 from .snapshot import SnapshotReader, list_snapshots
 from .state import StateVerdict, mark_state, open_state, set_aside
@@ -85,6 +86,7 @@ class OpenOptions:
     sweep_interval_ms: int = SWEEP_INTERVAL_MS
     boot_id: Callable[[], str] = read_boot_id
     progress: Progress | None = None
+    seal: SealOptions = PLAIN
 
     def __post_init__(self) -> None:
         """Raises UsageError for a limit that the formats could not keep."""

@@ -61,6 +61,7 @@ INTEGER: Final = Kind("whole number", (int,), int)
 TEXT: Final = Kind("text", (str,), str)
 FLAG: Final = Kind("true or false", (bool,), _flag)
 PATH: Final = Kind("path", (str,), str)
+KEYS: Final = Kind("path of a key file, or the text of one", (str,), str)
 LIST: Final = Kind("list of texts", (list,), _listed)
 NODES: Final = Kind("table of node = HOST:PORT", (dict,), _nodes)
 
@@ -128,7 +129,7 @@ class Option:
         problem = self.test(value) if self.test is not None else ""
         if problem:
             raise ValueError(problem)
-        if self.kind is PATH:
+        if self.kind is PATH or (self.kind is KEYS and not str(value).lstrip().startswith("{")):
             return str(Path(base or ".", Path(str(value)).expanduser()).absolute())
         return value
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, TypedDict
+from typing import Final, TypedDict
 
 from .errors import UsageError
 from .event import VALUE_BYTES_MAX
+from .keyring import Keyring
 from .names import NODE_NAME_BYTES_MAX
 from .option import (
     FLAG,
     INTEGER,
+    KEYS,
     LIST,
     NODES,
     PATH,
@@ -30,6 +32,7 @@ from .option import (
     nearest,
     nodes_problem,
 )
+from .sealer import COMPRESS_MIN_BYTES
 from .session import DEFAULT_TIMEOUT_MS, LABEL_BYTES_MAX, REFRESH_WINDOW_MS_MAX, TIMEOUT_MS_MAX
 
 NODE: Final = "node"
@@ -56,8 +59,8 @@ class StoreOptions(TypedDict, total=False):
     max_sessions: int | None
     compression: str
     compress_min_bytes: int
-    keys: Any
-    hide_ids: bool
+    keys: Keyring | str | os.PathLike[str] | None
+    hide_ids: bool | None
     default_timeout_ms: int | None
     create: bool
 
@@ -174,7 +177,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
         STORE,
         "compress_min_bytes",
         INTEGER,
-        1024,
+        COMPRESS_MIN_BYTES,
         "Smaller metadata are not compressed.",
         1,
         VALUE_BYTES_MAX,
@@ -183,20 +186,19 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         STORE,
         "keys",
-        PATH,
+        KEYS,
         None,
-        "The file of the keys that sessions are encrypted with. none: they are not encrypted.",
-        1,
-        4096,
-        "bytes",
+        "What sessions are encrypted with. none: they are not encrypted.",
         can_be_none=True,
     ),
     Option(
         STORE,
         "hide_ids",
         FLAG,
-        False,
-        "With keys: ids and labels are not readable in log, state and snapshots either.",
+        None,
+        "With keys: ids and labels are not readable in log, state and snapshots either. none: as the "
+        "store has it.",
+        can_be_none=True,
     ),
     Option(
         STORE,

@@ -25,6 +25,8 @@ from .log import EventLog
 from .opening import Opened, OpenOptions
 from .outcome import Outcome, find_outcome
 from .page import Word
+from .sealed import KNOWN_FLAGS, outline
+from .sealer import Sealer, are_ids_hidden
 from .session import (
     FORMAT,
     HEAD_LABELS_SHIFT,
@@ -34,6 +36,7 @@ from .session import (
     WINDOWED,
     Priority,
     Session,
+    expiry_of,
     split_lifetime,
     unpack_record,
 )
@@ -48,6 +51,7 @@ COALESCED_MS = 1000
 save a session whose life is nearly over, is written at once."""
 SAMPLE_MAX = 10_000
 _SCAN_CHUNK = 1000
+_PLAIN = b"\0"
 xxh3_64 = xxhash.xxh3_64_intdigest
 
 
@@ -62,9 +66,13 @@ class SessionReader(ABC):
         self._read_record = opened.view.read
         self._now_ms = opened.log.now_ms
         self._durability = options.durability
-        self._events = Events(opened, opened.log.now_ms)
         self._touches: dict[bytes, int] = {}
         """When sessions were last used, ms, of refreshes that are not written yet."""
+        self._sealer = Sealer(options.seal, is_hidden=are_ids_hidden(opened.view))
+        self._key_of = self._sealer.key_of
+        self._events = Events(opened, opened.log.now_ms, self._sealer.open_event)
+        if self._sealer.hides_ids:
+            self._read = self._read_hidden  # type: ignore[method-assign]
 
     def get(self, id: str) -> Session | None:
         """The session, or None if it is missing or expired. Refreshes its life.
@@ -98,9 +106,12 @@ class SessionReader(ABC):
             raise self._damaged(id) from error
         if xxh3_64(value, xxh3_64(key)) != hashed:
             raise self._damaged(id)
-        if head & HEAD_MASK != FORMAT:
-            raise self._unknown_format(id)
         now_ms = self._now_ms()
+        if head & HEAD_MASK != FORMAT:
+            opened = self._opened_value(id, key, value, now_ms)
+            if opened is None:
+                return None
+            value = opened
         if timeout:
             if timeout < WINDOWED:
                 window = timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX
@@ -116,6 +127,23 @@ class SessionReader(ABC):
         if 0 < cap < now_ms:
             return None
         return Session(id, value, 0 if head >> HEAD_LABELS_SHIFT else HEADER_BYTES)
+
+    def _opened_value(self, id: str, key: bytes, value: bytes, now_ms: int) -> bytes | None:
+        """The plain form of a compressed or sealed session; None, which needs no key, if it has expired."""
+        if value[0] != FORMAT or value[1] not in KNOWN_FLAGS:
+            raise self._unknown_format(id)
+        return self._sealer.open(key, value) if expiry_of(value) >= now_ms else None
+
+    def _read_hidden(self, id: str, refreshes: bool) -> Session | None:
+        """_read() where ids are hidden: by the key that stands for the id."""
+        try:
+            key = self._key_of(id)
+        except InvalidIdError:
+            if isinstance(id, str):
+                return None
+            raise
+        found = SessionReader._read(self, key.decode(), refreshes)
+        return None if found is None else Session(id, found._value, found._start)
 
     def _used(self, key: bytes, now_ms: int, patience_ms: int) -> None:
         """A session was used, and its last access in the store is older than its refresh window."""
@@ -176,13 +204,26 @@ class SessionReader(ABC):
         """The ids in key order, from above `after`, those that begin with `prefix` and have these labels.
 
         Labels are looked up in the index. Reads in chunks: what is changed meanwhile may be seen or not.
-        Raises CorruptError if the state is damaged, UsageError for text that is not valid Unicode.
+        Where ids are hidden, the order is that of their hashes. Raises CorruptError if the state is damaged,
+        UsageError for text that is not valid Unicode, or for a prefix where ids are hidden.
         """
         try:
             start, last = prefix.encode(), after.encode()
         except UnicodeEncodeError as error:
             raise UsageError("prefix and after are valid Unicode") from error
-        yield from map(_id_of, self._keys(start, last, self._terms(group, tag, home_node, priority)))
+        if self._sealer.hides_ids:
+            last = self._sealer.start_after(prefix, after)
+        yield from self._ids_of(self._keys(start, last, self._terms(group, tag, home_node, priority)))
+
+    def _ids_of(self, keys: Iterable[bytes]) -> Iterator[str]:
+        """The ids of keys: where they are hidden, each session is opened for its own."""
+        if not self._sealer.hides_ids:
+            yield from map(_id_of, keys)
+            return
+        for key in keys:
+            record = self._read_record(key)
+            if record is not None:
+                yield self._sealer.open_with_id(key, value_of(key, record))[0]
 
     def sessions(
         self,
@@ -222,8 +263,9 @@ class SessionReader(ABC):
 
         A session without a home node is no orphan. Raises UsageError if there are no members.
         """
+        last = self._sealer.start_after("", after) if self._sealer.hides_ids else after.encode()
         for term in self._orphaned(members):
-            yield from map(_id_of, self._keys(b"", after.encode(), [term]))
+            yield from self._ids_of(self._keys(b"", last, [term]))
 
     def count_orphans(self, members: Iterable[str]) -> int:
         """How many sessions have a home node that is not among `members`."""
@@ -241,21 +283,27 @@ class SessionReader(ABC):
     def _labels(self, kind: bytes) -> Iterator[str]:
         """The labels of one kind, as a session that has each says it: a term may be a hash."""
         for term in self._view.terms(*labels.kind_range(kind)):
-            for id in map(_id_of, self._keys(b"", b"", [term])):
-                session = self._peek_expired(id)
+            for key in self._keys(b"", b"", [term]):
+                session = self._labelled(key)
                 texts = () if session is None else _labels_of(session, kind)
                 found = [text for text in texts if text and self._term(kind, text) == term]
                 if found:
                     yield found[0]
                     break
 
-    def _peek_expired(self, id: str) -> Session | None:
-        """The stored session, expired or not."""
-        record = self._read_record(id.encode())
-        return None if record is None else Session(id, value_of(id.encode(), record))
+    def _labelled(self, key: bytes) -> Session | None:
+        """The session of a key, expired or not, for its labels: without its metadata if it is sealed."""
+        record = self._read_record(key)
+        if record is None:
+            return None
+        value = value_of(key, record)
+        if value[1:2] != _PLAIN:
+            value = self._sealer.open(key, value) if self._sealer.hides_ids else outline(value)
+        return Session(_id_of(key), value)
 
     def _term(self, kind: bytes, label: str, what: str = "a label") -> bytes:
-        return labels.checked_term(kind, label, what)
+        labels.checked_term(kind, label, what)
+        return labels.checked_term(kind, self._sealer.label(kind, label), what)
 
     def _terms(
         self, group: str | None, tag: str | None, home_node: str | None, priority: Priority | None
@@ -304,6 +352,14 @@ class SessionReader(ABC):
             elif (place := randrange(seen + 1)) < count:
                 drawn[place] = session
         return drawn
+
+    def stored_as(self, id: str) -> str:
+        """What an id stands as in log and state: itself or, where ids are hidden, its hash.
+
+        Events that carry no session (touched, renamed, deleted, expired) name a hidden id so. Raises
+        InvalidIdError, KeyMissingError.
+        """
+        return self._key_of(id).decode()
 
     def position(self) -> Position:
         """Where this handle's view of the log stands."""

@@ -4,7 +4,7 @@ Owns the stored session: what a PUT event carries and a back end keeps. Little-e
 
     offset  size  field
     0       1     format (1)
-    1       1     flags (0)
+    1       1     flags (0; see sealed)
     2       1     priority
     3       1     home node length, bytes
     4       2     group length, bytes

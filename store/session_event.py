@@ -25,6 +25,8 @@ OpenSession: TypeAlias = Callable[[bytes, bytes], "tuple[str, bytes]"]
 _CONTROL = int(Kind.EPOCH_START)
 _PUT = int(Kind.PUT)
 _RENAME = int(Kind.RENAME)
+_UNHEARD = frozenset((int(Reason.RENAMED), int(Reason.REKEYED)))
+"""Reasons of a PUT that changes nothing but how a session is stored."""
 _unpack_version = struct.Struct("<Q").unpack_from
 
 
@@ -110,7 +112,7 @@ def decode_session_events(
     lsn = frame.first_lsn - 1
     for kind, reason, operation_id, key, value in events:
         lsn += 1
-        if lsn < first_lsn or kind >= _CONTROL:
+        if lsn < first_lsn or kind >= _CONTROL or (kind == _PUT and reason in _UNHEARD):
             continue
         happened = _happened(value, lsn) if kind == _PUT else _KINDS[kind]
         if happened not in kinds:

@@ -36,10 +36,15 @@ from .event import Kind, Reason
 from .fold import HASH_BYTES
 from .ids import Position, StatePosition
 from .keeper import Keeper
+from .keyring import Keyring, KeySource
 from .opening import SWEEP_INTERVAL_MS, Opened, OpenOptions, open_store
 from .page import Word
 from .ports import CommitGate
 from .reading import REFRESHES_MAX, SessionReader
+from .reseal import Progress as ResealProgress
+from .reseal import Resealed, reseal
+from .sealed import KNOWN_FLAGS, outline
+from .sealer import COMPRESS_MIN_BYTES, SealOptions
 from .session import (
     ACCESSED,
     ACCESSED_OFFSET,
@@ -52,7 +57,6 @@ from .session import (
     VERSION_OFFSET,
     Priority,
     Session,
-    check_id,
     check_timeout,
     encode_session,
     expiry_at,
@@ -101,6 +105,8 @@ class SessionStore(SessionReader):
         super().__init__(opened, options)
         self._is_lazy = options.durability is Durability.OS and gate is None
         self._size_bytes_max = options.session_bytes_max
+        self._seals = self._sealer if self._sealer.changes else None
+        """None where values are stored as they are."""
         self._window_ms = options.refresh_window_ms
         self._default_lifetime = with_window(DEFAULT_TIMEOUT_MS, self._window_ms)
         self._ids = _Ids()
@@ -113,6 +119,8 @@ class SessionStore(SessionReader):
             after_append=self._keeper.after_append,
             make_room=self._keeper.make_room,
         )
+        if self._sealer.keys is not None:
+            self._keeper.refresh_keys = self._sealer.refresh
         self._home_node = options.home_node
         self._evictor: Evictor | None = None
         if options.sessions_max is not None:
@@ -142,6 +150,10 @@ class SessionStore(SessionReader):
         home_node: str = "",
         max_sessions: int | None = None,
         gate: CommitGate | None = None,
+        compression: str = "none",
+        compress_min_bytes: int = COMPRESS_MIN_BYTES,
+        keys: Keyring | str | os.PathLike[str] | None = None,
+        hide_ids: bool | None = None,
     ) -> SessionStore:
         """Open the store at `path`, making one if there is none (unless `create` is False).
 
@@ -153,8 +165,12 @@ class SessionStore(SessionReader):
         `refresh_window_ms` (0 to 60,000) is for the sessions that this handle creates and puts: how old
         their last access may be in the store while they are used; None is a tenth of their timeout, at
         most a minute. Every `sweep_interval_ms` (0: never) the primary removes what has expired.
-        Raises StorageError, FormatError or UsageError; nothing is changed then.
+        With `compression` "zstd" metadata of at least `compress_min_bytes` are compressed where that makes
+        them smaller. With `keys` (the path of a key file, or a Keyring) values are encrypted; `hide_ids`
+        then also hides ids and labels (None: as the store has it).
+        Raises StorageError, FormatError, KeyMissingError or UsageError; nothing is changed then.
         """
+        source = None if keys is None else KeySource(keys)
         options = OpenOptions(
             backend=backend,
             durability=parse_durability(durability),
@@ -166,6 +182,7 @@ class SessionStore(SessionReader):
             create=create,
             home_node=home_node,
             sessions_max=max_sessions,
+            seal=SealOptions(compression, compress_min_bytes, source, hide_ids),
         )
         opened = open_store(Path(path), options)
         try:
@@ -251,16 +268,19 @@ class SessionStore(SessionReader):
         id = take().hex()
         if len(value) > self._size_bytes_max:
             raise self._too_large(id, value)
-        operation_id = take()
+        key, operation_id = id.encode(), take()
+        if self._seals is not None:
+            key = self._key_of(id)
+            value = self._seals.seal(id, key, value)
         if self._evictor is not None:
             self._commit(
-                lambda stage: stage.put(id.encode(), value, Reason.CREATED, operation_id),
+                lambda stage: stage.put(key, value, Reason.CREATED, operation_id),
                 durability,
                 operation_id,
             )
             return id
         expiry_ms = expiry_at(now_ms, timeout, cap)
-        position = self._writer.create(id.encode(), value, operation_id, now_ms, expiry_ms)
+        position = self._writer.create(key, value, operation_id, now_ms, expiry_ms)
         if not (self._is_lazy and durability is None and self._is_still_ours()):
             self._finish(position, durability, operation_id)
         return id
@@ -285,7 +305,7 @@ class SessionStore(SessionReader):
         `if_version` makes it conditional (0: only if there is none): VersionConflictError. Otherwise
         raises as create, and InvalidIdError.
         """
-        key = check_id(id)
+        key = self._key_of(id)
         ttl = check_timeout(ttl_ms)
         lifetime = with_window(ttl, self._window_ms) if sliding else 0
         tagged = tuple(tags)
@@ -308,7 +328,8 @@ class SessionStore(SessionReader):
 
         def evaluate(stage: Stage) -> Session:
             now_ms = self._now_ms()
-            old = self._live(stage, id, key, now_ms)
+            old_value = stage.value(key)
+            old = self._outlined(id, old_value, now_ms)
             check_version(id, old, if_version)
             if old is None:
                 end_expired(stage, key, now_ms)
@@ -324,7 +345,7 @@ class SessionStore(SessionReader):
                 home_node=home,
                 metadata=metadata,
             )
-            stage.put(key, stored, Reason.REPLACED, operation_id)
+            stage.put(key, self._sealed(id, key, stored, old_value), Reason.REPLACED, operation_id)
             return Session(id, stored)
 
         session: Session = self._commit(evaluate, durability, operation_id)
@@ -347,7 +368,7 @@ class SessionStore(SessionReader):
         """
         if durability is not None:
             parse_durability(durability)
-        key = check_id(id)
+        key = self._key_of(id)
         operation_id = self._ids.take()
         try:
             position, stored = self._writer.change(
@@ -360,7 +381,7 @@ class SessionStore(SessionReader):
             self._touches.pop(key, None)
         if not (self._is_lazy and durability is None and self._is_still_ours()):
             self._finish(position, durability, operation_id)
-        return Session(id, stored)
+        return Session(id, stored if self._seals is None else self._seals.open(key, stored))
 
     def patch(
         self,
@@ -398,7 +419,7 @@ class SessionStore(SessionReader):
             if xxh3_64(value, xxh3_64(key)) != hashed:
                 raise self._damaged(id)
             if head & HEAD_MASK != FORMAT:
-                raise self._unknown_format(id)
+                value = self._opened_value(id, key, value, now_ms) or b""
             if expiry_at(accessed, timeout, cap) >= now_ms:
                 old = Session(id, value, 0 if head >> HEAD_LABELS_SHIFT else HEADER_BYTES)
         if if_version is not None:
@@ -420,6 +441,8 @@ class SessionStore(SessionReader):
             and stored[:VERSION_OFFSET] == value[:VERSION_OFFSET]
             and stored[TIMEOUT_OFFSET:start] == value[TIMEOUT_OFFSET:start]
         )
+        if self._seals is not None:
+            stored = self._seals.seal(id, key, stored)
         return stored, KEPT_MS if is_kept else UNKNOWN_MS
 
     def touch(self, id: str, *, if_version: int | None = None, durability: str | None = None) -> None:
@@ -427,12 +450,12 @@ class SessionStore(SessionReader):
 
         Raises SessionNotFoundError, VersionConflictError.
         """
-        key = check_id(id)
+        key = self._key_of(id)
         operation_id = self._ids.take()
 
         def evaluate(stage: Stage) -> None:
             now_ms = self._now_ms()
-            old = self._live(stage, id, key, now_ms)
+            old = self._outlined(id, stage.value(key), now_ms)
             check_version(id, old, if_version)
             if old is None:
                 raise self._missing(id)
@@ -443,11 +466,11 @@ class SessionStore(SessionReader):
 
     def delete(self, id: str, *, if_version: int | None = None, durability: str | None = None) -> bool:
         """Remove a session; says whether it was there."""
-        key = check_id(id)
+        key = self._key_of(id)
         operation_id = self._ids.take()
 
         def evaluate(stage: Stage) -> bool:
-            old = self._live(stage, id, key, self._now_ms())
+            old = self._outlined(id, stage.value(key), self._now_ms())
             check_version(id, old, if_version)
             if old is None:
                 return False
@@ -463,17 +486,22 @@ class SessionStore(SessionReader):
 
         Raises SessionNotFoundError, VersionConflictError.
         """
-        key = check_id(id)
+        key = self._key_of(id)
         new_id = self._ids.take().hex()
+        new_key = self._key_of(new_id)
         operation_id = self._ids.take()
 
         def evaluate(stage: Stage) -> str:
-            old = self._live(stage, id, key, self._now_ms())
+            value = stage.value(key)
+            old = self._outlined(id, value, self._now_ms())
             check_version(id, old, if_version)
-            if old is None:
+            if old is None or value is None:
                 raise self._missing(id)
+            moved = self._sealer.moved(key, value, new_id, new_key) if value[1] else None
             self._touches.pop(key, None)
-            stage.rename(key, new_id.encode(), operation_id)
+            stage.rename(key, new_key, operation_id)
+            if moved is not None:
+                stage.put(new_key, moved, Reason.RENAMED, operation_id)
             return new_id
 
         renamed: str = self._commit(evaluate, durability, operation_id)
@@ -490,6 +518,7 @@ class SessionStore(SessionReader):
             self._size_bytes_max,
             self._apply_batch,
             durability,
+            self._sealer,
             self._home_node,
             self._window_ms,
         )
@@ -543,12 +572,14 @@ class SessionStore(SessionReader):
         operation_id = self._ids.take()
 
         def adopt(stage: Stage, key: bytes) -> bool:
-            old = self._live(stage, key.decode(), key, self._now_ms())
-            if old is None:
+            value = stage.value(key)
+            if value is None or expiry_of(value) < self._now_ms():
                 return False
-            value = stored_bytes(old.replace(home_node=home_node))
-            adopted = with_stamps(value, old.version + 1, old.created_at, old.last_accessed)
-            stage.put(key, adopted, Reason.ADOPTED, operation_id)
+            id, plain = self._sealer.open_with_id(key, value)
+            old = Session(id, plain)
+            adopted = stored_bytes(old.replace(home_node=home_node))
+            adopted = with_stamps(adopted, old.version + 1, old.created_at, old.last_accessed)
+            stage.put(key, self._sealed(id, key, adopted, value), Reason.ADOPTED, operation_id)
             return True
 
         return sum(
@@ -595,6 +626,24 @@ class SessionStore(SessionReader):
         if limit is not None:
             check_limit(limit)
         return self._keeper.sweep(limit)
+
+    def reseal(self, progress: ResealProgress | None = None, *, recompress: bool = True) -> Resealed:
+        """Store every session as new ones are: sealed under the active key, compressed as the options say.
+
+        Without `recompress` each stays compressed or uncompressed.
+
+        Nothing else of a session changes, and one that is changed meanwhile is left to a later pass; passes
+        go on until one finds nothing to do. May be broken off at any time, and called again.
+        `progress` is told (sessions looked at, sessions there are). Raises KeyMissingError, after all others
+        are done, if there are sessions that cannot be opened; NotPrimaryError, and as a write does.
+        """
+        return reseal(
+            self._view, self._sealer, self._commit_all, self._options.wall_ms, progress, recompress=recompress
+        )
+
+    def _commit_all(self, evaluate: Callable[[Stage], int]) -> int:
+        changed: int = self._commit(evaluate, None, self._ids.take())
+        return changed
 
     # -- durability and fold ---------------------------------------------------------------------
 
@@ -672,10 +721,22 @@ class SessionStore(SessionReader):
             error.operation_id = operation_id.hex()
             raise
 
-    def _live(self, stage: Stage, id: str, key: bytes, now_ms: int) -> Session | None:
-        value = stage.value(key)
+    def _sealed(self, id: str, key: bytes, value: bytes, old: bytes | None) -> bytes:
+        """What is stored for a plain value in place of `old`. Raises KeyMissingError."""
+        if self._seals is not None:
+            return self._seals.seal(id, key, value)
+        if old is not None and old[1]:
+            self._sealer.refuse_plain(id, old)
+        return value
+
+    def _outlined(self, id: str, value: bytes | None, now_ms: int) -> Session | None:
+        """The session that a stored value is, if it has not expired; of a sealed one without its metadata."""
         if value is None or expiry_of(value) < now_ms:
             return None
+        if value[1]:
+            if value[1] not in KNOWN_FLAGS:
+                raise self._unknown_format(id)
+            value = outline(value)
         session = Session(id, value)
         session.check()
         return session

@@ -33,6 +33,7 @@ ALL = sorted(_commands(typer.main.get_command(app)))
 EXPECTED = (
     "init node ship receive replay verify promote status bench demo "
     "snapshot_create snapshot_list snapshot_prune "
+    "keys_init keys_list keys_rotate keys_reseal keys_retire keys_hash "
     "log_dump log_stat retention_explain export import config_show config_check stores "
     "session_create session_get session_put session_update session_touch session_delete session_list "
     "session_count session_sample session_watch group_list group_show group_count group_touch group_delete "

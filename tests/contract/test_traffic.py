@@ -101,7 +101,7 @@ class Replay:
         now_ms = self.clock.ms
         before = {id: self.held(id) for id, last in self.last_ms.items() if now_ms - last > IDLE_MS}
         expired = self.store.cleanup_expired()
-        gone = [id for id in before if self.store._peek_expired(id) is None]
+        gone = [id for id in before if self.store._labelled(id.encode()) is None]
         assert len(gone) == expired, "a session ended that was used within its idle time"
         for id, last in list(self.last_ms.items()):
             assert id in gone or now_ms - last <= IDLE_MS + self.window_ms, "a session outlived its window"
@@ -111,7 +111,7 @@ class Replay:
         self.expired += expired
 
     def held(self, id: str) -> int:
-        session = self.store._peek_expired(id)
+        session = self.store._labelled(id.encode())
         assert session is not None
         hits: int = session.metadata["hits"]
         return hits

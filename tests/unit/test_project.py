@@ -19,7 +19,12 @@ import perdure
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("cli", "recovery", "shipping", "store")
-REQUIREMENT_FILES = ("requirements.txt", "requirements-build.txt", "requirements-dev.txt")
+REQUIREMENT_FILES = (
+    "requirements.txt",
+    "requirements-build.txt",
+    "requirements-dev.txt",
+    "requirements-encryption.txt",
+)
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 
@@ -64,7 +69,7 @@ def test_every_requirement_is_pinned_with_a_hash(file: str) -> None:
 
 def test_the_requirement_files_agree_with_each_other() -> None:
     everything = pins("requirements-dev.txt")
-    for file in ("requirements.txt", "requirements-build.txt"):
+    for file in ("requirements.txt", "requirements-build.txt", "requirements-encryption.txt"):
         for name, (version, hashes) in pins(file).items():
             assert everything[name] == (version, hashes), (
                 f"{name} differs between {file} and requirements-dev.txt"
@@ -75,6 +80,10 @@ def test_the_requirement_files_pin_what_the_project_declares() -> None:
     declared = project()["project"]
     assert names_of(declared["dependencies"]) <= pins("requirements.txt").keys()
     assert names_of(declared["optional-dependencies"]["dev"]) <= pins("requirements-dev.txt").keys()
+    assert (
+        names_of(declared["optional-dependencies"]["encryption"])
+        <= pins("requirements-encryption.txt").keys()
+    )
     assert names_of(project()["build-system"]["requires"]) == pins("requirements-build.txt").keys()
 
 

@@ -313,7 +313,7 @@ def test_new_sessions_get_the_home_node_of_the_store(tmp_path: Path, backend: st
 
 
 def stored(store: SessionStore, id: str) -> Session:
-    session = store._peek_expired(id)
+    session = store._labelled(id.encode())
     assert session is not None
     return session
 
