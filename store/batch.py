@@ -41,7 +41,8 @@ class Batch:
         durability: str | None,
         sealer: Sealer,
         home_node: str,
-        refresh_window_ms: int | None = None,
+        refresh_window_ms: int | None,
+        default_timeout: int,
     ) -> None:
         self._sealer = sealer
         self._seals = sealer if sealer.changes else None
@@ -52,6 +53,7 @@ class Batch:
         self._apply = apply
         self._durability = durability
         self._window_ms = refresh_window_ms
+        self._default_timeout = default_timeout
         self._changes: list[_Change] = []
         self._operation_id = take()
         self._is_entered = self._is_over = False
@@ -95,9 +97,7 @@ class Batch:
             1,
             now_ms,
             now_ms,
-            with_window(
-                timeout_ms if timeout_ms is DEFAULT_TIMEOUT_MS else check_timeout(timeout_ms), self._window_ms
-            ),
+            with_window(self._timeout(timeout_ms), self._window_ms),
             0 if max_lifetime_ms is None else now_ms + check_timeout(max_lifetime_ms),
             metadata if metadata is not None else {},
             priority,
@@ -126,7 +126,7 @@ class Batch:
         home_node: str | None = None,
     ) -> None:
         """A session under the caller's id, new or in place of the old one; as SessionStore.put."""
-        key, ttl = self._sealer.key_of(id), check_timeout(ttl_ms)
+        key, ttl = self._sealer.key_of(id), self._timeout(ttl_ms)
         lifetime = with_window(ttl, self._window_ms) if sliding else 0
         tagged = tuple(tags)
         home = self._home_node if home_node is None else home_node
@@ -183,6 +183,9 @@ class Batch:
                 stage.remove(key, Kind.DELETE, Reason.DELETED, self._operation_id)
 
         self._add(change)
+
+    def _timeout(self, timeout_ms: int | None) -> int:
+        return self._default_timeout if timeout_ms is DEFAULT_TIMEOUT_MS else check_timeout(timeout_ms)
 
     def _evaluate(self, stage: Stage) -> None:
         created: list[tuple[bytes, bytes]] = []

@@ -49,7 +49,7 @@ from .ports import Backend, Clock
 from .promise import Promise, read_promise
 from .rebuild import Progress, load_snapshot, replay
 from .sealer import PLAIN, SealOptions
-from .session import check_window
+from .session import DEFAULT_TIMEOUT_MS, check_timeout, check_window
 from .snapshot import SnapshotReader, list_snapshots
 from .state import StateVerdict, mark_state, open_state, set_aside
 from .view import View
@@ -84,6 +84,7 @@ class OpenOptions:
     boottime_ms: Callable[[], int] = read_boottime_ms
     refresh_window_ms: int | None = None
     sweep_interval_ms: int = SWEEP_INTERVAL_MS
+    default_timeout_ms: int | None = DEFAULT_TIMEOUT_MS
     boot_id: Callable[[], str] = read_boot_id
     progress: Progress | None = None
     seal: SealOptions = PLAIN
@@ -102,6 +103,7 @@ class OpenOptions:
         if self.home_node:
             checked_term(HOME_NODE, self.home_node, "a home node")
         check_window(self.refresh_window_ms)
+        check_timeout(self.default_timeout_ms)
 
 
 def _check_limit(name: str, value: object, least: int, most: int) -> None:

@@ -43,7 +43,8 @@ assert HEADER.size == HEADER_BYTES
 
 NESTING_MAX: Final = 32
 NEVER_MS: Final = (1 << 63) - 1
-DEFAULT_TIMEOUT_MS: Final = 3_600_000
+DEFAULT_TIMEOUT_MS: Final = int("3600000")
+"""An object of its own: it stands for the store's default_timeout_ms, told by identity."""
 TIMEOUT_MS_MAX: Final = 100 * 366 * 86_400_000
 REFRESH_WINDOW_MS_MAX: Final = 60_000
 WINDOW_SHIFT: Final = 48

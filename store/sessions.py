@@ -108,7 +108,8 @@ class SessionStore(SessionReader):
         self._seals = self._sealer if self._sealer.changes else None
         """None where values are stored as they are."""
         self._window_ms = options.refresh_window_ms
-        self._default_lifetime = with_window(DEFAULT_TIMEOUT_MS, self._window_ms)
+        self._default_timeout = check_timeout(options.default_timeout_ms)
+        self._default_lifetime = with_window(self._default_timeout, self._window_ms)
         self._ids = _Ids()
         self._keeper = Keeper(opened, options, self._flush_touches)
         self._writer = Writer(
@@ -154,6 +155,7 @@ class SessionStore(SessionReader):
         compress_min_bytes: int = COMPRESS_MIN_BYTES,
         keys: Keyring | str | os.PathLike[str] | None = None,
         hide_ids: bool | None = None,
+        default_timeout_ms: int | None = DEFAULT_TIMEOUT_MS,
     ) -> SessionStore:
         """Open the store at `path`, making one if there is none (unless `create` is False).
 
@@ -164,7 +166,8 @@ class SessionStore(SessionReader):
         evicted for each new one beyond so many; processes that write one store give the same number.
         `refresh_window_ms` (0 to 60,000) is for the sessions that this handle creates and puts: how old
         their last access may be in the store while they are used; None is a tenth of their timeout, at
-        most a minute. Every `sweep_interval_ms` (0: never) the primary removes what has expired.
+        most a minute. `default_timeout_ms` is for sessions that are created without a timeout, None for
+        infinite. Every `sweep_interval_ms` (0: never) the primary removes what has expired.
         With `compression` "zstd" metadata of at least `compress_min_bytes` are compressed where that makes
         them smaller. With `keys` (the path of a key file, or a Keyring) values are encrypted; `hide_ids`
         then also hides ids and labels (None: as the store has it).
@@ -182,6 +185,7 @@ class SessionStore(SessionReader):
             create=create,
             home_node=home_node,
             sessions_max=max_sessions,
+            default_timeout_ms=default_timeout_ms,
             seal=SealOptions(compression, compress_min_bytes, source, hide_ids),
         )
         opened = open_store(Path(path), options)
@@ -239,10 +243,9 @@ class SessionStore(SessionReader):
     ) -> str:
         """Store a new session under a new random id of 32 hexadecimal characters; answers the id.
 
-        `timeout_ms` is the idle timeout, None for infinite; `max_lifetime_ms` the absolute one; `home_node`
-        is the store's if None. Raises
-        MetadataError, SessionTooLargeError or UsageError (nothing was written), BusyError, StorageError,
-        or Indeterminate.
+        `timeout_ms` is the idle timeout, None for infinite, and the store's default_timeout_ms if not given;
+        `max_lifetime_ms` the absolute one; `home_node` is the store's if None. Raises MetadataError,
+        SessionTooLargeError or UsageError (nothing was written), BusyError, StorageError, or Indeterminate.
         """
         if durability is not None:
             parse_durability(durability)
@@ -301,12 +304,12 @@ class SessionStore(SessionReader):
     ) -> Session:
         """Store a session under an id of the caller's choice, new or in place of the old one.
 
-        `ttl_ms` is an absolute lifetime from now, or an idle timeout with `sliding`; None is for ever.
-        `if_version` makes it conditional (0: only if there is none): VersionConflictError. Otherwise
-        raises as create, and InvalidIdError.
+        `ttl_ms` is an absolute lifetime from now, or an idle timeout with `sliding`; None is for ever, and
+        not given it is the store's default_timeout_ms. `if_version` makes it conditional (0: only if there is
+        none): VersionConflictError. Otherwise raises as create, and InvalidIdError.
         """
         key = self._key_of(id)
-        ttl = check_timeout(ttl_ms)
+        ttl = self._default_timeout if ttl_ms is DEFAULT_TIMEOUT_MS else check_timeout(ttl_ms)
         lifetime = with_window(ttl, self._window_ms) if sliding else 0
         tagged = tuple(tags)
         home = self._home_node if home_node is None else home_node
@@ -521,6 +524,7 @@ class SessionStore(SessionReader):
             self._sealer,
             self._home_node,
             self._window_ms,
+            self._default_timeout,
         )
 
     def _apply_batch(self, evaluate: Callable[[Stage], Any], durability: str | None, first: bytes) -> Any:

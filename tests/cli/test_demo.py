@@ -85,6 +85,13 @@ def test_an_access_log_gives_what_the_log_alone_implies(place: Path) -> None:
     assert report["malformed_lines"] == 2
 
 
+def test_a_cluster_with_its_state_in_memory_loses_nothing(place: Path, seed: int) -> None:
+    arguments = ("--sessions", 200, "--writers", 2, "--seconds", 1, "--backend", "memory", "--seed", seed)
+    code, report = _demo(*arguments)
+    assert (code, report["lost"], report["phantom"]) == (0, 0, 0), report
+    assert report["digests_agree"] and report["is_proven"]
+
+
 def test_an_asynchronous_cluster_says_honestly_what_was_lost(place: Path, seed: int) -> None:
     code, report = _demo(
         "--sessions", 200, "--writers", 2, "--seconds", 0.5, "--sync-replicas", 0, "--seed", seed

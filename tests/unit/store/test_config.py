@@ -117,7 +117,7 @@ def test_what_is_no_toml_is_an_error_that_names_the_file(tmp_path: Path, text: s
         ("[store]\ninterval_ms = 0", "interval_ms in [store]: it is a whole number from 1 to 86,400,000 ms"),
         ("[store]\ninterval_ms = 1.5", "interval_ms in [store]: it is a whole number"),
         ("[store]\ninterval_ms = true", "interval_ms in [store]: it is a whole number"),
-        ("[store]\nhide_ids = 1", "hide_ids in [store]: it is true or false, not 1"),
+        ("[store]\nhide_ids = 1", 'hide_ids in [store]: it is true or false, or "none", not 1'),
         ("[store]\nhome_node = 7", "home_node in [store]: it is a text of at most 255 bytes"),
         ("[node]\nlisten = 'here'", "'here' is no address"),
         ("[node.peers]\nn2 = 7001", "the address of n2 is a text HOST:PORT"),
@@ -178,6 +178,14 @@ def test_a_wrong_variable_is_an_error_that_names_it_and_an_unknown_one_a_note() 
     found = inspect_config(environ={"PERDURE_DURABILTY": "os", "PERDURE_SERVICE_HOST": "10.0.0.1"})
     assert found.problems == []
     assert ["PERDURE_DURABILITY" in note.text for note in found.notes] == [True, False]
+
+
+def test_keys_are_the_path_of_a_key_file_or_its_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.toml", "[store]\nkeys = 'my.keys'\n")
+    assert load_config(path, environ={}).given(STORE) == {"keys": str(tmp_path / "my.keys")}
+    text = '{"the text": "of a key file"}'
+    assert load_config(path, environ={"PERDURE_KEYS": text}).given(STORE) == {"keys": text}
+    assert load_config(path, environ={"PERDURE_KEYS": "none"}).given(STORE) == {"keys": None}
 
 
 def test_an_empty_variable_is_none() -> None:

@@ -367,8 +367,16 @@ def test_mappings_take_defaults_and_what_to_dict_gives(tmp_path: Path, full: Ses
         session = store["a"]
         assert (session.version, session.timeout_ms, session.priority) == (1, 3_600_000, Priority.NORMAL)
         assert abs(session.created_at - store._now_ms()) < 60_000
+        import_sessions(store, [{"id": "b", "timeout_ms": None}])
+        assert store["b"].timeout_ms is None
         import_sessions(store, [each.to_dict() for each in full.sessions()])
         assert stored(full).items() <= stored(store).items()
+
+
+def test_a_mapping_without_a_timeout_gets_the_one_of_the_store(tmp_path: Path) -> None:
+    with SessionStore.open(tmp_path / "a", default_timeout_ms=5_000_000) as store:
+        import_sessions(store, [{"id": "a"}])
+        assert store["a"].timeout_ms == 5_000_000
 
 
 @pytest.mark.parametrize(

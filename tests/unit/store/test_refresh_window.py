@@ -350,3 +350,19 @@ def test_sessions_that_processes_use_in_time_are_never_lost_while_others_sweep(
 def test_a_record_keeps_its_hash_in_front_of_the_word() -> None:
     value = encode_session(1, 0, 1000, with_window(5000, 0), 0, {})
     assert expiry_of(record_of(b"key", value), HASH_BYTES) == 6000
+
+
+def test_a_timeout_that_is_not_given_is_that_of_the_store(tmp_path: Path) -> None:
+    with SessionStore.open(tmp_path / "store", default_timeout_ms=90_000) as store:
+        assert store[store.create()].timeout_ms == 90_000
+        assert store[store.create(timeout_ms=3_600_000)].timeout_ms == 3_600_000
+        assert store.put("a", {}, sliding=True).timeout_ms == 90_000
+        with store.batch() as batch:
+            made = batch.create()
+            batch.put("b", {}, sliding=True)
+        assert store[made].timeout_ms == store["b"].timeout_ms == 90_000
+    with SessionStore.open(tmp_path / "store", default_timeout_ms=None) as store:
+        assert store[store.create()].expires_at is None
+        assert store.put("c", {}).expires_at is None
+    with SessionStore.open(tmp_path / "store") as store:
+        assert store[store.create()].timeout_ms == 3_600_000
