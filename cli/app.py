@@ -30,6 +30,7 @@ from .status import status
 from .stores import stores
 from .transfer import export, import_
 from .verify import verify
+from .watch import watch
 
 app = typer.Typer(
     name="perdure",
@@ -52,14 +53,15 @@ app.command()(status)
 app.add_typer(keys.group, name="keys")
 app.add_typer(log.group, name="log")
 app.add_typer(retention.group, name="retention")
+session.group.command("watch")(watch)
 app.add_typer(session.group, name="session")
-app.add_typer(feed.group, name="feed")
 app.add_typer(group.group, name="group")
 app.add_typer(orphans.group, name="orphans")
 app.command()(export)
 app.command("import")(import_)
 app.add_typer(config_commands.group, name="config")
 app.command()(stores)
+app.add_typer(feed.group, name="feed")
 app.command()(bench)
 app.command()(demo)
 

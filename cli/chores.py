@@ -36,11 +36,8 @@ class ChoreTask(msgspec.Struct, frozen=True):
     snapshot_s: float = 60.0
     snapshots_kept: int = 3
     retention_s: float = 60.0
-    log_age_ms: int = Policy().log_age_ms
-    snapshot_age_ms: int = 0
-    slot_budget_bytes: int = Policy().slot_bytes
-    consumer_budget_bytes: int = Policy().consumer_bytes
-    consumer_age_ms: int = Policy().consumer_age_ms
+    policy: Policy = Policy()
+    """What retention keeps; `snapshots_kept` stands above its number of snapshots."""
     log_level: str = "WARNING"
 
 
@@ -106,14 +103,7 @@ class Chores:
     def drop(self) -> int:
         """Drop what neither a replica nor the newest good snapshot needs; answers how many files."""
         task = self._task
-        policy = Policy(
-            task.log_age_ms,
-            task.snapshots_kept,
-            task.snapshot_age_ms,
-            task.slot_budget_bytes,
-            task.consumer_budget_bytes,
-            task.consumer_age_ms,
-        )
+        policy = msgspec.structs.replace(task.policy, snapshots=task.snapshots_kept)
         return len(apply_retention(self._directory, policy).drop)
 
 

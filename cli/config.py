@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,7 +37,7 @@ def show(directory: MaybeDirectory = None, as_json: AsJson = False) -> None:
     rows = [
         {
             "option": known.key,
-            "value": setting.value,
+            "value": "(a key file's text)" if _is_secret(setting.value) else setting.value,
             "source": setting.source,
             "where": setting.where,
             "allowed": known.allowed,
@@ -84,6 +84,11 @@ def check(directory: MaybeDirectory = None, as_json: AsJson = False) -> None:
         if not problems and not notes:
             print("all is well")
     leave(Exit.USAGE if problems else Exit.FINDINGS if notes else Exit.FINE)
+
+
+def _is_secret(value: Any) -> bool:
+    """Is it the text of a key file? It is never shown."""
+    return isinstance(value, str) and value.lstrip().startswith("{")
 
 
 def _found(directory: str | None) -> Configuration:

@@ -7,10 +7,10 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ..store import SessionStore
 from . import render
 from .exits import Exit, leave, reporting
 from .options import AsJson, Directory
+from .settings import open_store
 
 COLUMNS = ("name", "lsn", "lag_events", "acked_ms", "is_active", "is_gone")
 
@@ -26,7 +26,7 @@ def list_(directory: Directory, as_json: AsJson = False) -> None:
     Example:
       perdure feed list /srv/n1 --json
     """
-    with SessionStore.open(directory, create=False) as store:
+    with open_store(directory, reads=True) as store:
         found = [msgspec.to_builtins(consumer) for consumer in store.consumers()]
     render.rows(found, as_json=as_json, columns=COLUMNS, key="consumers", empty="no consumers")
 
@@ -46,7 +46,7 @@ def drop(
     Example:
       perdure feed drop /srv/n1 billing
     """
-    with SessionStore.open(directory, create=False) as store:
+    with open_store(directory, reads=True) as store:
         was_there = store.drop_consumer(name)
     render.result({"name": name, "dropped": was_there}, as_json=as_json)
     if not was_there:

@@ -24,7 +24,10 @@ group = typer.Typer(help="Groups of sessions: list, show, count, touch, delete."
 @group.command("list")
 @reporting
 def list_(
-    directory: Directory, limit: Limit = LIST_LIMIT, keys: Keys = None, as_json: AsJson = False
+    directory: Directory,
+    limit: Limit = LIST_LIMIT,
+    keys: Keys = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the groups that sessions are in, with how many each has.
 
@@ -32,7 +35,7 @@ def list_(
     Example:
       perdure group list /srv/n1 --limit 20
     """
-    with open_store(directory, reads=True, keys=keys) as store:
+    with open_store(directory, keys=keys, reads=True) as store:
         rows = [
             {"group": name, "sessions": store.count(group=name)} for name in islice(store.groups(), limit)
         ]
@@ -54,7 +57,7 @@ def show(
     Example:
       perdure group show /srv/n1 user-42
     """
-    with open_store(directory, reads=True, keys=keys) as store:
+    with open_store(directory, keys=keys, reads=True) as store:
         found: list[dict[str, Any]] = [
             session.to_dict() for session in islice(store.sessions(group=name), limit)
         ]
@@ -65,14 +68,19 @@ def show(
 
 @group.command("count")
 @reporting
-def count(directory: Directory, name: GroupName, keys: Keys = None, as_json: AsJson = False) -> None:
+def count(
+    directory: Directory,
+    name: GroupName,
+    keys: Keys = None,
+    as_json: AsJson = False,
+) -> None:
     """Count the sessions of a group.
 
     \b
     Example:
       perdure group count /srv/n1 user-42
     """
-    with open_store(directory, reads=True, keys=keys) as store:
+    with open_store(directory, keys=keys, reads=True) as store:
         sessions = store.count(group=name)
     if as_json:
         render.result({"group": name, "sessions": sessions}, as_json=True)
@@ -82,7 +90,12 @@ def count(directory: Directory, name: GroupName, keys: Keys = None, as_json: AsJ
 
 @group.command("touch")
 @reporting
-def touch(directory: Directory, name: GroupName, keys: Keys = None, as_json: AsJson = False) -> None:
+def touch(
+    directory: Directory,
+    name: GroupName,
+    keys: Keys = None,
+    as_json: AsJson = False,
+) -> None:
     """Extend the life of all sessions of a group as if they were used now.
 
     \b
@@ -97,7 +110,11 @@ def touch(directory: Directory, name: GroupName, keys: Keys = None, as_json: AsJ
 @group.command("delete")
 @reporting
 def delete(
-    directory: Directory, name: GroupName, yes: Yes = False, keys: Keys = None, as_json: AsJson = False
+    directory: Directory,
+    name: GroupName,
+    yes: Yes = False,
+    keys: Keys = None,
+    as_json: AsJson = False,
 ) -> None:
     """Remove all sessions of a group. Exit code 1 says that --yes is missing.
 
@@ -105,7 +122,7 @@ def delete(
     Example:
       perdure group delete /srv/n1 user-42 --yes
     """
-    with open_store(directory, reads=not yes, keys=keys) as store:
+    with open_store(directory, keys=keys, reads=not yes) as store:
         would = 0 if yes else store.count(group=name)
         done = store.delete_group(name) if yes else None
     deleted = done.sessions if done else 0

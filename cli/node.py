@@ -65,18 +65,14 @@ def node(
         check_secret(secret, address)
     name = read_identity(directory).node
     level = "INFO" if is_verbose else "WARNING"
-    budget_bytes: int = settings.value(None, "shipping", "slot_budget_bytes")
+    policy = settings.policy(snapshots=snapshots_kept)
     chores = ChoreTask(
         directory=str(directory),
         sweep_s=settings.seconds(sweep_s, "store", "sweep_interval_ms"),
         snapshot_s=settings.seconds(snapshot_s, "recovery", "snapshot_interval_ms"),
-        snapshots_kept=settings.value(snapshots_kept, "recovery", "snapshots_kept"),
+        snapshots_kept=policy.snapshots,
         retention_s=settings.seconds(retention_s, "recovery", "retention_interval_ms"),
-        log_age_ms=settings.value(None, "recovery", "log_age_ms"),
-        snapshot_age_ms=settings.value(None, "recovery", "snapshot_age_ms"),
-        slot_budget_bytes=budget_bytes,
-        consumer_budget_bytes=settings.value(None, "recovery", "consumer_budget_bytes"),
-        consumer_age_ms=settings.value(None, "recovery", "consumer_age_ms"),
+        policy=policy,
         log_level=level,
     )
     plan = NodePlan(
@@ -87,7 +83,7 @@ def node(
         secret,
         chores,
         compress=settings.value(None, "shipping", "compress"),
-        slot_budget_bytes=budget_bytes,
+        slot_budget_bytes=policy.slot_bytes,
         log_level=level,
     )
     with service.until_stopped(is_verbose=is_verbose) as should_stop:

@@ -17,7 +17,7 @@ import typer
 
 from ..store import BACKENDS, PerdureError, StorageError, UsageError, backend_kind, load_config
 from ..store.lines import from_json
-from ..store.options import parse_address
+from ..store.option import parse_address
 
 SECRET_VARIABLE = "PERDURE_SECRET"
 KEYS_VARIABLE = "PERDURE_KEYS"
@@ -143,11 +143,6 @@ def read_secret(file: Path | None) -> bytes:
             hint="Make one with `openssl rand -hex 32`.",
         )
     return secret
-
-
-def given_keys(file: Path | None) -> str | Path | None:
-    """What to open a store's sessions with: a key file, or what the environment names or holds."""
-    return file if file is not None else os.environ.get(KEYS_VARIABLE) or None
 
 
 def parse_nodes(texts: list[str] | None) -> dict[str, tuple[str, int]]:

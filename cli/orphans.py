@@ -37,7 +37,7 @@ def list_(
     Example:
       perdure orphans list /srv/n1 --members n1,n2,n3
     """
-    with open_store(directory, reads=True, keys=keys) as store:
+    with open_store(directory, keys=keys, reads=True) as store:
         rows: list[dict[str, object]] = []
         for id in islice(store.orphans(parse_members(members)), limit):
             session = store.peek(id)
@@ -48,14 +48,19 @@ def list_(
 
 @group.command("count")
 @reporting
-def count(directory: Directory, members: Members, keys: Keys = None, as_json: AsJson = False) -> None:
+def count(
+    directory: Directory,
+    members: Members,
+    keys: Keys = None,
+    as_json: AsJson = False,
+) -> None:
     """Count orphans. Exit code 1 says that there are some.
 
     \b
     Example:
       perdure orphans count /srv/n1 --members n1,n2,n3
     """
-    with open_store(directory, reads=True, keys=keys) as store:
+    with open_store(directory, keys=keys, reads=True) as store:
         orphans = store.count_orphans(parse_members(members))
     if as_json:
         render.result({"orphans": orphans}, as_json=True)
@@ -67,7 +72,11 @@ def count(directory: Directory, members: Members, keys: Keys = None, as_json: As
 @group.command("cleanup")
 @reporting
 def cleanup(
-    directory: Directory, members: Members, yes: Yes = False, keys: Keys = None, as_json: AsJson = False
+    directory: Directory,
+    members: Members,
+    yes: Yes = False,
+    keys: Keys = None,
+    as_json: AsJson = False,
 ) -> None:
     """Remove all orphans. Exit code 1 says that --yes is missing.
 
@@ -76,7 +85,7 @@ def cleanup(
       perdure orphans cleanup /srv/n1 --members n1,n2,n3 --yes
     """
     known = parse_members(members)
-    with open_store(directory, reads=not yes, keys=keys) as store:
+    with open_store(directory, keys=keys, reads=not yes) as store:
         would = 0 if yes else store.count_orphans(known)
         deleted = store.cleanup_orphans(known) if yes else 0
     render.result({"deleted": deleted, "would_delete": would}, as_json=as_json)

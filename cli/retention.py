@@ -46,18 +46,12 @@ def explain(
     Example:
       perdure retention explain /srv/n1 --log-hours 1
     """
-    from ..recovery import Policy, explain_retention
+    from ..recovery import explain_retention
 
-    settings = Settings(directory)
-    log_age_ms = None if log_h is None else round(log_h * MS_AN_HOUR)
-    consumer_age_ms = None if consumer_h is None else round(consumer_h * MS_AN_HOUR)
-    policy = Policy(
-        settings.value(log_age_ms, "recovery", "log_age_ms"),
-        settings.value(snapshots, "recovery", "snapshots_kept"),
-        settings.value(None, "recovery", "snapshot_age_ms"),
-        settings.value(None, "shipping", "slot_budget_bytes"),
-        settings.value(None, "recovery", "consumer_budget_bytes"),
-        settings.value(consumer_age_ms, "recovery", "consumer_age_ms"),
+    policy = Settings(directory).policy(
+        log_age_ms=None if log_h is None else round(log_h * MS_AN_HOUR),
+        snapshots=snapshots,
+        consumer_age_ms=None if consumer_h is None else round(consumer_h * MS_AN_HOUR),
     )
     plan = explain_retention(directory, policy)
     lines: list[dict[str, Any]] = [msgspec.to_builtins(line) for line in plan.lines]

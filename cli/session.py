@@ -1,4 +1,4 @@
-"""`perdure session`: make, look at, change, remove and watch the sessions of a store."""
+"""`perdure session`: make, look at, change and remove the sessions of a store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..store import EventKind, Feed, Priority, Session, SessionEvent, SessionStore, UsageError
+from ..store import Priority, Session, SessionStore, UsageError
 from . import render
 from .exits import Exit, leave, reporting
 from .options import (
@@ -63,6 +63,7 @@ group = typer.Typer(
 def create(
     directory: Directory,
     metadata: Metadata = "{}",
+    *,
     timeout: Timeout = None,
     max_lifetime: Annotated[
         str | None,
@@ -98,7 +99,12 @@ def create(
 
 @group.command("get")
 @reporting
-def get(directory: Directory, id: IdArgument, keys: Keys = None, as_json: AsJson = False) -> None:
+def get(
+    directory: Directory,
+    id: IdArgument,
+    keys: Keys = None,
+    as_json: AsJson = False,
+) -> None:
     """Show one session; its life is not extended.
 
     Exit code 1 says that there is none, or that it has expired.
@@ -107,7 +113,7 @@ def get(directory: Directory, id: IdArgument, keys: Keys = None, as_json: AsJson
     Example:
       perdure session get /srv/n1 9f86d081884c7d659a2feaa0c55ad015
     """
-    with open_store(directory, reads=True, keys=keys) as store:
+    with open_store(directory, keys=keys, reads=True) as store:
         session = store.peek(id)
     if session is None:
         render.result({"id": id, "found": False}, as_json=as_json)
@@ -253,7 +259,7 @@ def delete(
     Example:
       perdure session delete /srv/n1 user-42 --yes
     """
-    with open_store(directory, reads=not yes) as store:
+    with open_store(directory, keys=keys, reads=not yes) as store:
         is_there = store.exists(id)
         was_deleted = yes and store.delete(id, if_version=if_version)
     would = is_there and not yes
@@ -267,6 +273,7 @@ def delete(
 @reporting
 def list_(
     directory: Directory,
+    *,
     prefix: Annotated[str, typer.Option("--prefix", help="Only ids that begin so.")] = "",
     after: Annotated[str, typer.Option("--after", help="Go on behind this id.")] = "",
     group: OfGroup = None,
@@ -286,7 +293,7 @@ def list_(
     Example:
       perdure session list /srv/n1 --prefix user- --tag mobile --limit 20
     """
-    with open_store(directory, reads=True, keys=keys) as store:
+    with open_store(directory, keys=keys, reads=True) as store:
         ids = store.ids(
             prefix, after, group=group, tag=tag, home_node=home_node, priority=_priority(priority)
         )
@@ -318,7 +325,7 @@ def count(
     Example:
       perdure session count /srv/n1 --priority critical --json
     """
-    with open_store(directory, reads=True, keys=keys) as store:
+    with open_store(directory, keys=keys, reads=True) as store:
         sessions = store.count(group=group, tag=tag, home_node=home_node, priority=_priority(priority))
         position = store.position()
     if as_json:
@@ -344,80 +351,12 @@ def sample(
     Example:
       perdure session sample /srv/n1 -n 5 --long
     """
-    with open_store(directory, reads=True, keys=keys) as store:
+    with open_store(directory, keys=keys, reads=True) as store:
         drawn = [session.to_dict() if is_long else {"id": session.id} for session in store.sample(number)]
     if as_json:
         render.write_json({"sessions": drawn})
     else:
         render.stream(drawn, as_json=False, line=_line)
-
-
-@group.command("watch")
-@reporting
-def watch(
-    directory: Directory,
-    from_lsn: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            metavar="LSN",
-            help="Begin with this LSN (0: the oldest event), or behind a position; else with what comes now.",
-        ),
-    ] = None,
-    consumer: Annotated[
-        str | None,
-        typer.Option(
-            "--consumer",
-            metavar="NAME",
-            help="Keep under this name how far it was shown, and go on there the next time.",
-        ),
-    ] = None,
-    kinds: Annotated[
-        list[EventKind] | None,
-        typer.Option("--kind", help="Only events of this kind; repeat it for several."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, max=LIST_LIMIT_MAX, help="End after so many.")
-    ] = None,
-    follows: Annotated[
-        bool, typer.Option("--follow/--no-follow", help="Wait for more, or end with what is committed now.")
-    ] = True,
-    keys: Keys = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show committed events as they come, one a line; JSON lines with --json.
-
-    An event counts as shown, for --consumer, once it is written. Ctrl-C ends it.
-
-    \b
-    Example:
-      perdure session watch /srv/n1 --from 0 --kind expired --no-follow
-    """
-    place = int(from_lsn) if from_lsn and from_lsn.isascii() and from_lsn.isdigit() else from_lsn
-    with (
-        open_store(directory, reads=True, keys=keys) as store,
-        store.feed(place, consumer=consumer, kinds=kinds, follow=follows, auto_ack=False) as feed,
-    ):
-        render.stream(
-            (event.to_dict() for event in _watched(feed, limit, consumer)),
-            as_json=as_json,
-            line=_event_line,
-            flush=True,
-        )
-
-
-def _watched(feed: Feed, limit: int | None, consumer: str | None) -> Iterator[SessionEvent]:
-    for event in islice(feed, limit):
-        yield event
-        if consumer is not None:  # it was written: whoever asks for the next one has done with it
-            feed.ack(event)
-
-
-def _event_line(row: Any) -> str:
-    to = f" to {row['new_id']}" if row["new_id"] else ""
-    session = row["session"]
-    stored = f"  version {session['version']}  {session['metadata']}" if session else ""
-    return f"{row['lsn']:>10}  {row['kind']:<8}  {row['reason']:<9}  {row['id']}{to}{stored}"
 
 
 def _priority(name: str | None) -> Priority | None:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..store import Configuration, SessionStore, UsageError, has_identity, load_config, read_identity
-from ..store.options import parse_address
+from ..store.option import parse_address
+from ..store.options import StoreOptions
 from .options import SECRET_VARIABLE, parse_nodes, read_secret
+
+if TYPE_CHECKING:
+    from ..recovery import Policy
 
 T = TypeVar("T")
 
@@ -43,6 +47,25 @@ class Settings:
             )
         return found
 
+    def policy(
+        self,
+        *,
+        log_age_ms: int | None = None,
+        snapshots: int | None = None,
+        consumer_age_ms: int | None = None,
+    ) -> Policy:
+        """What retention keeps. Times in ms."""
+        from ..recovery import Policy
+
+        return Policy(
+            log_age_ms=self.value(log_age_ms, "recovery", "log_age_ms"),
+            snapshots=self.value(snapshots, "recovery", "snapshots_kept"),
+            snapshot_age_ms=self.value(None, "recovery", "snapshot_age_ms"),
+            slot_bytes=self.value(None, "shipping", "slot_budget_bytes"),
+            consumer_bytes=self.value(None, "recovery", "consumer_budget_bytes"),
+            consumer_age_ms=self.value(consumer_age_ms, "recovery", "consumer_age_ms"),
+        )
+
     def address(self, given: str | None) -> tuple[str, int]:
         """Where the node listens."""
         return parse_address(self.needed(given, "node", "listen", "--listen HOST:PORT"))
@@ -68,19 +91,18 @@ def open_store(
 ) -> SessionStore:
     """The store of a command, with the options that the configuration gives; it must be there.
 
-    With `reads` nothing waits for replicas. `timeout_ms` is how long it waits for others that have the store,
-    `keys` a key file that the command line names. Raises as perdure.open.
+    With `reads` nothing waits for replicas. `keys` is a key file of the command line, `timeout_ms` how long
+    it waits for others that have the store. Raises as perdure.open.
     """
     from .. import open as open_replicated
 
-    if not reads:
-        if keys is not None:
-            return open_replicated(directory, create=False, keys=keys)
-        return open_replicated(directory, create=False)
-    config = load_config(directory=directory)
-    options = {**config.given("store", config.name_of(directory)), "create": False}
+    options: StoreOptions = {"create": False}
     if timeout_ms is not None:
         options["write_timeout_ms"] = timeout_ms
     if keys is not None:
         options["keys"] = keys
-    return SessionStore.open(directory, **options)
+    if not reads:
+        return open_replicated(directory, **options)
+    config = load_config(directory=directory)
+    given: dict[str, Any] = {**config.given("store", config.name_of(directory)), **options}
+    return SessionStore.open(directory, **given)

@@ -49,7 +49,7 @@ def export(
       perdure export /srv/n1 sessions.jsonl --group user-42
     """
     only = Filter(prefix, group or "", tag or "", home_node or "", priority or "")
-    with open_store(directory, reads=True, keys=keys) as store:
+    with open_store(directory, keys=keys, reads=True) as store:
         total = store.count()
         with _sink(file, yes) as sink, render.progress("export", total=total, unit="sessions") as advance:
             report = export_sessions(store, sink, only=only, progress=advance)

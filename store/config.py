@@ -21,23 +21,19 @@ from .errors import UsageError
 from .files import read_small
 from .names import CONFIG_FILE
 from .old_options import OLD_OPTIONS, OldOption
+from .option import PREFIX, STORE, Option, nearest, variable_of
 from .options import (
     NODE,
     OPTIONS,
-    PREFIX,
     RECOVERY,
     SECTIONS,
     SHIPPING,
-    STORE,
     STORE_PATH,
     STORES,
-    Option,
     find_option,
     home_path,
     names_of,
-    nearest,
     option,
-    variable_of,
 )
 
 logger = logging.getLogger(__name__)

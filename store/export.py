@@ -58,7 +58,8 @@ class Filter(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def takes(self, session: Session) -> bool:
         return (
-            (not self.group or session.group == self.group)
+            session.id.startswith(self.prefix)
+            and (not self.group or session.group == self.group)
             and (not self.tag or self.tag in session.tags)
             and (not self.home_node or session.home_node == self.home_node)
             and (not self.priority or session.priority == self.check())
@@ -82,7 +83,7 @@ def export_sessions(
     """
     wanted = only if only is not None else Filter()
     wanted.check()
-    scan = _image(store, wanted.prefix)
+    scan = _image(store, "" if store._sealer.hides_ids else wanted.prefix)
     try:
         return _Export(store, sink, wanted, matches).run(scan, progress)
     finally:
@@ -99,7 +100,8 @@ class _Export:
         self._sink = sink
         self._only = only
         self._matches = matches
-        self._prefix = only.prefix.encode()
+        self._prefix = b"" if store._sealer.hides_ids else only.prefix.encode()
+        """What the keys of the sessions begin with; hidden ids are looked at one by one."""
         self._sessions = self._expired = self._digest = 0
 
     def run(self, scan: Scan, progress: Progress | None) -> ExportReport:
@@ -144,7 +146,7 @@ class _Export:
         )
 
     def _session(self, key: bytes, record: Record, now_ms: int) -> None:
-        session = session_of(key, record)
+        session = session_of(self._store, key, record)
         value = stored_bytes(session)
         if expiry_of(value) < now_ms:
             self._expired += 1
@@ -157,10 +159,13 @@ class _Export:
         self._sink.write(text + b"\n")
 
 
-def session_of(key: bytes, record: Record) -> Session:
-    """The session of a state's record, checked. Raises CorruptError."""
+def session_of(store: SessionStore, key: bytes, record: Record) -> Session:
+    """The session of a state's record, checked and opened. Raises CorruptError, KeyMissingError."""
+    value = value_of(key, record)
+    if value[1]:
+        return Session(*store._sealer.open_with_id(key, value))
     try:
-        return Session(key.decode(), value_of(key, record))
+        return Session(key.decode(), value)
     except UnicodeDecodeError as error:
         raise CorruptError(f"a key of the state is no text: {key[:40]!r}", hint=REBUILD_HINT) from error
 

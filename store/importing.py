@@ -25,7 +25,6 @@ from .fold import hash_of
 from .ids import MASK64
 from .lines import LINE_BYTES_MAX, End, Head, read_frame, read_line, stored_of
 from .session import (
-    DEFAULT_TIMEOUT_MS,
     Session,
     expiry_of,
     split_lifetime,
@@ -44,7 +43,7 @@ _FIELDS: Final = {
     "version": 1,
     "created_at": None,
     "last_accessed": None,
-    "timeout_ms": DEFAULT_TIMEOUT_MS,
+    "timeout_ms": None,
     "refresh_window_ms": None,
     "max_expires_at": None,
     "priority": "normal",
@@ -53,7 +52,7 @@ _FIELDS: Final = {
     "tags": (),
     "metadata": {},
 }
-"""What a mapping may hold, and what a field is that it does not hold (None of the times: now)."""
+"""What a mapping may hold, and what a field is that it does not hold; times and timeout see _pair_of."""
 _DERIVED: Final = frozenset({"expires_at"})
 
 
@@ -95,7 +94,7 @@ def import_sessions(
     number = 0
     for number, item in enumerate(source, 1):
         try:
-            pair = _pair_of(item, store._now_ms())
+            pair = _pair_of(item, store._now_ms(), store._default_timeout)
             run.check(*pair)
         except UsageError as error:
             error.message = f"item {number}: {error.message}"
@@ -258,15 +257,20 @@ class _Import:
             outcome = self._outcome(stage, id, value, now_ms)
             done[outcome] += 1
             if outcome in ("imported", "replaced"):
-                stage.put(id.encode(), value, Reason.IMPORTED, operation_id)
+                key = self._store._key_of(id)
+                sealed = self._store._sealed(id, key, value, stage.value(key))
+                stage.put(key, sealed, Reason.IMPORTED, operation_id)
         return done
 
     def _outcome(self, stage: Stage, id: str, value: bytes, now_ms: int) -> str:
         if expiry_of(value) < now_ms:
             return "expired"
-        old = stage.value(id.encode())
+        key = self._store._key_of(id)
+        old = stage.value(key)
         if old is None or expiry_of(old) < now_ms:
             return "imported"
+        if old[1]:
+            old = self._store._sealer.open(key, old)
         if old == value:
             return "unchanged"
         if self._on_conflict == "fail":
@@ -292,7 +296,8 @@ def _default_window(timeout_ms: object) -> int | None:
     return split_lifetime(timeout_ms)[1] if isinstance(timeout_ms, int) else None
 
 
-def _pair_of(item: Session | Mapping[str, Any], now_ms: int) -> tuple[str, bytes]:
+def _pair_of(item: Session | Mapping[str, Any], now_ms: int, default_timeout_ms: int) -> tuple[str, bytes]:
+    """(id, stored session): of now where no times are given, with the store's timeout where none is."""
     if isinstance(item, Session):
         item.check()
         return item.id, stored_bytes(item)
@@ -303,6 +308,8 @@ def _pair_of(item: Session | Mapping[str, Any], now_ms: int) -> tuple[str, bytes
         what = f"unknown field {unknown[0]!r}" if unknown else "no id"
         raise UsageError(f"{what}; a session has {', '.join(_FIELDS)}")
     fields = {name: item.get(name, default) for name, default in _FIELDS.items()}
+    if "timeout_ms" not in item:
+        fields["timeout_ms"] = default_timeout_ms or None
     for name in ("created_at", "last_accessed"):
         fields[name] = now_ms if fields[name] is None else fields[name]
     if fields["refresh_window_ms"] == _default_window(fields["timeout_ms"]):

@@ -10,21 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .options import (
-    FLAG,
-    INTEGER,
-    LIST,
-    NODE,
-    OLD_TIMES,
-    RECOVERY,
-    STORE,
-    STORES,
-    TEXT,
-    Kind,
-    Option,
-    find_option,
-    parse_address,
-)
+from .option import FLAG, INTEGER, LIST, STORE, TEXT, Kind, Option, parse_address
+from .options import NODE, OLD_TIMES, RECOVERY, STORES, find_option
 
 _MOST: Final = 1 << 40
 Values = Mapping[tuple[str, str], Any]

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from ...store import Config
-from ...store.options import parse_address
+from ...store.option import parse_address
 from ..init import make_node
 from .gauge import Gauge
 from .processes import Child, Processes

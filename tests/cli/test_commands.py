@@ -33,11 +33,11 @@ ALL = sorted(_commands(typer.main.get_command(app)))
 EXPECTED = (
     "init node ship receive replay verify promote status bench demo "
     "snapshot_create snapshot_list snapshot_prune "
-    "keys_init keys_list keys_rotate keys_reseal keys_retire keys_hash feed_list feed_drop "
+    "keys_init keys_list keys_rotate keys_reseal keys_retire keys_hash "
     "log_dump log_stat retention_explain export import config_show config_check stores "
     "session_create session_get session_put session_update session_touch session_delete session_list "
     "session_count session_sample session_watch group_list group_show group_count group_touch group_delete "
-    "orphans_list orphans_count orphans_cleanup orphans_adopt"
+    "orphans_list orphans_count orphans_cleanup orphans_adopt feed_list feed_drop"
 )
 
 
@@ -100,19 +100,6 @@ def test_init_makes_a_primary_that_takes_writes(tmp_path: Path) -> None:
     assert (said["node"], said["backend"], len(said["cluster_id"])) == ("n1", "sqlite", 32)
     with perdure.open(tmp_path / "n1", create=False) as opened:
         assert opened.get(opened.create({"a": 1})) is not None
-
-
-def test_a_node_with_its_state_in_memory_says_so(tmp_path: Path) -> None:
-    run_json("init", tmp_path / "n1", "--node", "n1", "--primary", "--backend", "memory")
-    with perdure.open(tmp_path / "n1", create=False) as opened:
-        id = opened.create({"a": 1})
-        opened.fold()
-        said = run_json("status", tmp_path / "n1")
-        assert (said["backend"], said["is_state_shared"], said["folded_lsn"]) == ("memory", False, None)
-        assert said["sessions"] == 1
-    assert run_json("session", "get", tmp_path / "n1", id)["metadata"] == {"a": 1}
-    run_json("snapshot", "create", tmp_path / "n1")
-    assert run_json("replay", tmp_path / "n1", "--into", tmp_path / "copy")["backend"] == "memory"
 
 
 def test_sessions_are_shown_listed_and_counted(store: Path) -> None:

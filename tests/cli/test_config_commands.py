@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 import perdure
-from tests.cli.runner import run, run_json
+from tests.cli.runner import process, run, run_json
 
 TEXT = """
 [store]
@@ -152,3 +154,43 @@ def test_retention_is_explained_by_the_configured_policy(tmp_path: Path) -> None
     (tmp_path / "s" / "perdure.toml").write_text("[recovery]\nsnapshots_kept = 1\n")
     kept = [line["is_dropped"] for line in run_json("retention", "explain", tmp_path / "s")["snapshots"]]
     assert sorted(kept) == [False, True]
+
+
+def test_the_text_of_a_key_file_is_never_shown(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERDURE_KEYS", '{"secret": "hush"}')
+    result = run("config", "show", "--json")
+    assert result.exit_code == 0
+    assert "hush" not in result.output
+
+
+def test_a_node_runs_as_the_configuration_says(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(
+        """
+[stores.web]
+path = "web"
+[stores.web.node]
+name = "n1"
+listen = "127.0.0.1:0"
+[recovery]
+snapshot_interval_ms = 100
+snapshots_kept = 2
+"""
+    )
+    assert run("--config", tmp_path / "c.toml", "init", "@web", "--primary").exit_code == 0
+    running = process("--config", tmp_path / "c.toml", "node", "@web", "--json")
+    try:
+        assert running.stdout is not None
+        said = json.loads(running.stdout.readline())
+        assert (said["node"], said["listening"].rpartition(":")[0]) == ("n1", "127.0.0.1")
+        deadline = time.monotonic() + 60
+        seen: set[str] = set()
+        with perdure.open("@web", config=tmp_path / "c.toml") as store:
+            while len(seen) < 3:
+                assert time.monotonic() < deadline, seen
+                store.create({})
+                seen |= {path.name for path in (tmp_path / "web" / "snapshots").glob("*.snap")}
+    finally:
+        running.terminate()
+        running.communicate(timeout=30)
+    assert running.returncode == 0
+    assert len(list((tmp_path / "web" / "snapshots").glob("*.snap"))) <= 3

@@ -12,7 +12,8 @@ import typer
 from perdure.cli.app import app
 from perdure.store import inspect_config
 from perdure.store.old_options import OLD_OPTIONS
-from perdure.store.options import OPTIONS, SECTIONS, Option, names_of
+from perdure.store.option import Option
+from perdure.store.options import OPTIONS, SECTIONS, names_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
 

@@ -9,7 +9,7 @@ import pytest
 from perdure.cli.options import SECRET_VARIABLE, parse_nodes, read_secret
 from perdure.cli.replay import parse_time_ms
 from perdure.store import StorageError, UsageError
-from perdure.store.options import parse_address
+from perdure.store.option import parse_address
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import pytest
 import perdure
 from perdure.store import SessionStore, StoreMissingError, UsageError, inspect_config, load_config
 from perdure.store.old_options import OLD_OPTIONS
-from perdure.store.options import NODE, OPTIONS, RECOVERY, STORE, StoreOptions, option
+from perdure.store.option import STORE
+from perdure.store.options import NODE, OPTIONS, RECOVERY, StoreOptions, option
 
 APPENDIX = (
     "enabled replica_nodes batch_size batch_timeout_ms replication_rpc_timeout_ms health_check_interval_ms "
@@ -177,6 +178,14 @@ def test_a_wrong_variable_is_an_error_that_names_it_and_an_unknown_one_a_note() 
     found = inspect_config(environ={"PERDURE_DURABILTY": "os", "PERDURE_SERVICE_HOST": "10.0.0.1"})
     assert found.problems == []
     assert ["PERDURE_DURABILITY" in note.text for note in found.notes] == [True, False]
+
+
+def test_keys_are_the_path_of_a_key_file_or_its_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.toml", "[store]\nkeys = 'my.keys'\n")
+    assert load_config(path, environ={}).given(STORE) == {"keys": str(tmp_path / "my.keys")}
+    text = '{"the text": "of a key file"}'
+    assert load_config(path, environ={"PERDURE_KEYS": text}).given(STORE) == {"keys": text}
+    assert load_config(path, environ={"PERDURE_KEYS": "none"}).given(STORE) == {"keys": None}
 
 
 def test_an_empty_variable_is_none() -> None:

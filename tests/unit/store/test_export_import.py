@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 
 from perdure.recovery import dump
 from perdure.store import (
+    BACKENDS,
     CorruptError,
     Filter,
     FormatVersionError,
+    KeyMissingError,
     MetadataError,
     NotPrimaryError,
     Priority,
@@ -35,10 +37,10 @@ from perdure.store import (
     import_sessions,
     init_store,
 )
+from perdure.store.keyring import ALGORITHMS, new_keyring
 from perdure.store.lines import from_json, read_line, to_json, write_line
 from perdure.store.session import encode_metadata, encode_session, stored_bytes, with_window
 
-BACKENDS = ("lmdb", "sqlite")
 FAR_MS = 4_000_000_000_000
 """A time that has not come."""
 
@@ -193,6 +195,43 @@ def test_a_tagged_value_encodes_as_the_value_itself(value: Any) -> None:
     assert encode_metadata(back) == encode_metadata(value)
 
 
+@pytest.mark.parametrize("hides", [False, True])
+def test_a_sealed_store_exports_plain_sessions_that_a_store_with_other_keys_takes(
+    tmp_path: Path, hides: bool
+) -> None:
+    def opened(name: str, **options: Any) -> SessionStore:
+        return SessionStore.open(tmp_path / name, **options)
+
+    rings = [new_keyring(ALGORITHMS[0], 1), new_keyring(ALGORITHMS[0], 1)]
+    with opened("a", keys=rings[0], hide_ids=hides, compression="zstd") as first:
+        first.put("user-1", {"text": "secret " * 1000}, None, group="g", tags=["t"])
+        first.put("user-2", {"n": 2}, None)
+        first.put("other", {"n": 3}, None)
+        lines = exported(first)
+        wanted = stored(first)
+        only = exported(first, only=Filter(prefix="user-")).splitlines()
+    with opened("a", keys=rings[0]) as again:
+        assert exported(again).splitlines()[-1] == lines.splitlines()[-1]
+    assert sorted(read_line(line)[0] for line in only[1:-1]) == ["user-1", "user-2"]
+    with opened("b", keys=rings[1], hide_ids=not hides) as second:
+        assert import_lines(second, io.BytesIO(lines)).imported == 3
+        assert import_lines(second, io.BytesIO(lines), on_conflict="fail").unchanged == 3
+        assert stored(second) == wanted
+        assert list(second.ids(group="g")) == ["user-1"]
+        again_lines = exported(second).splitlines()
+        assert again_lines[-1] == lines.splitlines()[-1]
+    with opened("plain") as third:
+        import_lines(third, io.BytesIO(lines))
+        assert third.stats()["digest"] == json.loads(lines.splitlines()[-1])["digest"]
+
+
+def test_an_export_without_the_key_is_a_clear_error(tmp_path: Path) -> None:
+    with SessionStore.open(tmp_path / "a", keys=new_keyring(ALGORITHMS[0], 1)) as store:
+        store.put("a", {})
+    with SessionStore.open(tmp_path / "a") as store, pytest.raises(KeyMissingError):
+        exported(store)
+
+
 # -- what an export holds -------------------------------------------------------------------------
 
 
@@ -328,8 +367,16 @@ def test_mappings_take_defaults_and_what_to_dict_gives(tmp_path: Path, full: Ses
         session = store["a"]
         assert (session.version, session.timeout_ms, session.priority) == (1, 3_600_000, Priority.NORMAL)
         assert abs(session.created_at - store._now_ms()) < 60_000
+        import_sessions(store, [{"id": "b", "timeout_ms": None}])
+        assert store["b"].timeout_ms is None
         import_sessions(store, [each.to_dict() for each in full.sessions()])
         assert stored(full).items() <= stored(store).items()
+
+
+def test_a_mapping_without_a_timeout_gets_the_one_of_the_store(tmp_path: Path) -> None:
+    with SessionStore.open(tmp_path / "a", default_timeout_ms=5_000_000) as store:
+        import_sessions(store, [{"id": "a"}])
+        assert store["a"].timeout_ms == 5_000_000
 
 
 @pytest.mark.parametrize(
