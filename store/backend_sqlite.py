@@ -142,6 +142,8 @@ class SqliteBackend:
             self._writer = _connect(self.data_path)
             _prepare(self._writer, self.data_path)
             self._view = _connect(self.data_path)
+            # The directory may be renamed while it is open (see switch.py): scans find it by this.
+            self._directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._find = self._view.cursor()
         self._viewing = False
         self.has_labels = False
@@ -181,7 +183,17 @@ class SqliteBackend:
     def scan(self, after: bytes = b"") -> SqliteScan:
         """An image of the newest state, from the first key above `after`."""
         with self._translated():
-            return SqliteScan(self.data_path, after)
+            while True:
+                place = self._place()
+                try:
+                    return SqliteScan(place / DATA_FILE, after)
+                except apsw.Error:
+                    if place == self._place():
+                        raise  # else: it was renamed at this very moment
+
+    def _place(self) -> Path:
+        """Where the directory is now, whatever it was called when it was opened."""
+        return Path(os.readlink(f"/proc/self/fd/{self._directory}"))
 
     def fold(
         self,
@@ -225,6 +237,7 @@ class SqliteBackend:
             with self._open_anyway():
                 self._view.close()
                 self._writer.close()
+            os.close(self._directory)
 
     @contextmanager
     def _transaction(self) -> Iterator[apsw.Connection]:

@@ -183,8 +183,10 @@ class Keeper:
     def _sweep_chunk(self, limit: int) -> tuple[int, int]:
         """(sessions expired, deadlines done with). The caller holds the fold lock."""
         now_ms = self._options.clock.now_ms()
-        view, backend = self._view, self._opened.backend
+        view = self._view
         with view.mutex:
+            view.catch_up()  # another state may stand in place of the one that was open
+            backend = view.backend
             due = backend.due(now_ms, limit)
         if not due or self._writer is None:
             return 0, 0

@@ -30,6 +30,10 @@ CUT_PLAN = "cut.plan"
 INSTALL_PLAN = "install.plan"
 INCOMING = "incoming"
 FOLD_FAULT = "fold.fault"
+SWITCH_PLAN = "switch.plan"
+STATE_PREVIOUS = "state.previous"
+MIGRATION = "migration"
+MIGRATION_LOCK = "migration.lock"
 TEMPORARY_SUFFIX = ".tmp"
 
 _SEGMENT = re.compile(r"([0-9]{20})-([0-9a-f]{8})\.seg\Z")
