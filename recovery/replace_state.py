@@ -41,7 +41,7 @@ from .migration_plan import (
 FOLD_LOCK_TIMEOUT_MS: Final = 30_000
 TRIES: Final = 3
 ROUNDS_MAX: Final = 50
-CLOSE_EVENTS: Final = 4096
+CLOSE_EVENTS: Final = 512
 """So few events behind, the rest is folded with folding held up."""
 
 

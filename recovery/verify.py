@@ -70,7 +70,7 @@ _PLANS = {
     names.CUT_PLAN: "a cut of the log was begun and not completed; the receiver completes it",
     names.INSTALL_PLAN: "a bootstrap from a snapshot was begun and not completed; the receiver completes it",
     names.SWITCH_PLAN: "a switch of the state was begun and not completed; the next opening completes it",
-    names.MIGRATION: "a migration or repair of the state is under way or was broken off; begun again it goes on",
+    names.MIGRATION: "a migration or repair is under way, or was broken off; begun again it goes on",
     names.FOLD_FAULT: "the state of this replica did not follow its log; it must be made anew",
 }
 
