@@ -9,11 +9,13 @@ goes from its oldest end only, a segment at a time, and only when nothing needs 
     above the newest good snapshot          the state could not be made again without it
     above the state's position              the state here is not that far yet
     above a slot's position                 that replica would need a snapshot instead
+    above where a migration began, or       it could not go on, or would be a rebuild
+      where the state before it stands
     younger than the policy's age           point-in-time recovery and outcome() reach back so far
     an older segment stays                  a log has no holes
 
-A slot holds log until what it holds is over the policy's budget; then its replica catches up by a
-snapshot. It never holds what the log no longer has, and never keeps the disk filling without end.
+A slot, and a migration, holds log until what it holds is over the policy's budget; then the replica catches
+up by a snapshot, and the migration begins anew from one. It never holds what the log no longer has, and never keeps the disk filling without end.
 """
 
 from __future__ import annotations
@@ -56,6 +58,14 @@ class SlotFacts(msgspec.Struct, frozen=True):
     """False if it is to get a snapshot anyway."""
 
 
+class HoldFacts(msgspec.Struct, frozen=True):
+    """What else on this node needs log."""
+
+    what: str
+    lsn: int
+    """The log behind it is needed."""
+
+
 class Policy(msgspec.Struct, frozen=True):
     """What is to be kept beyond what is needed. Times in ms, sizes in bytes."""
 
@@ -66,7 +76,7 @@ class Policy(msgspec.Struct, frozen=True):
     snapshot_age_ms: int = 0
     """Snapshots that are younger stay, too."""
     slot_bytes: int = 4 << 30
-    """A slot holds at most so much log; its replica gets a snapshot then."""
+    """A slot (or a migration) holds at most so much log; its replica gets a snapshot then."""
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -86,7 +96,7 @@ class Plan(msgspec.Struct, frozen=True):
     drop: tuple[Line, ...]
     keep: tuple[Line, ...]
     notes: tuple[str, ...] = ()
-    """Slots that hold nothing any more, and why."""
+    """Slots and migrations that hold nothing any more, and why."""
 
     @property
     def freed_bytes(self) -> int:
@@ -105,6 +115,7 @@ def plan_retention(
     *,
     now_ms: int,
     state_lsn: int,
+    holds: Sequence[HoldFacts] = (),
 ) -> Plan:
     """Decide what of log and snapshots may go.
 
@@ -114,11 +125,14 @@ def plan_retention(
     good = max((snapshot.lsn for snapshot in snapshots if snapshot.is_good), default=None)
     kept_snapshots = _judge_snapshots(snapshots, policy, good, now_ms)
     holding, notes = _holding_slots(segments, slots, policy, good)
+    held, more_notes = _holding_others(segments, holds, policy, good)
+    notes += more_notes
     lines: list[Line] = []
     staying = ""
     for number, segment in enumerate(segments):
         why = staying and f"{staying} stays, and a log has no holes"
-        why = why or _why_kept(segment, number == len(segments) - 1, good, holding, policy, now_ms, state_lsn)
+        is_tail = number == len(segments) - 1
+        why = why or _why_kept(segment, is_tail, good, holding, held, policy, now_ms, state_lsn)
         staying = staying or (segment.name if why else "")
         dropped = f"nothing needs it: LSN {segment.last_lsn} is in snapshot, state and replicas"
         lines.append(Line("segment", segment.name, segment.size_bytes, not why, why or dropped))
@@ -174,11 +188,32 @@ def _holding_slots(
     return holding, notes
 
 
+def _holding_others(
+    segments: Sequence[SegmentFacts], holds: Sequence[HoldFacts], policy: Policy, good: int | None
+) -> tuple[list[HoldFacts], list[str]]:
+    """As _holding_slots, for what else needs log."""
+    holding, notes = [], []
+    oldest = segments[0].first_lsn if segments else 1
+    for hold in holds:
+        needed = sum(segment.size_bytes for segment in segments if segment.last_lsn > hold.lsn)
+        if hold.lsn + 1 < oldest:
+            notes.append(f"{hold.what} holds nothing: the log it needs, LSN {hold.lsn + 1}, is gone")
+        elif needed > policy.slot_bytes and good is not None:
+            notes.append(
+                f"{hold.what} holds nothing: it needs {needed} bytes of log, "
+                f"over the budget of {policy.slot_bytes}"
+            )
+        else:
+            holding.append(hold)
+    return holding, notes
+
+
 def _why_kept(
     segment: SegmentFacts,
     is_tail: bool,
     good: int | None,
     holding: Sequence[SlotFacts],
+    held: Sequence[HoldFacts],
     policy: Policy,
     now_ms: int,
     state_lsn: int,
@@ -198,6 +233,10 @@ def _why_kept(
     if behind:
         slot = min(behind, key=lambda one: one.lsn)
         return f"replica {slot.node} has LSN {slot.lsn} on disk, and needs it"
+    others = [hold for hold in held if hold.lsn < segment.last_lsn]
+    if others:
+        hold = min(others, key=lambda one: one.lsn)
+        return f"{hold.what} begins at LSN {hold.lsn}, and needs it"
     age_ms = now_ms - segment.closed_ms
     if age_ms < policy.log_age_ms:
         return f"it is {max(0, age_ms)} ms old, younger than {policy.log_age_ms} ms"

@@ -14,14 +14,14 @@ from typing import Any
 from perdure.store import SessionStore
 from tests.recovery.busy_process import COUNTER
 
-SEED = int(os.environ.get("PERDURE_TEST_SEED", "0")) or int.from_bytes(os.urandom(4), "little")
 END_S = 60
 
 
 class Crew:
     """The processes of one test."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.processes: list[subprocess.Popen[str]] = []
         self.results: list[dict[str, Any]] = []
 
@@ -35,28 +35,28 @@ class Crew:
     def reckon(self, path: Path, known: set[str]) -> float:
         """Nothing failed, nothing is lost, nothing came from nowhere; answers the longest pause, in ms."""
         for result in self.results:
-            assert not result["failures"], f"seed {SEED}: {result['failures'][:3]}"
-            assert result["background_error"] is None, f"seed {SEED}: {result['background_error']}"
+            assert not result["failures"], f"seed {self.seed}: {result['failures'][:3]}"
+            assert result["background_error"] is None, f"seed {self.seed}: {result['background_error']}"
         expected = {id: n for result in self.results for id, n in result["ledger"].items()}
         with SessionStore.open(path, create=False) as store:
             found = {session.id: session.metadata["n"] for session in store.sessions()}
         count = found.pop(COUNTER)
-        assert found.keys() - expected.keys() == known, f"seed {SEED}: sessions that nobody made"
-        assert {id: found.get(id) for id in expected} == expected, f"seed {SEED}"
-        assert count == sum(result["increments"] for result in self.results), f"seed {SEED}"
+        assert found.keys() - expected.keys() == known, f"seed {self.seed}: sessions that nobody made"
+        assert {id: found.get(id) for id in expected} == expected, f"seed {self.seed}"
+        assert count == sum(result["increments"] for result in self.results), f"seed {self.seed}"
         return max(result["longest_ms"] for result in self.results)
 
 
 @contextlib.contextmanager
-def busy(path: Path, count: int) -> Iterator[Crew]:
+def busy(path: Path, count: int, seed: int) -> Iterator[Crew]:
     """So many processes at work on a store, which end with the block whatever happens."""
-    crew = Crew()
+    crew = Crew(seed)
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     try:
         for number in range(count):
             words = [sys.executable, "-m", "tests.recovery.busy_process", str(path), f"w{number}"]
             process = subprocess.Popen(
-                [*words, str(SEED + number)],
+                [*words, str(seed + number)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

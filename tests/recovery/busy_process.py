@@ -1,7 +1,7 @@
-"""A process that reads and writes a store without pause: `python -m tests.recovery.busy_process DIR NAME SEED`.
+"""A process that reads and writes without pause: `python -m tests.recovery.busy_process DIR NAME SEED`.
 
-It ends when its standard input does, and then says as one line of JSON what it did: what every session of its own
-must be, how often it incremented the common counter, what failed, and the longest that a call took.
+It ends when its standard input does, and then says as one line of JSON what it did: what every session of
+its own must be, how often it incremented the common counter, what failed, and the longest that a call took.
 """
 
 from __future__ import annotations
