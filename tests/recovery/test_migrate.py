@@ -87,7 +87,7 @@ def settle(path: Path) -> None:
 
 
 def test_a_migration_killed_at_random_moments_beside_a_busy_process_goes_on_to_its_end(
-    tmp_path: Path,
+    tmp_path: Path, seed: int
 ) -> None:
     path = tmp_path / "store"
     dice = random.Random(seed)
