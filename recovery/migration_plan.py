@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from ..store import names
-from ..store.errors import FormatError, StoreInUseError
+from ..store.errors import FormatError, StorageError, StoreInUseError
 from ..store.files import make_directory, remove_durably, rename_durably, sync_directory, translated
 from ..store.lock import FileLock
 from ..store.smallfile import publish_small, read_small_file
@@ -96,8 +96,13 @@ def begin_work(store: Path) -> int:
 
 
 def write_plan(store: Path, plan: MigrationPlan) -> MigrationPlan:
-    """Make a plan durable, in the directory of begin_work()."""
-    publish_small(work_place(store) / PLAN, PLAN_MAGIC, VERSION, plan)
+    """Make a plan durable, in the directory of begin_work(). Where the first one can't be, nothing is left."""
+    try:
+        publish_small(work_place(store) / PLAN, PLAN_MAGIC, VERSION, plan)
+    except StorageError:
+        if not (work_place(store) / PLAN).exists():
+            clear_work(store)
+        raise
     return plan
 
 

@@ -1,7 +1,7 @@
 """A process that reads a whole store when asked: `python -m tests.recovery.holding_process DIR`.
 
-It has the store open all the time. For each line on standard input it answers one line of JSON: every session's
-number by id, and the back end; or the error that it met. It ends when its standard input does.
+It has the store open all the time. For each line on standard input it answers one line of JSON: every
+session's number by id, and the back end; or the error that it met. It ends when its standard input does.
 """
 
 from __future__ import annotations

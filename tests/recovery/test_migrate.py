@@ -28,7 +28,8 @@ from perdure.recovery import (
     verify,
 )
 from perdure.recovery.migration_plan import take_migration_lock
-from perdure.store import SessionStore, StorageError, StoreInUseError, UsageError, names
+from perdure.store import SessionStore, StorageError, StorageFullError, StoreInUseError, UsageError, names
+from perdure.store.backends import open_backend
 from perdure.store.cursor import list_segments
 from perdure.store.identity import read_identity
 from perdure.store.page import Word
@@ -37,6 +38,7 @@ from tests.recovery.busy import busy
 from tests.recovery.busy_process import COUNTER
 from tests.recovery.kills import killed
 from tests.recovery.stores import contents, seal, small_segments
+from tests.unit.store.test_backend_full_disk import small_file_system
 
 PAUSE_MS_MAX = 2_000
 """Two processors are shared with other tests: a pause that is the store's own is a hundredth of that."""
@@ -375,3 +377,70 @@ def test_nodes_migrate_by_themselves_while_they_ship_receive_and_fold(tmp_path: 
         assert cluster.state_of("n1") == cluster.state_of("n2")
         for name in cluster.names:
             assert summarise(verify(cluster.path(name))).exit_code in (0, 1)
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+@pytest.mark.parametrize("backend", ["lmdb", "sqlite"])
+def test_a_disk_that_gets_full_ends_it_with_nothing_left_and_the_store_goes_on(
+    backend: str, kind: str, tmp_path: Path
+) -> None:
+    other = {"lmdb": "sqlite", "sqlite": "lmdb"}[backend]
+    with small_file_system(kind, tmp_path, size_mib=64) as file_system:
+        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+        words = [
+            sys.executable,
+            "-m",
+            "tests.recovery.full_disk_process",
+            str(file_system / "store"),
+            backend,
+            other,
+        ]
+        assert subprocess.run(words, env=environment, check=False, timeout=120).returncode == 0
+
+
+def test_without_room_for_a_second_state_it_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    filled(path, 10)
+    monkeypatch.setattr(sys.modules[migrate.__module__], "ROOM_BYTES_MIN", 1 << 60)
+    with pytest.raises(StorageFullError, match="nothing was begun"):
+        migrate(path, to_backend="sqlite")
+    assert not leftovers(path)
+
+
+def test_a_scan_under_way_goes_on_over_the_old_state_while_the_new_one_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    for backend, other in (("lmdb", "sqlite"), ("sqlite", "lmdb")):
+        filled(path / backend, 300, backend=backend)
+        with SessionStore.open(path / backend) as store:
+            before = set(store.ids())
+            scan = store._opened.backend.scan()
+            rows = iter(scan)
+            seen = [next(rows)[0]]
+            migrate(path / backend, to_backend=other)
+            store.create({"n": -1})
+            assert store.stats()["backend"] == other
+            drop_previous(path / backend)
+            seen += [key for key, _ in rows]
+            scan.close()
+            assert {key.decode() for key in seen} == before
+            assert store.count() == len(before) + 1
+
+
+def test_a_stale_handle_that_closes_late_takes_nothing_from_the_new_state(tmp_path: Path) -> None:
+    """SQLite removes its log of changes when the last handle closes: by its name, which is another's then."""
+    path = tmp_path / "store"
+    filled(path, 100, backend="sqlite")
+    stale = open_backend("sqlite", path / names.STATE / "sqlite")
+    stale.refresh()
+    assert repair(path, unchecked=True).is_repaired
+    with SessionStore.open(path) as store:
+        store.create({"n": 5})
+        store.fold()
+        before = contents(store)
+        stale.close()
+        store.create({"n": 6})
+        store.fold()
+        assert len(contents(store)) == len(before) + 1
+    assert summarise(verify(path)).exit_code == 0
