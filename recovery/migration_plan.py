@@ -96,7 +96,7 @@ def begin_work(store: Path) -> int:
 
 
 def write_plan(store: Path, plan: MigrationPlan) -> MigrationPlan:
-    """Make a plan durable, in the directory of begin_work(). Where the first one can't be, nothing is left."""
+    """Make a plan durable, in the directory of begin_work(); nothing is left where the first can't be."""
     try:
         publish_small(work_place(store) / PLAN, PLAN_MAGIC, VERSION, plan)
     except StorageError:

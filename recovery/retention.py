@@ -15,7 +15,8 @@ goes from its oldest end only, a segment at a time, and only when nothing needs 
     an older segment stays                  a log has no holes
 
 A slot, and a migration, holds log until what it holds is over the policy's budget; then the replica catches
-up by a snapshot, and the migration begins anew from one. It never holds what the log no longer has, and never keeps the disk filling without end.
+up by a snapshot, and the migration begins anew from one. It never holds what the log no longer has, and
+never keeps the disk filling without end.
 """
 
 from __future__ import annotations

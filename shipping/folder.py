@@ -271,7 +271,7 @@ def run_folder(
         raise DivergedError(
             f"folding stopped before: {fault}",
             path=path,
-            hint="Remove the state's directory or make this replica anew; its log is intact.",
+            hint="`perdure repair DIR` makes the state anew if the log is right; else make the replica anew.",
         )
     folder = Folder(path)
     ended = threading.Event()

@@ -102,6 +102,7 @@ _HAS_LABELS = "SELECT EXISTS (SELECT 1 FROM labels)"
 _POSITION = "SELECT epoch, lsn, chain, digest, session_count FROM position"
 _SET_POSITION = "REPLACE INTO position VALUES (1, ?, ?, ?, ?, ?)"
 _UNREADABLE = (None,) * 10
+_REBUILD = "`perdure repair DIR` makes it anew from snapshot and log."
 _IOERR_SHMSIZE = apsw.SQLITE_IOERR_SHMSIZE
 _DEADLINE_MAX = (1 << 63) - 1
 
@@ -114,9 +115,7 @@ def translate_sqlite(error: Exception, path: Path) -> PerdureError:
             text, path=path, hint="Free some space; the store goes on by itself once there is some."
         )
     if isinstance(error, (apsw.CorruptError, apsw.NotADBError, apsw.FormatError)):
-        return CorruptError(
-            f"the state is damaged: {error}", path=path, hint="Rebuild it from snapshot and log."
-        )
+        return CorruptError(f"the state is damaged: {error}", path=path, hint=_REBUILD)
     if isinstance(error, (apsw.BusyError, apsw.LockedError)):
         return LockTimeoutError(
             f"the state was locked for more than {BUSY_TIMEOUT_MS} ms",
@@ -398,7 +397,7 @@ def _prepare(connection: apsw.Connection, path: Path) -> None:
         raise FormatVersionError(
             f"the state has schema {version}, not {SCHEMA_VERSION}",
             path=path,
-            hint="Rebuild it from snapshot and log.",
+            hint=_REBUILD,
         )
 
 

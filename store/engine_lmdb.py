@@ -62,7 +62,7 @@ _DAMAGED = (
     lmdb.IncompatibleError,
     lmdb.BadDbiError,
 )
-_REBUILD = "Rebuild it from snapshot and log."
+_REBUILD = "`perdure repair DIR` makes it anew from snapshot and log."
 
 
 def translate_lmdb(error: Exception, path: Path) -> PerdureError:

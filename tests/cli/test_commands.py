@@ -30,7 +30,7 @@ def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, .
 
 ALL = sorted(_commands(typer.main.get_command(app)))
 EXPECTED = (
-    "init node ship receive replay verify promote status bench demo "
+    "init node ship receive replay verify migrate repair promote status bench demo "
     "snapshot_create snapshot_list snapshot_prune "
     "log_dump log_stat retention_explain session_get session_list session_count"
 )

@@ -44,7 +44,7 @@ class Crew:
         assert found.keys() - expected.keys() == known, f"seed {self.seed}: sessions that nobody made"
         assert {id: found.get(id) for id in expected} == expected, f"seed {self.seed}"
         assert count == sum(result["increments"] for result in self.results), f"seed {self.seed}"
-        return max(result["longest_ms"] for result in self.results)
+        return float(max(result["longest_ms"] for result in self.results))
 
 
 @contextlib.contextmanager
