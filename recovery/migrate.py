@@ -91,6 +91,7 @@ class MigrationState(msgspec.Struct, frozen=True):
     to_backend: str
     base: str
     is_back: bool
+    is_repair: bool
     built_bytes: int
     kept_backend: str
     """Of the state before, empty if none is kept."""
@@ -156,7 +157,7 @@ def drop_previous(store: str | os.PathLike[str]) -> int:
     try:
         finish_switch(path, read_boot_id(), SWITCH_TIMEOUT_MS)
         plan = read_plan(path)
-        if plan is not None and plan.to_backend != read_identity(path).backend:
+        if plan is not None and not plan.is_switched(read_identity(path).backend):
             raise _under_way(path, plan)
         size = allocated_bytes(kept_place(path))
         remove_state(kept_place(path))
@@ -191,6 +192,7 @@ def migration_state(store: str | os.PathLike[str]) -> MigrationState:
         to_backend=plan.to_backend if plan else "",
         base=plan.base if plan else "",
         is_back=plan.is_back if plan else False,
+        is_repair=plan.is_repair if plan else False,
         built_bytes=allocated_bytes(built_place(path)),
         kept_backend=kept.backend if kept else "",
         kept_bytes=allocated_bytes(kept_place(path)),
@@ -211,16 +213,20 @@ class _Migration:
         opened = open_store(self._store, OpenOptions(create=False))
         try:
             plan = read_plan(self._store)
+            backend = opened.identity.backend
+            if plan is not None and plan.is_switched(backend):
+                if backend == to_backend:
+                    return self._switched_before(opened, plan)
+                clear_work(self._store)
+                plan = None
+            if backend == to_backend:
+                raise UsageError(f"the store keeps its state in {to_backend} already", path=self._store)
             if plan is not None and (plan.is_repair or plan.to_backend != to_backend):
                 raise _under_way(self._store, plan)
-            if opened.identity.backend == to_backend:
-                if plan is None:
-                    raise UsageError(f"the store keeps its state in {to_backend} already", path=self._store)
-                return self._switched_before(opened, plan)
             if plan is None:
                 self._check_unkept()
                 self._check_room(opened)
-                plan = self._begin(opened.identity.backend, to_backend, is_back=False)
+                plan = self._begin(backend, to_backend, is_back=False)
             return self._run(opened, plan)
         finally:
             opened.close()
@@ -229,13 +235,13 @@ class _Migration:
         opened = open_store(self._store, OpenOptions(create=False))
         try:
             plan = read_plan(self._store)
-            if plan is not None and not plan.is_back:
-                if plan.is_repair or plan.to_backend != opened.identity.backend:
-                    raise _under_way(self._store, plan)
-                clear_work(self._store)  # its switch was made
+            if plan is not None and plan.is_switched(opened.identity.backend):
+                if plan.is_back:
+                    return self._switched_before(opened, plan)
+                clear_work(self._store)
                 plan = None
-            if plan is not None and plan.to_backend == opened.identity.backend:
-                return self._switched_before(opened, plan)
+            if plan is not None and not plan.is_back:
+                raise _under_way(self._store, plan)
             if plan is None:
                 kept = read_kept(self._store)
                 if kept is None:

@@ -48,6 +48,10 @@ class MigrationPlan(msgspec.Struct, frozen=True):
     is_repair: bool
     started_ms: int
 
+    def is_switched(self, backend: str) -> bool:
+        """Was this migration's switch made, in a store that now has this back end?"""
+        return not self.is_repair and self.to_backend == backend
+
 
 class KeptState(msgspec.Struct, frozen=True):
     """A state that a migration left, for the way back."""

@@ -93,12 +93,16 @@ def repair(
     StoreInUseError, StorageFullError (nothing is left then), StorageError.
     """
     path = Path(store)
-    identity = read_identity(path)
+    read_identity(path)
     started_ns = time.monotonic_ns()
     lock = take_migration_lock(path)
     try:
         finish_switch(path, boot_id(), SWITCH_TIMEOUT_MS)
+        identity = read_identity(path)
         plan = read_plan(path)
+        if plan is not None and plan.is_switched(identity.backend) and not only_check:
+            clear_work(path)
+            plan = None
         if plan is not None and not plan.is_repair and not only_check:
             raise UsageError(
                 f"a migration to {plan.to_backend} was begun and not completed",
