@@ -10,6 +10,7 @@ import os
 import struct
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,30 @@ class NaiveStore:
             self._append(key, value)
             txn.put(key, value, db=self._sessions)
             txn.put(b"position", _STAMP.pack(self._number, 0), db=self._meta)
+
+    def touch(self, id: str) -> None:
+        key = id.encode()
+        with self._env.begin(write=True) as txn:
+            old = txn.get(key, db=self._sessions) or b""
+            txn.get(b"position", db=self._meta)
+            now = time.time_ns() // 1_000_000
+            value = _STAMP.pack(now, now + 3_600_000) + old[16:]
+            self._append(key, value[:16])
+            txn.put(key, value, db=self._sessions)
+            txn.put(b"position", _STAMP.pack(self._number, 0), db=self._meta)
+
+    def delete(self, id: str) -> None:
+        key = id.encode()
+        with self._env.begin(write=True) as txn:
+            txn.get(b"position", db=self._meta)
+            self._append(key, b"")
+            txn.delete(key, db=self._sessions)
+            txn.put(b"position", _STAMP.pack(self._number, 0), db=self._meta)
+
+    def ids(self) -> Iterator[str]:
+        with self._env.begin(self._sessions) as txn:
+            for key in txn.cursor().iternext(values=False):
+                yield key.decode()
 
     def batch(self, many: list[dict[str, Any]]) -> None:
         now = time.time_ns() // 1_000_000

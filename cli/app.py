@@ -13,7 +13,7 @@ import typer
 
 from .. import __version__
 from ..store import UsageError
-from . import log, render, retention, session, snapshot
+from . import feed, log, render, retention, session, snapshot
 from .bench import bench
 from .demo.command import demo
 from .init import init
@@ -50,6 +50,7 @@ app.command()(status)
 app.add_typer(log.group, name="log")
 app.add_typer(retention.group, name="retention")
 app.add_typer(session.group, name="session")
+app.add_typer(feed.group, name="feed")
 app.command()(bench)
 app.command()(demo)
 

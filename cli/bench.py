@@ -21,7 +21,7 @@ def bench(
     directory: Annotated[
         Path | None, typer.Option("--dir", metavar="DIR", help="Measure on this directory's file system.")
     ] = None,
-    backend: Annotated[BackendName, typer.Option("--backend", help="Where the state is kept.")] = "lmdb",
+    backend: BackendName = "lmdb",
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.05, max=60, help="How long for each figure.")
     ] = 1.0,

@@ -90,8 +90,9 @@ class Chores:
 
     def snapshot(self) -> str:
         """Take a snapshot if the state moved since the last one; answers its name."""
-        folded = shipping_status(self._directory).folded_lsn
-        if not folded or folded == self._snapshot_lsn:
+        known = shipping_status(self._directory)
+        reached = known.folded_lsn if known.is_state_shared else known.appended_lsn
+        if not reached or reached == self._snapshot_lsn:
             return ""
         file = take_snapshot(self._directory, keep=self._task.snapshots_kept)
         self._snapshot_lsn = file.lsn

@@ -30,7 +30,7 @@ def init(
     sync_replicas: Annotated[
         int, typer.Option("--sync-replicas", min=0, help="How many replicas confirm each write.")
     ] = 0,
-    backend: Annotated[BackendName, typer.Option("--backend", help="Where the state is kept.")] = "lmdb",
+    backend: BackendName = "lmdb",
     as_json: AsJson = False,
 ) -> None:
     """Make a node's directory.
@@ -74,7 +74,7 @@ def make_node(
     """
     options = OpenOptions(create=False)
     identity = init_store(
-        directory, node=node, cluster_id=cluster_id, backend=backend, now_ms=options.clock.now_ms()
+        directory, node=node, cluster_id=cluster_id, backend=backend, now_ms=options.wall_ms()
     )
     if config is not None:
         _begin(directory, config, options)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, TypeAlias
 
 import typer
 
-from ..store import StorageError, UsageError
+from ..store import BACKENDS, StorageError, UsageError, backend_kind
 
 SECRET_VARIABLE = "PERDURE_SECRET"
 SECRET_BYTES_MAX = 4096
@@ -38,8 +38,24 @@ SecretFile: TypeAlias = Annotated[
         help=f"File that holds the secret which all nodes of the cluster share (or set {SECRET_VARIABLE}).",
     ),
 ]
-BackendName: TypeAlias = Literal["lmdb", "sqlite"]
-Backend: TypeAlias = Annotated[BackendName | None, typer.Option("--backend", help="Where the state is kept.")]
+
+
+def _checked(name: str | None) -> str | None:
+    if name is not None:
+        try:
+            backend_kind(name)
+        except UsageError as error:
+            raise typer.BadParameter(f"{error.message}. {error.hint}") from error
+    return name
+
+
+_BACKEND_HELP = f"Where the state is kept: {', '.join(BACKENDS)}, or one that is installed."
+Backend: TypeAlias = Annotated[
+    str | None, typer.Option("--backend", metavar="NAME", help=_BACKEND_HELP, callback=_checked)
+]
+BackendName: TypeAlias = Annotated[
+    str, typer.Option("--backend", metavar="NAME", help=_BACKEND_HELP, callback=_checked)
+]
 Peers: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--peer", metavar="NODE=HOST:PORT", help="Another node of the cluster; repeat it for each."),

@@ -77,12 +77,21 @@ def rows(
 
 
 def stream(
-    found: Iterable[Mapping[str, Any]], *, as_json: bool, line: Callable[[Mapping[str, Any]], str]
+    found: Iterable[Mapping[str, Any]],
+    *,
+    as_json: bool,
+    line: Callable[[Mapping[str, Any]], str],
+    flush: bool = False,
 ) -> int:
-    """Show an unbounded list as it comes, one JSON object or one line each; answers how many there were."""
+    """Show an unbounded list as it comes, one JSON object or one line each; answers how many there were.
+
+    With `flush` each is written before the next one is asked for.
+    """
     count = 0
     for row in found:
         sys.stdout.write((_encode(row) if as_json else line(row)) + "\n")
+        if flush:
+            sys.stdout.flush()
         count += 1
     return count
 

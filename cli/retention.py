@@ -26,11 +26,18 @@ def explain(
         float, typer.Option("--log-hours", min=0, max=LOG_H_MAX, help="Log that is younger stays.")
     ] = 24.0,
     snapshots: Annotated[int, typer.Option("--snapshots", min=1, help="So many of the newest stay.")] = 3,
+    consumer_h: Annotated[
+        float,
+        typer.Option(
+            "--consumer-hours", min=0, max=LOG_H_MAX, help="A consumer that is behind holds log for so long."
+        ),
+    ] = 168.0,
     as_json: AsJson = False,
 ) -> None:
     """Say, file by file, what the node's retention would drop now, and why each other file stays.
 
-    Nothing is changed. Never dropped is what a replica's slot or the newest good snapshot needs.
+    Nothing is changed. Never dropped is what the newest good snapshot needs, nor, within their
+    budgets, what a replica's slot or a consumer of the event feed needs.
 
     \b
     Example:
@@ -38,7 +45,12 @@ def explain(
     """
     from ..recovery import Policy, explain_retention
 
-    plan = explain_retention(directory, Policy(log_age_ms=round(log_h * MS_AN_HOUR), snapshots=snapshots))
+    policy = Policy(
+        log_age_ms=round(log_h * MS_AN_HOUR),
+        snapshots=snapshots,
+        consumer_age_ms=round(consumer_h * MS_AN_HOUR),
+    )
+    plan = explain_retention(directory, policy)
     lines: list[dict[str, Any]] = [msgspec.to_builtins(line) for line in plan.lines]
     if as_json:
         of_kind = {kind: [line for line in lines if line["kind"] == kind] for kind in ("segment", "snapshot")}

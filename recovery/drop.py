@@ -13,7 +13,9 @@ from pathlib import Path
 
 from ..shipping.slots import read_slots
 from ..store import names
-from ..store.cursor import SegmentFile
+from ..store.backends import shares_state
+from ..store.consumers import read_progress
+from ..store.cursor import EVERYTHING, SegmentFile
 from ..store.errors import FormatError, StorageError
 from ..store.files import remove_durably, translated
 from ..store.lock import FileLock
@@ -21,7 +23,16 @@ from ..store.page import Word
 from ..store.segment import read_footer, read_header
 from ..store.snapshot import SnapshotFile, list_snapshots
 from .migration_plan import log_held
-from .retention import HoldFacts, Plan, Policy, SegmentFacts, SlotFacts, SnapshotFacts, plan_retention
+from .retention import (
+    ConsumerFacts,
+    HoldFacts,
+    Plan,
+    Policy,
+    SegmentFacts,
+    SlotFacts,
+    SnapshotFacts,
+    plan_retention,
+)
 from .source import Source, open_source
 from .take import judge_snapshot
 
@@ -38,14 +49,14 @@ def explain_retention(
     header: what is needed cannot be told then.
     """
     source = open_source(store)
-    page = source.page()
     return plan_retention(
         _segments(source),
         _snapshots(source),
         [SlotFacts(slot.node, slot.lsn, slot.keeps_log) for slot in read_slots(source.store)],
         policy or Policy(),
         now_ms=time.time_ns() // 1_000_000 if now_ms is None else now_ms,
-        state_lsn=page[Word.FOLDED] if page else 0,
+        state_lsn=_state_lsn(source),
+        consumers=_consumers(source.store),
         holds=[HoldFacts(what, lsn) for what, lsn in log_held(source.store)],
     )
 
@@ -71,6 +82,20 @@ def apply_retention(
         return plan
     finally:
         lock.close()
+
+
+def _consumers(store: Path) -> list[ConsumerFacts]:
+    good, damaged = read_progress(store)
+    facts = [ConsumerFacts(one.name, one.lsn, one.acked_ms) for one in good]
+    return facts + [ConsumerFacts(name, 0, 0, error.message) for name, error in damaged]
+
+
+def _state_lsn(source: Source) -> int:
+    """What the state holds; one that each process makes from snapshot and log asks for no more than these."""
+    if not shares_state(source.identity.backend):
+        return EVERYTHING
+    page = source.page()
+    return page[Word.FOLDED] if page else 0
 
 
 def _segments(source: Source) -> list[SegmentFacts]:

@@ -48,6 +48,8 @@ class Line(msgspec.Struct, frozen=True):
     position: tuple[int, int, int, int, int] | None = None
     error: str = ""
     is_damage: bool = False
+    index_error: str = ""
+    """What is wrong with the index of labels, said at the end."""
 
 
 class ImageError(Exception):
@@ -79,6 +81,8 @@ class ImageReader:
             raise ImageError(f"no process could be started to read it: {error}", is_damage=False) from error
         self._buffer = b""
         self._at = 0
+        self.index_error = ""
+        """Set at the end of the records: how the index of labels differs from what they make."""
         try:
             self.position = self._line()
         except BaseException:
@@ -124,6 +128,7 @@ class ImageReader:
             raise ImageError("the process that read the state answered nonsense", is_damage=True) from error
         if said.position is None:
             raise ImageError(said.error, is_damage=said.is_damage)
+        self.index_error = said.index_error
         return StatePosition(*said.position)
 
     def _take(self, size: int) -> bytes:

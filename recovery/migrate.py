@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from ..store import names
-from ..store.backends import backend_kind
+from ..store.backends import backend_kind, shares_state
 from ..store.errors import PerdureError, StorageFullError, UsageError
 from ..store.files import rename_durably, translated
 from ..store.identity import read_identity
@@ -117,7 +117,7 @@ def migrate(
     """
     path = Path(store)
     backend_kind(to_backend)
-    read_identity(path)
+    check_shared(path, read_identity(path).backend, to_backend)
     lock = take_migration_lock(path)
     try:
         return _Migration(path, on_progress or _silent, boot_id()).forward(to_backend)
@@ -198,6 +198,17 @@ def migration_state(store: str | os.PathLike[str]) -> MigrationState:
         kept_bytes=allocated_bytes(kept_place(path)),
         kept_lsn=kept.lsn if kept else 0,
     )
+
+
+def check_shared(store: Path, *backends: str) -> None:
+    """Raise UsageError for a back end whose state is in no file: it is made at each opening anyway."""
+    for name in backends:
+        if not shares_state(name):
+            raise UsageError(
+                f"a state in {name} is in no file: each process makes its own from snapshot and log",
+                path=store,
+                hint="There is nothing to repair or move; `perdure replay` makes a store with another one.",
+            )
 
 
 class _Migration:

@@ -26,7 +26,7 @@ from ..store.state import free_aside, settle_aside
 from ..store.switch import finish_switch
 from .build_state import OnProgress, committed_end
 from .findings import Finding, Level, Summary
-from .migrate import SWITCH_TIMEOUT_MS
+from .migrate import SWITCH_TIMEOUT_MS, check_shared
 from .migration_plan import (
     MigrationPlan,
     begin_work,
@@ -93,7 +93,7 @@ def repair(
     StoreInUseError, StorageFullError (nothing is left then), StorageError.
     """
     path = Path(store)
-    read_identity(path)
+    check_shared(path, read_identity(path).backend)
     started_ns = time.monotonic_ns()
     lock = take_migration_lock(path)
     try:

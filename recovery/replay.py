@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from ..store import names
+from ..store.clock import read_wall_ms, time_after_boot
 from ..store.control import ALONE, config_of
 from ..store.cursor import EVERYTHING
 from ..store.errors import (
@@ -90,7 +91,7 @@ def replay_to(
     """Fold the newest good snapshot at or below a target, and the log behind it, into a new directory.
 
     The target is an LSN, or a time in ms since 1970 (the last frame not after it), or neither: the end
-    of the log as it was when this was called. `backend` is "lmdb" or "sqlite", None the source's. After
+    of the log as it was when this was called. `backend` names one, None the source's. After
     each frame digest and session count are compared with the frame's, and at the end once more over
     all records. `progress` is called with the number of events done.
 
@@ -145,7 +146,7 @@ class _Replay:
         finally:
             backend.close()
             cursor.close()
-        self._begin_log(replayed.end)
+        self._begin_log(replayed.end, replayed.time_ms)
         publish_small(self.target / names.IDENTITY, IDENTITY_MAGIC, IDENTITY_VERSION, self.identity)
         remove_durably(self.target / UNFINISHED)
         return ReplayReport(
@@ -330,11 +331,10 @@ class _Replay:
         finally:
             scan.close()
 
-    def _begin_log(self, end: StatePosition) -> None:
+    def _begin_log(self, end: StatePosition, end_ms: int) -> None:
         """The copy's own history begins behind the state, in an epoch that nobody else ever had."""
-        log = EventLog(
-            self.target, self.identity, boot_id=self.boot_id, now_ms=lambda: time.time_ns() // 1_000_000
-        )
+        began_ms = time_after_boot(end_ms, read_wall_ms())
+        log = EventLog(self.target, self.identity, boot_id=self.boot_id, now_ms=lambda: began_ms)
         try:
             log.write_lock.acquire(log.lock_timeout_ms)
             try:

@@ -11,12 +11,14 @@ goes from its oldest end only, a segment at a time, and only when nothing needs 
     above a slot's position                 that replica would need a snapshot instead
     above where a migration began, or       it could not go on, or would be a rebuild
       where the state before it stands
+    above a consumer's progress             that consumer of the event feed would miss events
     younger than the policy's age           point-in-time recovery and outcome() reach back so far
     an older segment stays                  a log has no holes
 
 A slot, and a migration, holds log until what it holds is over the policy's budget; then the replica catches
 up by a snapshot, and the migration begins anew from one. It never holds what the log no longer has, and
-never keeps the disk filling without end.
+never keeps the disk filling without end. So does a consumer, until it is over the budget, or has acknowledged
+nothing for the policy's age: one that was forgotten loses its place.
 """
 
 from __future__ import annotations
@@ -67,6 +69,18 @@ class HoldFacts(msgspec.Struct, frozen=True):
     """The log behind it is needed."""
 
 
+class ConsumerFacts(msgspec.Struct, frozen=True):
+    """What retention has to know of a consumer of the event feed."""
+
+    name: str
+    lsn: int
+    """Acknowledged."""
+    acked_ms: int
+    """When that was, ms since 1970."""
+    damage: str = ""
+    """Why its progress cannot be read, so that it cannot go on anyway; empty if it can."""
+
+
 class Policy(msgspec.Struct, frozen=True):
     """What is to be kept beyond what is needed. Times in ms, sizes in bytes."""
 
@@ -78,6 +92,10 @@ class Policy(msgspec.Struct, frozen=True):
     """Snapshots that are younger stay, too."""
     slot_bytes: int = 4 << 30
     """A slot (or a migration) holds at most so much log; its replica gets a snapshot then."""
+    consumer_bytes: int = 4 << 30
+    """A consumer of the event feed holds at most so much log."""
+    consumer_age_ms: int = 7 * 24 * 3_600_000
+    """One that has something to read, and has acknowledged nothing for so long, holds nothing."""
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -97,7 +115,7 @@ class Plan(msgspec.Struct, frozen=True):
     drop: tuple[Line, ...]
     keep: tuple[Line, ...]
     notes: tuple[str, ...] = ()
-    """Slots and migrations that hold nothing any more, and why."""
+    """Slots, migrations and consumers that hold nothing any more, and why."""
 
     @property
     def freed_bytes(self) -> int:
@@ -117,6 +135,7 @@ def plan_retention(
     now_ms: int,
     state_lsn: int,
     holds: Sequence[HoldFacts] = (),
+    consumers: Sequence[ConsumerFacts] = (),
 ) -> Plan:
     """Decide what of log and snapshots may go.
 
@@ -128,20 +147,21 @@ def plan_retention(
     holding, notes = _holding_slots(segments, slots, policy, good)
     held, more_notes = _holding_others(segments, holds, policy, good)
     notes += more_notes
+    reading, consumer_notes = _holding_consumers(segments, consumers, policy, good, now_ms)
     lines: list[Line] = []
     staying = ""
     for number, segment in enumerate(segments):
         why = staying and f"{staying} stays, and a log has no holes"
         is_tail = number == len(segments) - 1
-        why = why or _why_kept(segment, is_tail, good, holding, held, policy, now_ms, state_lsn)
+        why = why or _why_kept(segment, is_tail, good, holding, held, reading, policy, now_ms, state_lsn)
         staying = staying or (segment.name if why else "")
-        dropped = f"nothing needs it: LSN {segment.last_lsn} is in snapshot, state and replicas"
+        dropped = f"nothing needs it: LSN {segment.last_lsn} is in snapshot, state and replicas, and was read"
         lines.append(Line("segment", segment.name, segment.size_bytes, not why, why or dropped))
     lines = kept_snapshots + lines
     return Plan(
         tuple(line for line in lines if line.is_dropped),
         tuple(line for line in lines if not line.is_dropped),
-        tuple(notes),
+        tuple(notes + consumer_notes),
     )
 
 
@@ -209,12 +229,44 @@ def _holding_others(
     return holding, notes
 
 
+def _holding_consumers(
+    segments: Sequence[SegmentFacts],
+    consumers: Sequence[ConsumerFacts],
+    policy: Policy,
+    good: int | None,
+    now_ms: int,
+) -> tuple[list[ConsumerFacts], list[str]]:
+    """(consumers for which log is kept, what is to be said of the others)."""
+    holding, notes = [], []
+    oldest = segments[0].first_lsn if segments else 1
+    for consumer in consumers:
+        unread = [segment for segment in segments if segment.last_lsn > consumer.lsn]
+        needed = sum(segment.size_bytes for segment in unread)
+        # One that had nothing to read has acknowledged nothing either: it is behind only since there was.
+        age_ms = now_ms - max([consumer.acked_ms, *(segment.closed_ms for segment in unread[:1])])
+        says = f"consumer {consumer.name} holds nothing"
+        if consumer.damage:
+            notes.append(f"{says}: its progress is damaged ({consumer.damage})")
+        elif consumer.lsn + 1 < oldest:
+            notes.append(f"{says}: the log it needs, LSN {consumer.lsn + 1}, is gone")
+        elif needed > policy.consumer_bytes and good is not None:
+            notes.append(
+                f"{says}: it needs {needed} bytes of log, over its budget of {policy.consumer_bytes}"
+            )
+        elif unread and age_ms > policy.consumer_age_ms:
+            notes.append(f"{says}: it has read nothing for {age_ms} ms, longer than {policy.consumer_age_ms}")
+        else:
+            holding.append(consumer)
+    return holding, notes
+
+
 def _why_kept(
     segment: SegmentFacts,
     is_tail: bool,
     good: int | None,
     holding: Sequence[SlotFacts],
     held: Sequence[HoldFacts],
+    reading: Sequence[ConsumerFacts],
     policy: Policy,
     now_ms: int,
     state_lsn: int,
@@ -234,11 +286,22 @@ def _why_kept(
     if behind:
         slot = min(behind, key=lambda one: one.lsn)
         return f"replica {slot.node} has LSN {slot.lsn} on disk, and needs it"
+    if why := _why_held(segment, held, reading):
+        return why
+    age_ms = now_ms - segment.closed_ms
+    if age_ms < policy.log_age_ms:
+        return f"it is {max(0, age_ms)} ms old, younger than {policy.log_age_ms} ms"
+    return ""
+
+
+def _why_held(segment: SegmentFacts, held: Sequence[HoldFacts], reading: Sequence[ConsumerFacts]) -> str:
+    """Why a segment stays for a migration or a consumer, empty if for none."""
     others = [hold for hold in held if hold.lsn < segment.last_lsn]
     if others:
         hold = min(others, key=lambda one: one.lsn)
         return f"{hold.what} begins at LSN {hold.lsn}, and needs it"
-    age_ms = now_ms - segment.closed_ms
-    if age_ms < policy.log_age_ms:
-        return f"it is {max(0, age_ms)} ms old, younger than {policy.log_age_ms} ms"
+    unread = [consumer for consumer in reading if consumer.lsn < segment.last_lsn]
+    if unread:
+        consumer = min(unread, key=lambda one: one.lsn)
+        return f"consumer {consumer.name} has read up to LSN {consumer.lsn}, and needs it"
     return ""

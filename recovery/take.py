@@ -19,7 +19,6 @@ from ..store.cursor import LogCursor, find_frame_end, list_segments
 from ..store.errors import DivergedError, PerdureError, PositionGoneError, UsageError
 from ..store.files import remove_durably, translated
 from ..store.ids import Position
-from ..store.lock import FileLock
 from ..store.opening import Opened, OpenOptions, open_store
 from ..store.page import Word
 from ..store.ports import Record, Scan
@@ -162,7 +161,7 @@ def prune_snapshots(store: str | os.PathLike[str], *, keep: int) -> list[Path]:
 def _fold_and_image(opened: Opened) -> Scan:
     """Fold what is visible, and image the state; it may be further than that by then."""
     view = opened.view
-    lock = FileLock(opened.store / names.FOLD_LOCK)
+    lock = opened.fold_lock()
     try:
         lock.acquire(FOLD_LOCK_TIMEOUT_MS)
         with view.mutex:

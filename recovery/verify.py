@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ..shipping.slots import Slot, read_slot
 from ..store import names
+from ..store.consumers import read_progress
 from ..store.errors import FormatError, FormatVersionError, PerdureError, StoreMissingError, UsageError
 from ..store.flush import POISON_MAGIC, POISON_VERSION, Poison
 from ..store.ids import Position
@@ -47,6 +48,7 @@ _KNOWN_NAMES = frozenset(
         names.STATE,
         names.SNAPSHOTS,
         names.SLOTS,
+        names.FEEDS,
         names.ASIDE,
         names.DIVERGED,
         names.POKE_SOCKET,
@@ -183,6 +185,7 @@ class _Verification:
                 hint = "Close it in every process and open it again: the log is then copied anew."
                 yield Finding(Level.WARNING, "poisoned", says, str(store / names.POISON), hint=hint)
         yield from self._check_slots()
+        yield from self._check_consumers()
 
     def _check_slots(self) -> Iterator[Finding]:
         folder = self.source.store / names.SLOTS
@@ -207,6 +210,16 @@ class _Verification:
                 self.slots.append(slot)
                 says = f"{node} has LSN {slot.lsn} on disk, {slot.state}"
                 yield Finding(Level.OK, "slot", says, path, lsn=slot.lsn)
+
+    def _check_consumers(self) -> Iterator[Finding]:
+        folder = self.source.store / names.FEEDS
+        good, damaged = read_progress(self.source.store)
+        for progress in good:
+            path = str(folder / names.consumer_name(progress.name))
+            says = f"{progress.name} has read up to LSN {progress.lsn}"
+            yield Finding(Level.OK, "consumer", says, path, lsn=progress.lsn)
+        for _, error in damaged:
+            yield _format_finding(error, "consumer")
 
     def _check_promise(self) -> Iterator[Finding]:
         """Frames of an epoch are only ever taken after that epoch was promised."""

@@ -3,6 +3,9 @@
 Owns the loop and the words in the control page that say how far the state is. The digest and count of
 every frame are checked; at the first that does not come out folding stops for good, and the fault is
 recorded. It runs beside the receiver, so that receiving never waits for a fold.
+
+Where each process keeps a state of its own in memory, what is folded here is for that check alone: the
+store's readers fold for themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..store import names
+from ..store.backends import shares_state
 from ..store.cursor import LogCursor, list_segments
 from ..store.errors import DivergedError, LockTimeoutError, PositionGoneError, StorageFullError
 from ..store.identity import read_identity
@@ -26,7 +30,7 @@ from ..store.opening import load_state
 from ..store.page import Word, read_boot_id
 from ..store.ports import Backend
 from ..store.rebuild import replay
-from ..store.state import mark_state, open_state, set_aside
+from ..store.state import OWN, mark_state, open_state, set_aside
 from ..store.switch import StatePlace, finish_locked
 from .faults import Fault, clear_fault, read_fault, write_fault
 from .nodelog import NodeLog, monotonic_ms, now_ms, open_node_log
@@ -103,7 +107,8 @@ class Folder:
     def close(self) -> None:
         self._cursor.close()
         self._backend.close()
-        self._place.close()
+        if self._place is not None:
+            self._place.close()
         self._node.close()
         self._lock.close()
 
@@ -164,7 +169,8 @@ class Folder:
         if not self._is_same_state():
             self._cursor.close()
             self._backend.close()
-            self._place.close()
+            if self._place is not None:
+                self._place.close()
             self._node.close()
             self._open()
             return
@@ -175,6 +181,8 @@ class Folder:
 
     def _is_same_state(self) -> bool:
         """Are the state's directory and the log still those that are open?"""
+        if self._place is None:
+            return not _why_not_in_log(self._node, self._at)
         return self._place.is_same() and self._log_holds_state()
 
     def _log_holds_state(self) -> bool:
@@ -194,7 +202,8 @@ class Folder:
                     # Still under the lock: once it is free, a receiver may put the state aside.
                     self._at = self._backend.refresh()
                     self._backend.release()
-                    self._place = StatePlace(self._store)
+                    is_shared = shares_state(read_identity(self._store).backend)
+                    self._place = StatePlace(self._store) if is_shared else None
                     node.log.words[Word.FOLDED] = self._at.lsn
                 finally:
                     node.log.unlock()
@@ -222,7 +231,7 @@ class Folder:
                 backend, verdict = open_state(self._store, identity.backend, identity.cluster_id, boot_id)
             else:
                 why = verdict.reason
-            logger.warning("making the state anew: %s", why)
+            logger.log(logging.INFO if verdict is OWN else logging.WARNING, "making the state anew: %s", why)
             load_state(backend, node.log)
             mark_state(
                 self._store, backend_name=identity.backend, cluster_id=identity.cluster_id, boot_id=boot_id

@@ -132,6 +132,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
     committed_lsn: Count
     end_lsn: Count
     time_ms: Count
+    """Session time: the replica takes it over."""
     monotonic_us: Count
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from ..store import names
+from ..store.clock import SessionClock, last_time_ms
 from ..store.cursor import LogCursor, list_segments
 from ..store.errors import CorruptError, LockTimeoutError, PositionGoneError, StoreInUseError
 from ..store.flush import is_poisoned
@@ -43,6 +44,7 @@ class NodeLog:
         self.store = store
         self.identity = identity
         self.log = log
+        self.clock = SessionClock(log.page)
         self._locks = locks
         log.on_reset = self._begin_again
         log.cursor.is_sparse = True
@@ -187,10 +189,13 @@ def open_node_log(store: Path, locks: list[FileLock]) -> NodeLog:
 
 def _open(store: Path, identity: Identity) -> EventLog:
     log = EventLog(store, identity, boot_id=read_boot_id(), now_ms=now_ms)
+    clock = SessionClock(log.page)
+    log.now_ms = clock.exact_ms
     try:
         log.write_lock.acquire(log.lock_timeout_ms)
         try:
             open_log(log, None)
+            clock.begin(last_time_ms(log))
         finally:
             log.write_lock.release()
     except BaseException:

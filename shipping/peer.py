@@ -359,7 +359,9 @@ class Peer:
         if slot.state == slots.PAUSED and oldest:
             state = slots.PAUSED
         error = slot.error if state == slots.PAUSED else ""
-        self._set_slot(state=state, error=error, lag_ms=max(0, now_ms() - oldest) if oldest else 0)
+        self._set_slot(
+            state=state, error=error, lag_ms=max(0, self._reign.node.log.now_ms() - oldest) if oldest else 0
+        )
 
     def _send(self, message: Message, payload: bytes = b"") -> None:
         if self._link is None:

@@ -14,7 +14,7 @@ from typing import Final
 
 from ..store.ids import Position
 from .messages import Heartbeat, ShipHello
-from .nodelog import NodeLog, now_ms
+from .nodelog import NodeLog
 from .progress import Electorate
 from .window import Window
 
@@ -69,4 +69,6 @@ class Reign:
 
     def heartbeat(self) -> Heartbeat:
         """What a replica is told all the time."""
-        return Heartbeat(self.committed_lsn, self.window.end.lsn, now_ms(), time.monotonic_ns() // 1000)
+        return Heartbeat(
+            self.committed_lsn, self.window.end.lsn, self.node.log.now_ms(), time.monotonic_ns() // 1000
+        )

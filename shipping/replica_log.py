@@ -10,12 +10,13 @@ from ..store.errors import FencedError, PromiseRefusedError, StorageFullError, W
 from ..store.files import remove_durably
 from ..store.ids import Position
 from ..store.page import Word
-from ..store.promise import Promise
+from ..store.promise import Promise, read_promise
 from .frames_in import Piece, split_frames
 from .nodelog import NodeLog
 
 _COMMITTED = int(Word.COMMITTED)
 _FLUSHED = int(Word.FLUSHED)
+_GENERATION = int(Word.GENERATION)
 
 
 class ReplicaLog:
@@ -95,9 +96,20 @@ class ReplicaLog:
                     self._append_pieces(pieces, batch)
             finally:
                 self._sync()
+                self.node.clock.not_before(log.cursor.time_ms)
             return log.cursor.at.position
         finally:
             log.unlock()
+
+    def hear_time(self, reign: Promise, primary_ms: int) -> None:
+        """The primary's session time is this, or was a moment ago: it is this node's too.
+
+        Unless the reign is over. This process may not have noticed that yet, if the node was promoted.
+        """
+        log = self._log
+        held = log.promise if log.words[_GENERATION] == log.generation else read_promise(log.store)
+        if (held.epoch, held.candidate) == (reign.epoch, reign.candidate):
+            self.node.clock.follow(max(primary_ms, log.cursor.time_ms))
 
     def commit(self, lsn: int) -> int:
         """The primary says that `lsn` is committed: publish it as far as this log has it on disk."""

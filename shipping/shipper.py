@@ -249,6 +249,7 @@ class Shipper:
         self._words[Word.VOTERS_CONNECTED] = voters_connected(self._reign.electorate, streaming)
         self._watcher.rest()
         self._log.flusher.sync_mark()
+        self._node.clock.tick(is_primary=self._log.is_primary)
         if at_ms - self._peers_told_ms >= PEERS_MS:
             self._peers_told_ms = at_ms
             told = Peers([(peer.name, peer.slot.lsn, peer.slot.state) for peer in self._peers])

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from ..store import names
+from ..store.backends import shares_state
 from ..store.errors import StoreMissingError
 from ..store.identity import read_identity
 from ..store.page import ControlPage, Word, read_boot_id
@@ -58,6 +59,9 @@ class ShippingStatus(msgspec.Struct, frozen=True):
     replicas: list[ReplicaStatus]
     fault: str
     """Why folding stopped, empty if it did not."""
+    is_state_shared: bool
+    """False if each process keeps a state of its own in memory: `folded_lsn` is then what the folder of a
+    replica has checked, and 0 on a primary."""
 
     @property
     def is_primary(self) -> bool:
@@ -96,6 +100,7 @@ def shipping_status(store: str | os.PathLike[str]) -> ShippingStatus:
         voters_connected=words.get(Word.VOTERS_CONNECTED, 0) if shipper else 0,
         replicas=[_replica(path, slot, flushed, bool(shipper)) for slot in read_slots(path)],
         fault=read_fault(path),
+        is_state_shared=shares_state(identity.backend),
     )
 
 

@@ -203,6 +203,8 @@ class Visitor:
 
     def _heartbeat(self, heartbeat: Heartbeat) -> None:
         self.echo_us = heartbeat.monotonic_us
+        if self.reign is not None:
+            self._receiver.replica.hear_time(self.reign, heartbeat.time_ms)
         if self.stage is Stage.STREAMING:
             self._receiver.announced(heartbeat.committed_lsn)
         if not self.batch:

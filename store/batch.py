@@ -17,8 +17,10 @@ from .session import (
     encode_session,
     expiry_of,
     unpack_header,
+    with_window,
 )
 from .stage import Stage
+from .sweeping import end_expired
 
 _Change: TypeAlias = "tuple[bytes, bytes] | Callable[[Stage], None]"
 """A creation, as key and stored session; anything else as what it does to the stage."""
@@ -37,12 +39,16 @@ class Batch:
         size_bytes_max: int,
         apply: Callable[[Callable[[Stage], Any], str | None, bytes], Any],
         durability: str | None,
+        home_node: str,
+        refresh_window_ms: int | None = None,
     ) -> None:
         self._take = take
+        self._home_node = home_node
         self._now_ms = now_ms
         self._size_bytes_max = size_bytes_max
         self._apply = apply
         self._durability = durability
+        self._window_ms = refresh_window_ms
         self._changes: list[_Change] = []
         self._operation_id = take()
         self._is_entered = self._is_over = False
@@ -77,6 +83,7 @@ class Batch:
         priority: Priority = Priority.NORMAL,
         group: str = "",
         tags: Iterable[str] = (),
+        home_node: str | None = None,
     ) -> str:
         """A new session; answers the id that it will have. As SessionStore.create."""
         now_ms = self._now_ms()
@@ -85,12 +92,15 @@ class Batch:
             1,
             now_ms,
             now_ms,
-            timeout_ms if timeout_ms is DEFAULT_TIMEOUT_MS else check_timeout(timeout_ms),
+            with_window(
+                timeout_ms if timeout_ms is DEFAULT_TIMEOUT_MS else check_timeout(timeout_ms), self._window_ms
+            ),
             0 if max_lifetime_ms is None else now_ms + check_timeout(max_lifetime_ms),
             metadata if metadata is not None else {},
             priority,
             group=group,
             tags=tuple(tags) if tags else (),
+            home_node=self._home_node if home_node is None else home_node,
         )
         self._check_size(id, value)
         self._add((id.encode(), value))
@@ -106,21 +116,25 @@ class Batch:
         priority: Priority = Priority.NORMAL,
         group: str = "",
         tags: Iterable[str] = (),
+        home_node: str | None = None,
     ) -> None:
         """A session under the caller's id, new or in place of the old one; as SessionStore.put."""
         key, ttl = check_id(id), check_timeout(ttl_ms)
+        lifetime = with_window(ttl, self._window_ms) if sliding else 0
         tagged = tuple(tags)
+        home = self._home_node if home_node is None else home_node
 
         def encode(version: int, created_ms: int, now_ms: int) -> bytes:
             return encode_session(
                 version=version,
                 created_ms=created_ms,
                 accessed_ms=now_ms,
-                timeout_ms=ttl if sliding else 0,
+                timeout_ms=lifetime,
                 cap_ms=0 if sliding or not ttl else now_ms + ttl,
                 priority=priority,
                 group=group,
                 tags=tagged,
+                home_node=home,
                 metadata=metadata,
             )
 
@@ -129,7 +143,7 @@ class Batch:
         def change(stage: Stage) -> None:
             now_ms = self._now_ms()
             old = stage.value(key)
-            fields = None if old is None or expiry_of(old) < now_ms else unpack_header(old)
+            fields = None if old is None or end_expired(stage, key, now_ms) else unpack_header(old)
             version, created_ms = (fields[6] + 1, fields[7]) if fields else (1, now_ms)
             stage.put(key, encode(version, created_ms, now_ms), Reason.REPLACED, self._operation_id)
 

@@ -22,6 +22,8 @@ from .session import (
     HEADER_BYTES,
     NEVER_MS,
     REFRESH_WINDOW_MS_MAX,
+    WINDOWED,
+    expiry_at,
     expiry_of,
     unpack_lifetime,
     with_accessed,
@@ -186,7 +188,9 @@ def plan_deadlines(changes: Iterable[Change], base_expiries: Mapping[bytes, int]
         if record is None:
             continue
         accessed, timeout, cap = unpack_lifetime(record, _LIFETIME_AT)
-        if timeout:  # as expiry_of(), in place: a rebuild asks for every session there is
+        if timeout >= WINDOWED:
+            expiry = expiry_at(accessed, timeout, cap)
+        elif timeout:  # as expiry_of(), in place: a rebuild asks for every session there is
             expiry = accessed + timeout + (timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX)
             if 0 < cap < expiry:
                 expiry = cap

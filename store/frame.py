@@ -13,7 +13,7 @@ over one slice.
     28      4     event count
     32      4     epoch
     36      4     reserved (0)
-    40      8     time, milliseconds since 1970 on the primary's clock, never decreasing
+    40      8     time, milliseconds since 1970 by the primary's session time, never decreasing
     48      8     LSN of the first event
     56      8     flushed: LSN on the writer's disk when this was written
     64      8     state digest after this frame

@@ -10,20 +10,16 @@ import threading
 import time
 from collections.abc import Callable
 from fcntl import LOCK_UN, flock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from . import names
 from .commit import FOLD_ENTRIES, TAIL_ENTRIES_MAX, Durability, Writer
 from .cursor import LogCursor
 from .errors import BacklogError, LockTimeoutError, NotPrimaryError, StorageFullError
-from .event import NO_OPERATION, Kind, Reason
-from .fold import HASH_BYTES
 from .lock import FileLock
 from .page import Word
-from .ports import Deadline
 from .sealing import seal_segment, unsealed_segments
-from .session import NEVER_MS, expiry_of
-from .stage import Stage
+from .sweeping import Sweeper
 
 if TYPE_CHECKING:
     from .opening import Opened, OpenOptions
@@ -31,7 +27,7 @@ if TYPE_CHECKING:
 TICK_S = 0.1
 FOLD_IDLE_TICKS = 10
 TOUCH_TICKS = 5
-SWEEP_CHUNK = 1000
+T = TypeVar("T")
 
 
 class Keeper:
@@ -44,10 +40,12 @@ class Keeper:
         self._log = opened.log
         self._flush_touches = flush_touches
         self._writer: Writer | None = None
-        self._fold_lock = FileLock(opened.store / names.FOLD_LOCK)
+        self._fold_lock = opened.fold_lock()
+        self._seal_lock = FileLock(opened.store / names.FOLD_LOCK)
         self._fold_threads = threading.Lock()
         opened.log.thread_locks.append(self._fold_threads)
         self._fold_at = FOLD_ENTRIES
+        self._sweeper = Sweeper(opened, options, self._fold_lock, self._fold_threads, self._fold)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._sealed_before = 0
@@ -80,6 +78,7 @@ class Keeper:
                     failed = error  # with "disk" every call that could be concerned was told
         with self._fold_threads:
             self._fold_lock.close()
+            self._seal_lock.close()
         return failed
 
     def _flush_last(self) -> None:
@@ -119,11 +118,15 @@ class Keeper:
 
         Raises LockTimeoutError if another process folds past the deadline, StorageError or CorruptError.
         """
+        return self.under_fold_lock(self._fold)
+
+    def under_fold_lock(self, work: Callable[[], T]) -> T:
+        """What `work` answers; nobody else folds meanwhile. Raises LockTimeoutError, and as `work` does."""
         with self._fold_threads:
             try:  # also around the lock: to release what is not held does nothing, and a C call is never
                 # broken off at its beginning
                 self._fold_lock.acquire(self._options.write_timeout_ms)
-                return self._fold()
+                return work()
             finally:
                 flock(self._fold_lock.descriptor, LOCK_UN)
 
@@ -163,62 +166,11 @@ class Keeper:
 
     # -- sweeping --------------------------------------------------------------------------------
 
-    def sweep(self, limit: int) -> int:
-        """Expire what is due, as logged events; answers how many."""
+    def sweep(self, limit: int | None) -> int:
+        """Expire what is due, at most `limit` sessions, as logged events; answers how many."""
         self._flush_touches()
         self.fold_now()
-        expired = 0
-        while expired < limit:
-            with self._fold_threads:
-                try:
-                    self._fold_lock.acquire(self._options.write_timeout_ms)
-                    chunk, done = self._sweep_chunk(min(SWEEP_CHUNK, limit - expired))
-                finally:
-                    flock(self._fold_lock.descriptor, LOCK_UN)
-            expired += chunk
-            if not done:
-                break
-        return expired
-
-    def _sweep_chunk(self, limit: int) -> tuple[int, int]:
-        """(sessions expired, deadlines done with). The caller holds the fold lock."""
-        now_ms = self._options.clock.now_ms()
-        view = self._view
-        with view.mutex:
-            view.catch_up()  # another state may stand in place of the one that was open
-            backend = view.backend
-            due = backend.due(now_ms, limit)
-        if not due or self._writer is None:
-            return 0, 0
-        keys = list(dict.fromkeys(key for _, key in due))
-
-        def evaluate(stage: Stage) -> int:
-            expired = 0
-            for key in keys:
-                value = stage.value(key)
-                if value is not None and expiry_of(value) < now_ms:
-                    stage.remove(key, Kind.EXPIRE, Reason.EXPIRED, NO_OPERATION)
-                    expired += 1
-            return expired
-
-        expired, position = self._writer.commit(evaluate, makes_room=False)
-        if position is not None:
-            self._writer.finish(position, self._options.durability, None)
-        # What the state holds after this fold decides: each session in it keeps a deadline at or before
-        # its expiry, also one that came anew meanwhile, or whose change is not visible yet.
-        self._fold()
-        with view.mutex:
-            view.refresh()
-            rearmed: list[Deadline] = []
-            for key in keys:
-                record = backend.get(key)
-                expiry = NEVER_MS if record is None else expiry_of(record, HASH_BYTES)
-                if expiry != NEVER_MS:
-                    rearmed.append((expiry, key))
-            state = view.state
-            view.release()
-            backend.fold([], rearmed, due, state)
-        return int(expired), len(set(due).difference(rearmed))
+        return 0 if self._writer is None else self._sweeper.sweep(self._writer, limit)
 
     # -- the thread ------------------------------------------------------------------------------
 
@@ -227,6 +179,7 @@ class Keeper:
         while not self._stopping.wait(TICK_S):
             tick += 1
             try:
+                self._opened.clock.tick(is_primary=self._log.is_primary)
                 self._tick(tick)
                 self.last_error = None
             except (LockTimeoutError, NotPrimaryError):
@@ -250,6 +203,8 @@ class Keeper:
         if tick % FOLD_IDLE_TICKS == 0 and view.tail:
             self._fold_if_free()
         self._seal()
+        if self._writer is not None:
+            self._sweeper.tick(self._writer)
 
     def _flush_if_due(self) -> None:
         """What durability "interval" promises; tried again at every tick until it is done."""
@@ -278,11 +233,11 @@ class Keeper:
             return
         with self._fold_threads:
             try:
-                if self._fold_lock.try_acquire():
+                if self._seal_lock.try_acquire():
                     seal_all(log.cursor, lambda: log.flush(log.cursor.at.lsn))
                     self._sealed_before = header.first_lsn
             finally:
-                flock(self._fold_lock.descriptor, LOCK_UN)
+                flock(self._seal_lock.descriptor, LOCK_UN)
 
 
 def seal_all(cursor: LogCursor, flush: Callable[[], None]) -> int:

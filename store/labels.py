@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Final
 
-from .errors import DECODE_ERRORS
+from .errors import DECODE_ERRORS, UsageError
 from .ports import Backend, Change, Labelled, Record
 from .session import ACCESSED_OFFSET, HEADER_BYTES, Priority, decode_tags, unpack_header, unpack_lifetime
 
@@ -39,7 +39,10 @@ USED_BEGUN: Final = (USED, b"begun")
 USED_COMPLETE: Final = (USED, b"complete")
 """Each session has one, at or before its last use."""
 _PRIORITIES: Final = {int(priority): PRIORITY + b"%d" % priority for priority in Priority}
-del _PRIORITIES[Priority.NORMAL]
+NORMAL: Final = _PRIORITIES.pop(Priority.NORMAL)
+"""The priority that most sessions have: it is no term of theirs."""
+PRIORITY_TERMS: Final = tuple(_PRIORITIES.values())
+"""Those of all others."""
 
 
 def term_of(kind: bytes, label: bytes) -> bytes:
@@ -49,9 +52,42 @@ def term_of(kind: bytes, label: bytes) -> bytes:
     return kind + b"#" + blake2b(label, digest_size=31).hexdigest().encode()
 
 
-def priority_term(priority: Priority) -> bytes | None:
-    """The term of a priority; None for the normal one, which is not in the index."""
-    return _PRIORITIES.get(priority)
+def checked_term(kind: bytes, label: object, what: str) -> bytes:
+    """The term of a label that an application names. Raises UsageError for what no session can have."""
+    if not isinstance(label, str) or not label:
+        raise UsageError(f"{what} is text that is not empty, not {label!r}")
+    try:
+        return term_of(kind, label.encode())
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{what} is valid Unicode, not {label!r}") from error
+
+
+def priority_term(priority: object) -> bytes:
+    """The term of a priority: NORMAL for the normal one, which is not in the index. Raises UsageError."""
+    try:
+        return _PRIORITIES.get(int(Priority(priority)), NORMAL)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UsageError(
+            f"a priority is one of {', '.join(Priority.__members__)}, not {priority!r}"
+        ) from error
+
+
+def kind_range(kind: bytes) -> tuple[bytes, bytes]:
+    """Below and at the end of all terms of a kind."""
+    return kind, kind + b"\xff"
+
+
+def has_priority(record: Record | None) -> bool:
+    """Has a record another priority than the normal one?"""
+    return record is not None and record[LABELS_AT] != Priority.NORMAL
+
+
+def has_terms(record: Record | None, terms: Iterable[bytes]) -> bool:
+    """Has a record all these terms? The normal priority counts as one."""
+    if record is None:
+        return False
+    own = terms_of_record(record)
+    return all(term in own or (term == NORMAL and record[LABELS_AT] == Priority.NORMAL) for term in terms)
 
 
 def terms_of(value: bytes) -> tuple[bytes, ...]:
@@ -110,10 +146,14 @@ def plan_labels(
     return labelled, unlabelled
 
 
+def used_term(accessed_ms: int) -> bytes:
+    """The term of a time of last use."""
+    return USED + b"%016x" % accessed_ms
+
+
 def used_pair(key: bytes, record: Record) -> Labelled:
     """The pair for a session's time of last use."""
-    accessed_ms: int = unpack_lifetime(record, 8 + ACCESSED_OFFSET)[0]
-    return USED + b"%016x" % accessed_ms, key
+    return used_term(unpack_lifetime(record, 8 + ACCESSED_OFFSET)[0]), key
 
 
 def plan_used(backend: Backend, new: Iterable[Change]) -> list[Labelled]:

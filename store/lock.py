@@ -103,6 +103,15 @@ class FileLock:
         self._is_inherited = True
 
 
+class FreeLock(FileLock):
+    """Stands for a lock where there is nothing that another process could hold: it is always free."""
+
+    def try_acquire(self, *, shared: bool = False) -> bool:
+        if self.descriptor < 0:
+            raise self._closed()
+        return True
+
+
 _locks: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 

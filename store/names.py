@@ -19,6 +19,7 @@ STATE = "state"
 STATE_MARKER = "marker"
 SNAPSHOTS = "snapshots"
 SLOTS = "slots"
+FEEDS = "feeds"
 ASIDE = "aside"
 DIVERGED = "diverged"
 POKE_SOCKET = "poke.sock"
@@ -35,10 +36,12 @@ STATE_PREVIOUS = "state.previous"
 MIGRATION = "migration"
 MIGRATION_LOCK = "migration.lock"
 TEMPORARY_SUFFIX = ".tmp"
+CONSUMER_LOCK_SUFFIX = ".lock"
 
 _SEGMENT = re.compile(r"([0-9]{20})-([0-9a-f]{8})\.seg\Z")
 _SNAPSHOT = re.compile(r"([0-9]{20})-([0-9a-f]{8})\.snap\Z")
 _SLOT = re.compile(r"([a-z0-9][a-z0-9._-]{0,31})\.slot\Z")
+_CONSUMER = re.compile(r"([a-z0-9][a-z0-9._-]{0,63})\.feed\Z")
 _NODE = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}\Z")
 
 NODE_NAME_BYTES_MAX = 32
@@ -69,6 +72,16 @@ def parse_snapshot_name(name: str) -> tuple[int, int] | None:
 def parse_slot_name(name: str) -> str | None:
     """Node of a slot's file name, or None if it is no such name."""
     match = _SLOT.match(name)
+    return match[1] if match else None
+
+
+def consumer_name(consumer: str) -> str:
+    return f"{consumer}.feed"
+
+
+def parse_consumer_name(name: str) -> str | None:
+    """Consumer of a progress file's name, or None if it is no such name."""
+    match = _CONSUMER.match(name)
     return match[1] if match else None
 
 

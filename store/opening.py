@@ -14,13 +14,13 @@ store at once do it one after the other:
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from time import time_ns
 
 from . import names
+from .backends import DEFAULT_BACKEND, backend_kind
+from .clock import GivenClock, SessionClock, last_time_ms, read_boottime_ms, read_wall_ms
 from .commit import Durability
 from .control import ALONE, Config
 from .cursor import LogCursor, list_segments
@@ -39,38 +39,36 @@ from .files import make_directory, publish, remove_durably, translated
 from .flush import is_poisoned
 from .identity import Identity, has_identity, new_cluster_id, read_identity, write_identity
 from .ids import NOWHERE, Position, StatePosition
-from .lock import FileLock
+from .labels import HOME_NODE, checked_term
+from .lock import FileLock, FreeLock
 from .log import LOCK_TIMEOUT_MS, SEGMENT_BYTES, EventLog
+from .own_state import open_own
 from .page import Word, read_boot_id
 from .placing import open_log, place
 from .ports import Backend, Clock
 from .promise import Promise, read_promise
 from .rebuild import Progress, load_snapshot, replay
+from .session import check_window
 from .snapshot import SnapshotReader, list_snapshots
 from .state import StateVerdict, mark_state, open_state, set_aside
 from .switch import StateWatch, finish_switch, lock_settled
 from .view import View
 
 STANDALONE_NODE = "local"
-DEFAULT_BACKEND = "lmdb"
-
-
-class SystemClock:
-    """The machine's clocks."""
-
-    def now_ms(self) -> int:
-        return time_ns() // 1_000_000
-
-    def monotonic_ms(self) -> int:
-        return time.monotonic_ns() // 1_000_000
 
 
 INTERVAL_MS_MAX = 86_400_000
+SESSIONS_MAX = 1 << 40
+SWEEP_INTERVAL_MS = 60_000
 
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """How a store is opened. Times in ms, sizes in bytes."""
+    """How a store is opened. Times in ms, sizes in bytes.
+
+    `clock` is the session time if it is given; without it that is kept in the control page (see clock),
+    from `wall_ms` and `boottime_ms`, which are ms since 1970 and since boot.
+    """
 
     backend: str | None = None
     durability: Durability = Durability.OS
@@ -78,8 +76,14 @@ class OpenOptions:
     session_bytes_max: int = 65_536
     write_timeout_ms: int = LOCK_TIMEOUT_MS
     create: bool = True
+    home_node: str = ""
+    sessions_max: int | None = None
     segment_bytes: int = SEGMENT_BYTES
-    clock: Clock = field(default_factory=SystemClock)
+    clock: Clock | None = None
+    wall_ms: Callable[[], int] = read_wall_ms
+    boottime_ms: Callable[[], int] = read_boottime_ms
+    refresh_window_ms: int | None = None
+    sweep_interval_ms: int = SWEEP_INTERVAL_MS
     boot_id: Callable[[], str] = read_boot_id
     progress: Progress | None = None
 
@@ -89,8 +93,14 @@ class OpenOptions:
             ("max_session_size_bytes", self.session_bytes_max, 1, VALUE_BYTES_MAX),
             ("interval_ms", self.interval_ms, 1, INTERVAL_MS_MAX),
             ("write_timeout_ms", self.write_timeout_ms, 0, INTERVAL_MS_MAX),
+            ("sweep_interval_ms", self.sweep_interval_ms, 0, INTERVAL_MS_MAX),
         ):
             _check_limit(name, value, least, most)
+        if self.sessions_max is not None:
+            _check_limit("max_sessions", self.sessions_max, 1, SESSIONS_MAX)
+        if self.home_node:
+            checked_term(HOME_NODE, self.home_node, "a home node")
+        check_window(self.refresh_window_ms)
 
 
 def _check_limit(name: str, value: object, least: int, most: int) -> None:
@@ -105,8 +115,10 @@ class Opened:
     store: Path
     log: EventLog
     view: View
-    watch: StateWatch
+    watch: StateWatch | None
+    """None for a state that no other process shares: nobody puts another one in its place."""
     users_lock: FileLock
+    clock: SessionClock | GivenClock
     rebuilt: str
     """Why the state was rebuilt at this opening, empty if it was not."""
 
@@ -124,12 +136,18 @@ class Opened:
     def state_path(self) -> Path:
         return names.state_path(self.store)
 
+    def fold_lock(self) -> FileLock:
+        """A new handle of the lock that is held to fold: of a state that nobody shares it is always free."""
+        kind = FileLock if self.view.make_own is None else FreeLock
+        return kind(self.store / names.FOLD_LOCK)
+
     def close(self) -> None:
         with self.view.mutex:
             self.view.release()
             self.log.close()
             self.backend.close()
-            self.watch.close()
+            if self.watch is not None:
+                self.watch.close()
         self.users_lock.close()
 
 
@@ -157,10 +175,12 @@ def init_store(
 ) -> Identity:
     """Make the directory of a node. It has no log yet: it becomes primary by an epoch, or a replica.
 
-    Raises ForeignError if there is something else, StorageError if there is a store already.
+    Raises ForeignError if there is something else, StorageError if there is a store already, UsageError
+    for a back end that there is not.
     """
     if has_identity(store):
         raise StorageError("there is a store already", path=store, hint="Take an empty directory.")
+    backend_kind(backend)
     identity = Identity(cluster_id or new_cluster_id(), node, 0, now_ms, backend)
     write_identity(store, identity)
     return identity
@@ -229,7 +249,9 @@ def _create(store: Path, options: OpenOptions) -> Identity:
 
 def _new_identity(options: OpenOptions) -> Identity:
     backend = options.backend or DEFAULT_BACKEND
-    return Identity(new_cluster_id(), STANDALONE_NODE, 0, options.clock.now_ms(), backend)
+    backend_kind(backend)
+    now_ms = options.clock.now_ms() if options.clock else options.wall_ms()
+    return Identity(new_cluster_id(), STANDALONE_NODE, 0, now_ms, backend)
 
 
 def _open_parts(
@@ -240,10 +262,18 @@ def _open_parts(
         store,
         identity,
         boot_id=boot_id,
-        now_ms=options.clock.now_ms,
+        now_ms=options.wall_ms,
         lock_timeout_ms=options.write_timeout_ms,
         segment_bytes=options.segment_bytes,
     )
+    clock = (
+        GivenClock(options.clock)
+        if options.clock
+        else SessionClock(log.page, options.wall_ms, options.boottime_ms)
+    )
+    log.now_ms = clock.now_ms
+    if not backend_kind(identity.backend).is_shared:
+        return Opened(store, log, _open_own(log, clock, options), None, users, clock, "")
     backend: Backend | None = None
     try:
         lock_settled(log, boot_id, options.write_timeout_ms)
@@ -254,6 +284,7 @@ def _open_parts(
                 store, identity.backend, identity.cluster_id, boot_id, in_use=in_use
             )
             backend, view, rebuilt = _settle_and_load(log, backend, verdict, boot_id, options)
+            clock.begin(last_time_ms(log))
             _begin_reign(log)
             view.follow_config()
             watch = StateWatch(log, view, boot_id)
@@ -265,7 +296,40 @@ def _open_parts(
         if backend is not None:
             backend.close()
         raise
-    return Opened(store, log, view, watch, users, rebuilt)
+    return Opened(store, log, view, watch, users, clock, rebuilt)
+
+
+def _open_own(log: EventLog, clock: SessionClock | GivenClock, options: OpenOptions) -> View:
+    """The view over a state of this handle alone. The write lock is held at both ends, not for the fold."""
+    try:
+        log.write_lock.acquire(options.write_timeout_ms)
+        try:
+            open_log(log, None)
+            clock.begin(last_time_ms(log))
+        finally:
+            log.write_lock.release()
+        view = open_own(
+            log,
+            log.store,
+            log.identity.backend,
+            lambda backend, end_lsn: load_state(backend, log, options.progress, end_lsn=end_lsn),
+        )
+        try:
+            log.lock_any()
+            try:
+                _begin_reign(log)
+                view.follow_config()
+                if log.is_primary:
+                    log.words[Word.FOLDED] = 0  # what the folder of a replica said before its promotion
+            finally:
+                log.unlock()
+        except BaseException:
+            view.backend.close()
+            raise
+    except BaseException:
+        log.close()
+        raise
+    return view
 
 
 def _settle_and_load(
@@ -308,13 +372,16 @@ def _fresh_state(log: EventLog, boot_id: str, why: str) -> Backend:
     return open_state(log.store, identity.backend, identity.cluster_id, boot_id)[0]
 
 
-def load_state(backend: Backend, log: EventLog, progress: Progress | None = None) -> StatePosition:
+def load_state(
+    backend: Backend, log: EventLog, progress: Progress | None = None, *, end_lsn: int | None = None
+) -> StatePosition:
     """Fill an empty back end from the newest good snapshot and the log; answers where it then stands.
 
-    With sync_replicas only what is known to be committed is taken. Raises CorruptError or
-    PositionGoneError if no snapshot and log together give a state.
+    The log is folded up to `end_lsn`, None for where `log` stands. With sync_replicas only what is known
+    to be committed is taken. Raises CorruptError or PositionGoneError if no snapshot and log together give
+    a state.
     """
-    end = log.cursor.at.lsn
+    end = log.cursor.at.lsn if end_lsn is None else end_lsn
     if log.config.sync_replicas > 0:
         end = min(end, log.words[Word.COMMITTED])
     identity = log.identity

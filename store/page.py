@@ -73,6 +73,10 @@ class Word(IntEnum):
     """Sequence number of the newest mark; 0: ask the file, one is being written or its writer died."""
     MARK_SYNCED_SEQUENCE = 24
     """Sequence number of the newest mark that was synced."""
+    SESSION_OFFSET_MS = 25
+    """Session time less the time since boot, ms, signed; 0: session time has not begun in this boot."""
+    SLEWED_MS = 26
+    """When that was last set, ms since boot."""
 
 
 def read_boot_id() -> str:
@@ -100,18 +104,23 @@ class ControlPage:
             finally:
                 os.close(descriptor)
         self.words: memoryview = memoryview(self._map).cast("Q")
+        self.signed_words: memoryview = memoryview(self._map).cast("q")
 
     def is_current(self) -> bool:
         """True if the page was written under the running boot."""
         return self.words[Word.MAGIC] == MAGIC and self.words[Word.BOOT] == self.boot
 
     def reset(self) -> None:
-        """Make all words 0, but for a new generation. The caller holds the write lock.
+        """Make all words 0, but for a new generation, and session time, which goes on within one boot.
+
+        The caller holds the write lock.
 
         The page is nobody's until adopt(): whoever dies in between leaves it as after another boot.
         """
         generation = self.words[Word.GENERATION]
+        offset_ms = self.words[Word.SESSION_OFFSET_MS] if self.is_current() else 0
         self._map[:] = bytes(PAGE_BYTES)
+        self.words[Word.SESSION_OFFSET_MS] = offset_ms
         self.words[Word.GENERATION] = (generation + 1) & 0xFFFFFFFFFFFF
 
     def adopt(self) -> None:
@@ -125,4 +134,5 @@ class ControlPage:
 
     def close(self) -> None:
         self.words.release()
+        self.signed_words.release()
         self._map.close()

@@ -84,9 +84,11 @@ def _adopt(log: EventLog, current: bool) -> None:
         log.page.adopt()
 
 
-def place(log: EventLog, state: StatePosition) -> None:
-    """Go to where the state stands; what follows is read from there. The caller holds the write lock.
+def place(log: EventLog, state: StatePosition, *, is_shared: bool = True) -> None:
+    """Go to where the state stands; what follows is read from there.
 
+    The caller holds the write lock, or its state is not `is_shared`: of one that no other process sees the
+    control page says nothing.
     Raises DivergedError if the log has another frame there, PositionGoneError if it has none.
     """
     words, cursor = log.words, log.cursor
@@ -103,7 +105,8 @@ def place(log: EventLog, state: StatePosition) -> None:
             hint="The state is of another history; it can be rebuilt from snapshot and log.",
         )
     cursor.at = state if state.lsn else cursor.at
-    words[Word.FOLDED] = state.lsn
+    if is_shared:
+        words[Word.FOLDED] = state.lsn
 
 
 def _enter_by_fold(log: EventLog, state: StatePosition) -> bool:

@@ -22,10 +22,10 @@ Labelled: TypeAlias = "tuple[bytes, bytes]"
 
 
 class Clock(Protocol):
-    """Where time comes from. Both in milliseconds."""
+    """Where session time comes from. Both in milliseconds."""
 
     def now_ms(self) -> int:
-        """Wall clock, since 1970."""
+        """Session time, since 1970."""
         ...
 
     def monotonic_ms(self) -> int: ...

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from random import randrange
 from typing import Any
 
 import xxhash
 
+from . import labels
+from .consumers import Consumer
 from .errors import CorruptError, InvalidIdError, SessionNotFoundError, UsageError
-from .fold import HASH_BYTES, REBUILD_HINT, unreadable
+from .events import Events
+from .feed import Feed
+from .fold import HASH_BYTES, REBUILD_HINT, unreadable, value_of
 from .ids import Position
 from .log import EventLog
 from .opening import Opened, OpenOptions
@@ -27,13 +31,21 @@ from .session import (
     HEAD_MASK,
     HEADER_BYTES,
     REFRESH_WINDOW_MS_MAX,
+    WINDOWED,
+    Priority,
     Session,
+    split_lifetime,
     unpack_record,
 )
+from .session_event import SessionEvent
+from .subscribers import Subscription
 from .view import View
 
 REFRESHES_MAX = 10_000
 """Coalesced refreshes that wait in memory; a get that meets so many writes them."""
+COALESCED_MS = 1000
+"""A refresh waits for less than this until it is written. One that a shorter window asks for, or that is to
+save a session whose life is nearly over, is written at once."""
 SAMPLE_MAX = 10_000
 _SCAN_CHUNK = 1000
 xxh3_64 = xxhash.xxh3_64_intdigest
@@ -48,16 +60,18 @@ class SessionReader(ABC):
         self._log: EventLog = opened.log
         self._view: View = opened.view
         self._read_record = opened.view.read
-        self._now_ms = options.clock.now_ms
+        self._now_ms = opened.log.now_ms
         self._durability = options.durability
+        self._events = Events(opened, opened.log.now_ms)
         self._touches: dict[bytes, int] = {}
         """When sessions were last used, ms, of refreshes that are not written yet."""
 
     def get(self, id: str) -> Session | None:
         """The session, or None if it is missing or expired. Refreshes its life.
 
-        The refresh is coalesced: it is written only once the deadline moves by more than a tenth of the
-        timeout (at most a minute), with other changes. `last_accessed` is what was last written. Text that
+        The refresh is coalesced: it is written only once the deadline moves by more than the session's
+        refresh window, with others, unless the window is too short for that. `last_accessed` is what was
+        last written. A refresh that cannot be written is counted (stats), and not raised. Text that
         can be no id names no session: None; what is no text at all raises InvalidIdError.
         """
         return self._read(id, True)
@@ -88,18 +102,29 @@ class SessionReader(ABC):
             raise self._unknown_format(id)
         now_ms = self._now_ms()
         if timeout:
-            window = timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX
+            if timeout < WINDOWED:
+                window = timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX
+            else:
+                timeout, window = split_lifetime(timeout)
             idle = now_ms - accessed
             if idle > window:
-                if idle > timeout + window:
+                left = timeout + window - idle
+                if left < 0 < timeout:
                     return None
-                if refreshes and not 0 < cap < now_ms:
-                    if len(self._touches) >= REFRESHES_MAX:
-                        self._make_room_for_refreshes()
-                    self._touches[key] = now_ms
+                if refreshes and timeout and not 0 < cap < now_ms:
+                    self._used(key, now_ms, min(window, left))
         if 0 < cap < now_ms:
             return None
         return Session(id, value, 0 if head >> HEAD_LABELS_SHIFT else HEADER_BYTES)
+
+    def _used(self, key: bytes, now_ms: int, patience_ms: int) -> None:
+        """A session was used, and its last access in the store is older than its refresh window."""
+        if patience_ms < COALESCED_MS:
+            self._refresh_at_once(key, now_ms)
+            return
+        if len(self._touches) >= REFRESHES_MAX:
+            self._make_room_for_refreshes()
+        self._touches[key] = now_ms
 
     def exists(self, id: str) -> bool:
         """Is there such a session, not expired? Refreshes nothing."""
@@ -115,8 +140,22 @@ class SessionReader(ABC):
             raise self._missing(id)
         return session
 
-    def count(self) -> int:
-        """How many sessions are stored; one that has expired counts until it is swept."""
+    def count(
+        self,
+        *,
+        group: str | None = None,
+        tag: str | None = None,
+        home_node: str | None = None,
+        priority: Priority | None = None,
+    ) -> int:
+        """How many sessions are stored, or have these labels; one that has expired counts until it is swept.
+
+        Without labels the number is at hand; with them the matching part of the index is read. Raises
+        UsageError for labels that no session can have.
+        """
+        terms = self._terms(group, tag, home_node, priority)
+        if terms:
+            return sum(1 for _ in self._keys(b"", b"", terms))
         view = self._view
         with view.mutex:
             view.catch_up()
@@ -124,35 +163,132 @@ class SessionReader(ABC):
             view.refresh()
             return view.visible.session_count
 
-    def ids(self, prefix: str = "", after: str = "") -> Iterator[str]:
-        """The ids in key order, from above `after`, those that begin with `prefix`.
+    def ids(
+        self,
+        prefix: str = "",
+        after: str = "",
+        *,
+        group: str | None = None,
+        tag: str | None = None,
+        home_node: str | None = None,
+        priority: Priority | None = None,
+    ) -> Iterator[str]:
+        """The ids in key order, from above `after`, those that begin with `prefix` and have these labels.
 
-        Reads in chunks: what is changed meanwhile may be seen or not. Raises CorruptError if the state is
-        damaged, UsageError for text that is not valid Unicode.
+        Labels are looked up in the index. Reads in chunks: what is changed meanwhile may be seen or not.
+        Raises CorruptError if the state is damaged, UsageError for text that is not valid Unicode.
         """
         try:
             start, last = prefix.encode(), after.encode()
         except UnicodeEncodeError as error:
             raise UsageError("prefix and after are valid Unicode") from error
-        while True:
-            chunk = self._view.keys(start, last, _SCAN_CHUNK)
-            yield from map(_id_of, chunk)
-            if len(chunk) < _SCAN_CHUNK:
-                return
-            last = chunk[-1]
+        yield from map(_id_of, self._keys(start, last, self._terms(group, tag, home_node, priority)))
 
     def sessions(
-        self, matches: Callable[[Session], bool] | None = None, *, prefix: str = "", after: str = ""
+        self,
+        matches: Callable[[Session], bool] | None = None,
+        *,
+        prefix: str = "",
+        after: str = "",
+        group: str | None = None,
+        tag: str | None = None,
+        home_node: str | None = None,
+        priority: Priority | None = None,
     ) -> Iterator[Session]:
         """The sessions that `matches` (all without it), in key order, refreshing none of them.
 
-        As ids(): from above `after`, those whose id begins with `prefix`, and a chunk at a time. What has
-        expired is left out. What `matches` raises comes through.
+        As ids(): with these labels, from above `after`, those whose id begins with `prefix`, and a chunk at
+        a time. What has expired is left out. What `matches` raises comes through.
         """
-        for id in self.ids(prefix, after):
+        for id in self.ids(prefix, after, group=group, tag=tag, home_node=home_node, priority=priority):
             session = self._read(id, False)
             if session is not None and (matches is None or matches(session)):
                 yield session
+
+    def groups(self) -> Iterator[str]:
+        """The groups that sessions are in, each once."""
+        return self._labels(labels.GROUP)
+
+    def tags(self) -> Iterator[str]:
+        """The tags that sessions have, each once."""
+        return self._labels(labels.TAG)
+
+    def home_nodes(self) -> Iterator[str]:
+        """The home nodes that sessions have, each once."""
+        return self._labels(labels.HOME_NODE)
+
+    def orphans(self, members: Iterable[str], after: str = "") -> Iterator[str]:
+        """The ids of sessions whose home node is not among `members`, in order within each such node.
+
+        A session without a home node is no orphan. Raises UsageError if there are no members.
+        """
+        for term in self._orphaned(members):
+            yield from map(_id_of, self._keys(b"", after.encode(), [term]))
+
+    def count_orphans(self, members: Iterable[str]) -> int:
+        """How many sessions have a home node that is not among `members`."""
+        return sum(1 for _ in self.orphans(members))
+
+    def _orphaned(self, members: Iterable[str]) -> list[bytes]:
+        """The terms of home nodes that are no member."""
+        known = {self._term(labels.HOME_NODE, member, "a member") for member in members}
+        if not known:
+            raise UsageError(
+                "without members every session would be an orphan", hint="Name the nodes that there are."
+            )
+        return [term for term in self._view.terms(*labels.kind_range(labels.HOME_NODE)) if term not in known]
+
+    def _labels(self, kind: bytes) -> Iterator[str]:
+        """The labels of one kind, as a session that has each says it: a term may be a hash."""
+        for term in self._view.terms(*labels.kind_range(kind)):
+            for id in map(_id_of, self._keys(b"", b"", [term])):
+                session = self._peek_expired(id)
+                texts = () if session is None else _labels_of(session, kind)
+                found = [text for text in texts if text and self._term(kind, text) == term]
+                if found:
+                    yield found[0]
+                    break
+
+    def _peek_expired(self, id: str) -> Session | None:
+        """The stored session, expired or not."""
+        record = self._read_record(id.encode())
+        return None if record is None else Session(id, value_of(id.encode(), record))
+
+    def _term(self, kind: bytes, label: str, what: str = "a label") -> bytes:
+        return labels.checked_term(kind, label, what)
+
+    def _terms(
+        self, group: str | None, tag: str | None, home_node: str | None, priority: Priority | None
+    ) -> list[bytes]:
+        """The terms asked for; that of the normal priority is none of the index."""
+        asked = (
+            (labels.GROUP, group, "a group"),
+            (labels.TAG, tag, "a tag"),
+            (labels.HOME_NODE, home_node, "a home node"),
+        )
+        terms = [self._term(kind, label, what) for kind, label, what in asked if label is not None]
+        if priority is not None:
+            terms.append(labels.priority_term(priority))
+        return terms
+
+    def _keys(self, prefix: bytes, after: bytes, terms: list[bytes]) -> Iterator[bytes]:
+        """Keys in order that have all these terms: the first is looked up, the others checked."""
+        view = self._view
+        while True:
+            if not terms or terms[0] == labels.NORMAL:
+                chunk = view.keys(prefix, after, _SCAN_CHUNK)
+            else:
+                chunk = view.members(terms[0], prefix, after, _SCAN_CHUNK)
+            if terms == [labels.NORMAL] and chunk:
+                others = view.prioritised(after, chunk[-1])
+                yield from (key for key in chunk if key not in others)
+            elif len(terms) > 1:
+                yield from (key for key in chunk if labels.has_terms(self._read_record(key), terms))
+            else:
+                yield from chunk
+            if len(chunk) < _SCAN_CHUNK:
+                return
+            after = chunk[-1]
 
     def sample(self, count: int) -> list[Session]:
         """Up to `count` sessions (1 to 10,000) drawn at random, each equally likely, refreshing none.
@@ -196,11 +332,78 @@ class SessionReader(ABC):
             "appended_lsn": words[Word.APPENDED],
             "flushed_lsn": words[Word.FLUSHED],
             "committed_lsn": words[Word.COMMITTED] if log.config.sync_replicas else words[Word.APPENDED],
-            "folded_lsn": words[Word.FOLDED],
+            "folded_lsn": self._view.folded_lsn(),
             "sessions": self.count(),
             "digest": f"{log.cursor.at.digest:016x}",
             "durability": self._durability.name.lower(),
+            **self._events.stats(),
         }
+
+    # -- events ----------------------------------------------------------------------------------
+
+    def feed(
+        self,
+        from_lsn: int | Position | str | None = None,
+        *,
+        consumer: str | None = None,
+        kinds: Iterable[str] | str | None = None,
+        follow: bool = True,
+        timeout_ms: int | None = None,
+        ack_every_events: int = 1,
+        ack_interval_ms: int = 1000,
+        auto_ack: bool = True,
+    ) -> Feed:
+        """Iterate over the committed events of all processes, in LSN order; `async for` works, too.
+
+        `from_lsn` is the LSN of the first event (0: the oldest that the log holds), or the position (or its
+        text) up to which all is done; None goes on where `consumer` is, and without one begins now. The
+        progress of a `consumer` is kept in the store's directory; with `from_lsn` it is moved there. `kinds`
+        are those of EventKind, None for all. Without `follow` the feed ends with what is committed now; with
+        `timeout_ms` iteration ends after so long without an event.
+
+        Asking for an event acknowledges the one before it, unless `auto_ack` is False. What is acknowledged
+        is written every `ack_every_events` and whenever the feed waits, and survives power loss at the latest
+        about `ack_interval_ms` later (0: synced each time). Raises UsageError, BusyError if another feed
+        reads as `consumer`, PositionGoneError if the log does not hold `from_lsn`, DivergedError if it has
+        another history there, CorruptError or StorageError.
+        """
+        return self._events.feed(
+            from_lsn,
+            consumer=consumer,
+            kinds=kinds,
+            follow=follow,
+            timeout_ms=timeout_ms,
+            ack_every_events=ack_every_events,
+            ack_interval_ms=ack_interval_ms,
+            auto_ack=auto_ack,
+        )
+
+    def on(self, kind: Iterable[str] | str, callback: Callable[[SessionEvent], object]) -> Subscription:
+        """Call `callback` for every event of this kind (or kinds; "*": all) that is committed from now on.
+
+        Events of all processes, in LSN order, in one thread of this process; what a callback raises is
+        counted in stats(), and stops nothing. `cancel()` of what is answered ends it. Raises UsageError.
+        """
+        return self._events.on(kind, callback)
+
+    def drain_events(self, timeout_ms: int = 10_000) -> bool:
+        """Wait until subscribers were called for all that is committed by now; False if the time is up."""
+        return self._events.drain(timeout_ms)
+
+    def consumers(self) -> list[Consumer]:
+        """The consumers whose progress is kept here, by name, with their lag."""
+        return self._events.consumers()
+
+    def drop_consumer(self, name: str) -> bool:
+        """Forget a consumer, so that no log is kept for it; says whether there was one.
+
+        Raises UsageError for a bad name, BusyError if a feed reads under it.
+        """
+        return self._events.drop_consumer(name)
+
+    @abstractmethod
+    def _refresh_at_once(self, key: bytes, now_ms: int) -> None:
+        """Called when a refresh may not wait. Never raises: as below."""
 
     @abstractmethod
     def _make_room_for_refreshes(self) -> None:
@@ -227,6 +430,12 @@ class SessionReader(ABC):
 def _check_sample(count: object) -> None:
     if not isinstance(count, int) or not 0 < count <= SAMPLE_MAX:
         raise UsageError(f"a sample takes 1 to {SAMPLE_MAX} sessions, not {count!r}")
+
+
+def _labels_of(session: Session, kind: bytes) -> tuple[str, ...]:
+    if kind == labels.TAG:
+        return session.tags
+    return (session.group if kind == labels.GROUP else session.home_node,)
 
 
 def _id_of(key: bytes) -> str:

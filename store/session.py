@@ -12,7 +12,7 @@ Owns the stored session: what a PUT event carries and a back end keeps. Little-e
     8       8     version
     16      8     created, ms
     24      8     last accessed, ms
-    32      8     idle timeout, ms (0: none)
+    32      8     lifetime word: idle timeout, ms (0: none); from bit 48 on refresh window, ms, plus 1
     40      8     expires at the latest, ms (0: never)
     48      ...   home node, group, tags (MessagePack list), metadata (MessagePack map)
 
@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from enum import IntEnum
 from typing import Any, Final
 
@@ -45,6 +46,11 @@ NEVER_MS: Final = (1 << 63) - 1
 DEFAULT_TIMEOUT_MS: Final = 3_600_000
 TIMEOUT_MS_MAX: Final = 100 * 366 * 86_400_000
 REFRESH_WINDOW_MS_MAX: Final = 60_000
+WINDOW_SHIFT: Final = 48
+WINDOWED: Final = 1 << WINDOW_SHIFT
+"""A lifetime word below it has no refresh window of its own: that is a tenth of the timeout, at most
+REFRESH_WINDOW_MS_MAX. From it on the bits above say what it is: the window, ms, plus 1."""
+_TIMEOUT_MASK: Final = WINDOWED - 1
 LABEL_BYTES_MAX: Final = 255
 TAGS_BYTES_MAX: Final = 4096
 
@@ -62,6 +68,8 @@ HEAD_MASK: Final = 0xFFFF
 and flags."""
 HEAD_LABELS_SHIFT: Final = 24
 """What is above in the HEAD word is the lengths of the labels: 0 if it has none."""
+_SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes, bytearray, memoryview})
+"""Types whose values are stored as they are (the last two come back as bytes)."""
 _MISSING: Final = object()
 
 
@@ -139,7 +147,15 @@ class Session(msgspec.Struct, eq=False, repr_omit_defaults=True):
     @property
     def timeout_ms(self) -> int | None:
         """Idle timeout; None is infinite."""
-        return self._fields[9] or None
+        return self._fields[9] & _TIMEOUT_MASK or None
+
+    @property
+    def refresh_window_ms(self) -> int | None:
+        """By how much later than `expires_at` it is idle for too long, and how much a get may leave
+        unwritten; None without an idle timeout.
+        """
+        timeout, window = split_lifetime(self._fields[9])
+        return window if timeout else None
 
     @property
     def max_expires_at(self) -> int | None:
@@ -201,22 +217,25 @@ class Session(msgspec.Struct, eq=False, repr_omit_defaults=True):
         *,
         metadata: Mapping[str, Any] | None = None,
         timeout_ms: int | object | None = _MISSING,
+        refresh_window_ms: int | object | None = _MISSING,
         priority: Priority | None = None,
         group: str | None = None,
         tags: Iterable[str] | None = None,
+        home_node: str | None = None,
     ) -> Session:
         """A copy with other fields. id and created_at are fixed.
 
+        Another timeout leaves the refresh window as it is; a window of None is that of the default formula.
         Raises MetadataError or UsageError for what cannot be stored.
         """
         value = encode_session(
             version=self._fields[6],
             created_ms=self._fields[7],
             accessed_ms=self._fields[8],
-            timeout_ms=self._fields[9] if timeout_ms is _MISSING else check_timeout(timeout_ms),
+            timeout_ms=_changed_lifetime(self._fields[9], timeout_ms, refresh_window_ms),
             cap_ms=self._fields[10],
             priority=self._fields[2] if priority is None else int(Priority(priority)),
-            home_node=self.home_node,
+            home_node=self.home_node if home_node is None else home_node,
             group=self.group if group is None else group,
             tags=self.tags if tags is None else tuple(tags),
             metadata=self.metadata if metadata is None else metadata,
@@ -236,6 +255,7 @@ class Session(msgspec.Struct, eq=False, repr_omit_defaults=True):
             "created_at": self.created_at,
             "last_accessed": self.last_accessed,
             "timeout_ms": self.timeout_ms,
+            "refresh_window_ms": self.refresh_window_ms,
             "expires_at": self.expires_at,
             "version": self.version,
             "home_node": self.home_node,
@@ -273,14 +293,16 @@ def encode_session(
     group: str = "",
     tags: tuple[str, ...] = (),
 ) -> bytes:
-    """The stored form. `timeout_ms` and `cap_ms` are 0 for none.
+    """The stored form. `timeout_ms` is a lifetime word (see with_window); it and `cap_ms` are 0 for none.
 
     Raises MetadataError if the metadata cannot be stored, UsageError for labels that are too long.
     """
     try:
         "".join(metadata)  # see encode_checked: every key must be text
+        if not _SCALARS.issuperset(map(type, metadata.values())):
+            _check_values(metadata, "metadata", 0)
         data = encode_metadata(metadata)
-    except (TypeError, OverflowError, RecursionError, ValueError):
+    except (AttributeError, TypeError, OverflowError, RecursionError, ValueError):
         data = b""
     if not data or not (data[0] & 0xF0 == 0x80 or data[0] in (0xDE, 0xDF)):
         data = encode_checked(metadata)
@@ -331,20 +353,53 @@ def with_accessed(value: bytes, accessed: bytes) -> bytes:
 def encode_checked(metadata: Mapping[str, Any]) -> bytes:
     """Metadata as MessagePack; MetadataError with the path to what cannot be stored."""
     try:
-        # Raises TypeError unless every key is text: another key could be stored, and never be read.
-        "".join(metadata)
-        data = encode_metadata(metadata)
-        if data[0] & 0xF0 == 0x80 or data[0] in (0xDE, 0xDF):
-            return data
-    except (TypeError, OverflowError, RecursionError, ValueError) as error:
-        if isinstance(metadata, Mapping):
-            keys: Iterable[object] = metadata
-            strange = [key for key in keys if not isinstance(key, str)]
-            if strange:
-                raise MetadataError(f"metadata keys are text, not {strange[0]!r}") from error
-            where = _path_to_offender(metadata)
-            raise MetadataError(f"metadata cannot be stored at {where}: {error}") from error
-    raise MetadataError(f"metadata must be a mapping, not {type(metadata).__name__}")
+        "".join(metadata)  # raises TypeError unless every key is text: another one could never be read
+        if _SCALARS.issuperset(map(type, metadata.values())):
+            return encode_metadata(metadata)
+    except (AttributeError, TypeError, OverflowError, ValueError):
+        pass  # said below, with the path
+    if not isinstance(metadata, Mapping):
+        raise MetadataError(f"metadata must be a mapping, not {type(metadata).__name__}")
+    try:
+        _check_values(metadata, "metadata", 0)
+        return encode_metadata(dict(metadata))
+    except (TypeError, OverflowError, RecursionError, UnicodeEncodeError) as error:
+        where = _path_to_offender(metadata)
+        raise MetadataError(f"metadata cannot be stored at {where}: {error}") from error
+
+
+def _check_values(value: Mapping[Any, Any] | Iterable[Any], path: str, depth: int) -> None:
+    """Raise MetadataError unless all that a container holds comes back as it is stored.
+
+    The encoder takes more: it would store a set as a list, an Enum as its value, a dataclass as a map.
+    """
+    if depth > NESTING_MAX:
+        raise MetadataError(
+            f"metadata cannot be stored at {path}: it is nested deeper than {NESTING_MAX} levels"
+        )
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            if not isinstance(key, str):
+                raise MetadataError(f"metadata cannot be stored at {path}: keys are text, not {key!r}")
+            if type(child) not in _SCALARS:
+                _check_child(child, f"{path}[{key!r}]", depth)
+        return
+    for number, child in enumerate(value):
+        if type(child) not in _SCALARS:
+            _check_child(child, f"{path}[{number}]", depth)
+
+
+def _check_child(child: object, path: str, depth: int) -> None:
+    if isinstance(child, (dict, list, tuple)):
+        _check_values(child, path, depth + 1)
+    elif isinstance(child, datetime):
+        if child.tzinfo is None:
+            raise MetadataError(f"metadata cannot be stored at {path}: a datetime needs a time zone")
+    else:
+        raise MetadataError(
+            f"metadata cannot be stored at {path}: {type(child).__name__} is none of None, bool, int, float, "
+            "str, bytes, datetime, list, and map with text as keys"
+        )
 
 
 def _path_to_offender(value: object, path: str = "metadata", depth: int = 0) -> str:
@@ -365,7 +420,7 @@ def _path_to_offender(value: object, path: str = "metadata", depth: int = 0) -> 
 
 def deadline_of(fields: tuple[Any, ...]) -> int:
     """When a stored session expires if nobody uses it, ms; NEVER_MS for never."""
-    timeout: int = fields[9]
+    timeout: int = fields[9] & _TIMEOUT_MASK
     cap: int = fields[10]
     deadline: int = fields[8] + timeout if timeout else NEVER_MS
     return min(deadline, cap) if cap else deadline
@@ -374,11 +429,16 @@ def deadline_of(fields: tuple[Any, ...]) -> int:
 def expiry_at(accessed_ms: int, timeout_ms: int, cap_ms: int) -> int:
     """When a session with these fields counts as expired: its deadline plus the refresh window, ms.
 
-    `timeout_ms` and `cap_ms` are 0 for none; NEVER_MS is never.
+    `timeout_ms` is a lifetime word (see with_window); it and `cap_ms` are 0 for none; NEVER_MS is never.
     """
+    if timeout_ms < 600_000:
+        window = timeout_ms // 10
+    elif timeout_ms < WINDOWED:
+        window = REFRESH_WINDOW_MS_MAX
+    else:
+        timeout_ms, window = split_lifetime(timeout_ms)
     if not timeout_ms:
         return cap_ms or NEVER_MS
-    window = timeout_ms // 10 if timeout_ms < 600_000 else REFRESH_WINDOW_MS_MAX
     expiry = accessed_ms + timeout_ms + window
     return cap_ms if 0 < cap_ms < expiry else expiry
 
@@ -387,6 +447,39 @@ def expiry_of(value: bytes, start: int = 0) -> int:
     """expiry_at() of the stored session that begins at `start` (bytes)."""
     accessed, timeout, cap = unpack_lifetime(value, start + ACCESSED_OFFSET)
     return expiry_at(accessed, timeout, cap)
+
+
+def with_window(timeout_ms: int, refresh_window_ms: int | None) -> int:
+    """The lifetime word: a timeout (0: none) with the refresh window that it was given, None for none."""
+    if refresh_window_ms is None or not timeout_ms:
+        return timeout_ms
+    return timeout_ms | (refresh_window_ms + 1) << WINDOW_SHIFT
+
+
+def split_lifetime(word: int) -> tuple[int, int]:
+    """(idle timeout, 0 for none, refresh window) of a lifetime word, ms."""
+    if word >= WINDOWED:
+        return word & _TIMEOUT_MASK, (word >> WINDOW_SHIFT) - 1
+    return word, min(word // 10, REFRESH_WINDOW_MS_MAX)
+
+
+def _changed_lifetime(word: int, timeout_ms: object, refresh_window_ms: object) -> int:
+    timeout = word & _TIMEOUT_MASK if timeout_ms is _MISSING else check_timeout(timeout_ms)
+    if refresh_window_ms is not _MISSING:
+        return with_window(timeout, check_window(refresh_window_ms))
+    return with_window(timeout, split_lifetime(word)[1] if word >= WINDOWED else None)
+
+
+def check_window(refresh_window_ms: object) -> int | None:
+    """A refresh window, None for the default formula. Raises UsageError for anything but 0 to 60,000 ms."""
+    if refresh_window_ms is None:
+        return None
+    if isinstance(refresh_window_ms, int) and 0 <= refresh_window_ms <= REFRESH_WINDOW_MS_MAX:
+        return refresh_window_ms
+    raise UsageError(
+        f"refresh_window_ms is a whole number from 0 to {REFRESH_WINDOW_MS_MAX}, or None for the default,"
+        f" not {refresh_window_ms!r}"
+    )
 
 
 def check_timeout(timeout_ms: object) -> int:

@@ -6,9 +6,11 @@ is view's, opening and background work are opening's and keeper's.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from operator import methodcaller
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +18,11 @@ from typing import Any
 
 import xxhash
 
+from . import labels
 from .batch import Batch
-from .commit import Durability, Writer, parse_durability
+from .bulk import Bulk, Change, change_all
+from .capacity import Evictor, NothingToEvict
+from .commit import Durability, Evaluate, Writer, parse_durability
 from .errors import (
     Indeterminate,
     PerdureError,
@@ -31,12 +36,13 @@ from .event import Kind, Reason
 from .fold import HASH_BYTES
 from .ids import Position, StatePosition
 from .keeper import Keeper
-from .opening import Opened, OpenOptions, open_store
+from .opening import SWEEP_INTERVAL_MS, Opened, OpenOptions, open_store
 from .page import Word
 from .ports import CommitGate
-from .reading import SessionReader
+from .reading import REFRESHES_MAX, SessionReader
 from .session import (
     ACCESSED,
+    ACCESSED_OFFSET,
     DEFAULT_TIMEOUT_MS,
     FORMAT,
     HEAD_LABELS_SHIFT,
@@ -51,13 +57,18 @@ from .session import (
     encode_session,
     expiry_at,
     expiry_of,
+    stored_bytes,
     unpack_record,
     with_stamps,
+    with_window,
 )
 from .stage import Stage
+from .sweeping import check_limit, end_expired
 from .tail_map import KEPT_MS, UNKNOWN_MS
 
 SESSION_BYTES_MAX = 65_536
+EVICT_TRIES = 8
+"""Beside others that evict, too, what was found may be gone when it is needed."""
 _GENERATION = int(Word.GENERATION)
 _ID_POOL_BYTES = 4096
 xxh3_64 = xxhash.xxh3_64_intdigest
@@ -90,6 +101,8 @@ class SessionStore(SessionReader):
         super().__init__(opened, options)
         self._is_lazy = options.durability is Durability.OS and gate is None
         self._size_bytes_max = options.session_bytes_max
+        self._window_ms = options.refresh_window_ms
+        self._default_lifetime = with_window(DEFAULT_TIMEOUT_MS, self._window_ms)
         self._ids = _Ids()
         self._keeper = Keeper(opened, options, self._flush_touches)
         self._writer = Writer(
@@ -100,8 +113,15 @@ class SessionStore(SessionReader):
             after_append=self._keeper.after_append,
             make_room=self._keeper.make_room,
         )
+        self._home_node = options.home_node
+        self._evictor: Evictor | None = None
+        if options.sessions_max is not None:
+            self._evictor = Evictor(
+                self._keeper, self._view, lambda: self._touches, self._flush_touches, options.sessions_max
+            )
         self._gate = gate
         self._is_closed = False
+        self._refreshes_dropped = 0
         self._keeper.start(self._writer)
 
     # -- opening and closing ---------------------------------------------------------------------
@@ -116,13 +136,23 @@ class SessionStore(SessionReader):
         interval_ms: int = 1000,
         max_session_size_bytes: int = SESSION_BYTES_MAX,
         write_timeout_ms: int = 5000,
+        refresh_window_ms: int | None = None,
+        sweep_interval_ms: int = SWEEP_INTERVAL_MS,
         create: bool = True,
+        home_node: str = "",
+        max_sessions: int | None = None,
         gate: CommitGate | None = None,
     ) -> SessionStore:
         """Open the store at `path`, making one if there is none (unless `create` is False).
 
-        `backend` is "lmdb" or "sqlite"; None takes what the store was made with (lmdb for a new one).
+        `backend` is "lmdb", "sqlite", "memory" (see docs/backends.md) or one that is installed; None takes
+        what the store was made with (lmdb for a new one).
         `durability` is "os", "interval" (on disk at the latest `interval_ms` ms later) or "disk".
+        `home_node` is what new sessions get as theirs. With `max_sessions` the least recently used session is
+        evicted for each new one beyond so many; processes that write one store give the same number.
+        `refresh_window_ms` (0 to 60,000) is for the sessions that this handle creates and puts: how old
+        their last access may be in the store while they are used; None is a tenth of their timeout, at
+        most a minute. Every `sweep_interval_ms` (0: never) the primary removes what has expired.
         Raises StorageError, FormatError or UsageError; nothing is changed then.
         """
         options = OpenOptions(
@@ -131,7 +161,11 @@ class SessionStore(SessionReader):
             interval_ms=interval_ms,
             session_bytes_max=max_session_size_bytes,
             write_timeout_ms=write_timeout_ms,
+            refresh_window_ms=refresh_window_ms,
+            sweep_interval_ms=sweep_interval_ms,
             create=create,
+            home_node=home_node,
+            sessions_max=max_sessions,
         )
         opened = open_store(Path(path), options)
         try:
@@ -152,13 +186,14 @@ class SessionStore(SessionReader):
         self._is_closed = True
         if self._log.pid != os.getpid():
             return  # in a child: all of it belongs to the parent
+        unheard = self._events.close()
         failed = self._keeper.stop()
         if self._gate is not None:
             self._gate.close()
         with self._writer.threads:
             self._opened.close()
-        if failed is not None:
-            raise failed
+        if (error := failed or unheard) is not None:
+            raise error
 
     def __enter__(self) -> SessionStore:
         return self
@@ -182,18 +217,23 @@ class SessionStore(SessionReader):
         priority: Priority = Priority.NORMAL,
         group: str = "",
         tags: Iterable[str] = (),
+        home_node: str | None = None,
         durability: str | None = None,
     ) -> str:
         """Store a new session under a new random id of 32 hexadecimal characters; answers the id.
 
-        `timeout_ms` is the idle timeout, None for infinite; `max_lifetime_ms` the absolute one. Raises
+        `timeout_ms` is the idle timeout, None for infinite; `max_lifetime_ms` the absolute one; `home_node`
+        is the store's if None. Raises
         MetadataError, SessionTooLargeError or UsageError (nothing was written), BusyError, StorageError,
         or Indeterminate.
         """
         if durability is not None:
             parse_durability(durability)
         now_ms = self._now_ms()
-        timeout = timeout_ms if timeout_ms is DEFAULT_TIMEOUT_MS else check_timeout(timeout_ms)
+        if timeout_ms is DEFAULT_TIMEOUT_MS:
+            timeout = self._default_lifetime
+        else:
+            timeout = with_window(check_timeout(timeout_ms), self._window_ms)
         cap = 0 if max_lifetime_ms is None else now_ms + check_timeout(max_lifetime_ms)
         value = encode_session(
             1,
@@ -205,12 +245,20 @@ class SessionStore(SessionReader):
             priority,
             group=group,
             tags=tuple(tags) if tags else (),
+            home_node=self._home_node if home_node is None else home_node,
         )
         take = self._ids.take
         id = take().hex()
         if len(value) > self._size_bytes_max:
             raise self._too_large(id, value)
         operation_id = take()
+        if self._evictor is not None:
+            self._commit(
+                lambda stage: stage.put(id.encode(), value, Reason.CREATED, operation_id),
+                durability,
+                operation_id,
+            )
+            return id
         expiry_ms = expiry_at(now_ms, timeout, cap)
         position = self._writer.create(id.encode(), value, operation_id, now_ms, expiry_ms)
         if not (self._is_lazy and durability is None and self._is_still_ours()):
@@ -227,6 +275,7 @@ class SessionStore(SessionReader):
         priority: Priority = Priority.NORMAL,
         group: str = "",
         tags: Iterable[str] = (),
+        home_node: str | None = None,
         if_version: int | None = None,
         durability: str | None = None,
     ) -> Session:
@@ -238,7 +287,9 @@ class SessionStore(SessionReader):
         """
         key = check_id(id)
         ttl = check_timeout(ttl_ms)
+        lifetime = with_window(ttl, self._window_ms) if sliding else 0
         tagged = tuple(tags)
+        home = self._home_node if home_node is None else home_node
         value = encode_session(
             version=1,
             created_ms=0,
@@ -248,6 +299,7 @@ class SessionStore(SessionReader):
             priority=priority,
             group=group,
             tags=tagged,
+            home_node=home,
             metadata=metadata,
         )
         if len(value) > self._size_bytes_max:
@@ -258,15 +310,18 @@ class SessionStore(SessionReader):
             now_ms = self._now_ms()
             old = self._live(stage, id, key, now_ms)
             check_version(id, old, if_version)
+            if old is None:
+                end_expired(stage, key, now_ms)
             stored = encode_session(
                 version=old.version + 1 if old else 1,
                 created_ms=old.created_at if old else now_ms,
                 accessed_ms=now_ms,
-                timeout_ms=ttl if sliding else 0,
+                timeout_ms=lifetime,
                 cap_ms=0 if sliding or not ttl else now_ms + ttl,
                 priority=priority,
                 group=group,
                 tags=tagged,
+                home_node=home,
                 metadata=metadata,
             )
             stage.put(key, stored, Reason.REPLACED, operation_id)
@@ -429,13 +484,116 @@ class SessionStore(SessionReader):
 
         Nothing is written before the block ends, nothing at all if it raises.
         """
-        return Batch(self._ids.take, self._now_ms, self._size_bytes_max, self._apply_batch, durability)
+        return Batch(
+            self._ids.take,
+            self._now_ms,
+            self._size_bytes_max,
+            self._apply_batch,
+            durability,
+            self._home_node,
+            self._window_ms,
+        )
 
     def _apply_batch(self, evaluate: Callable[[Stage], Any], durability: str | None, first: bytes) -> Any:
         return self._commit(evaluate, durability, first)
 
-    def cleanup_expired(self, limit: int = 10_000) -> int:
-        """Remove sessions that have expired, as logged events; answers how many (at most `limit`)."""
+    # -- many sessions at once -------------------------------------------------------------------
+
+    def delete_group(self, group: str, *, durability: str | None = None) -> Bulk:
+        """Remove all sessions of a group; answers how many, and whether in one atomic commit.
+
+        Up to 4,096 sessions go in one commit. More go in batches of 1,000, each atomic; if that breaks
+        off, the same call goes on with what is left. Raises as delete.
+        """
+        term = self._term(labels.GROUP, group, "a group")
+        return self._remove_all(term, Reason.GROUP, durability)
+
+    def touch_group(self, group: str, *, durability: str | None = None) -> Bulk:
+        """Extend the life of all sessions of a group as if they were used now. Answers as delete_group."""
+        operation_id = self._ids.take()
+
+        def touch(stage: Stage, key: bytes) -> bool:
+            now_ms = self._now_ms()
+            value = stage.value(key)
+            if value is None or expiry_of(value) < now_ms:
+                return False
+            self._touches.pop(key, None)
+            stage.touch(key, ACCESSED.pack(now_ms), operation_id, Reason.GROUP)
+            return True
+
+        return self._change_all(self._term(labels.GROUP, group, "a group"), touch, durability, operation_id)
+
+    def cleanup_orphans(self, members: Iterable[str], *, durability: str | None = None) -> int:
+        """Remove the sessions whose home node is not among `members`; answers how many.
+
+        As delete_group, one home node after the other. Raises UsageError if there are no members.
+        """
+        return sum(
+            self._remove_all(term, Reason.ORPHANED, durability).sessions for term in self._orphaned(members)
+        )
+
+    def adopt_orphans(self, members: Iterable[str], home_node: str, *, durability: str | None = None) -> int:
+        """Give the sessions whose home node is not among `members` to `home_node`, which must be.
+
+        Answers how many. Their version grows; their life is not extended. Raises UsageError.
+        """
+        known = list(members)
+        if home_node not in known:
+            raise UsageError(f"{home_node!r} is not among the members: its sessions would be orphans again")
+        operation_id = self._ids.take()
+
+        def adopt(stage: Stage, key: bytes) -> bool:
+            old = self._live(stage, key.decode(), key, self._now_ms())
+            if old is None:
+                return False
+            value = stored_bytes(old.replace(home_node=home_node))
+            adopted = with_stamps(value, old.version + 1, old.created_at, old.last_accessed)
+            stage.put(key, adopted, Reason.ADOPTED, operation_id)
+            return True
+
+        return sum(
+            self._change_all(term, adopt, durability, operation_id, removes=True).sessions
+            for term in self._orphaned(known)
+        )
+
+    def _remove_all(self, term: bytes, reason: Reason, durability: str | None) -> Bulk:
+        operation_id = self._ids.take()
+
+        def remove(stage: Stage, key: bytes) -> bool:
+            value = stage.value(key)
+            is_live = value is not None and expiry_of(value) >= self._now_ms()
+            self._touches.pop(key, None)
+            if is_live:
+                stage.remove(key, Kind.DELETE, reason, operation_id)
+            else:
+                stage.remove(key, Kind.EXPIRE, Reason.EXPIRED, operation_id)
+            return is_live
+
+        return self._change_all(term, remove, durability, operation_id, removes=True)
+
+    def _change_all(
+        self,
+        term: bytes,
+        change: Change,
+        durability: str | None,
+        operation_id: bytes,
+        *,
+        removes: bool = False,
+    ) -> Bulk:
+        def commit(evaluate: Evaluate) -> tuple[int, bytes | None]:
+            done: tuple[int, bytes | None] = self._commit(evaluate, durability, operation_id)
+            return done
+
+        return change_all(self._view, term, change, commit, removes=removes)
+
+    def cleanup_expired(self, limit: int | None = None) -> int:
+        """Remove sessions that have expired, as logged events; answers how many.
+
+        At most `limit` of them, all without it. Visits none that is alive, unless it was used since its
+        deadline was last looked at. Raises as a write, and UsageError for a limit below 1.
+        """
+        if limit is not None:
+            check_limit(limit)
         return self._keeper.sweep(limit)
 
     # -- durability and fold ---------------------------------------------------------------------
@@ -452,9 +610,17 @@ class SessionStore(SessionReader):
         return self._keeper.fold_now()
 
     def stats(self) -> dict[str, Any]:
-        """As SessionReader.stats, and why background work (fold, flush, seal) failed, None if it works."""
+        """As SessionReader.stats, with what this handle's background work does.
+
+        `background_error` is why it (fold, flush, sweep, seal) failed, None if it works;
+        `refreshes_dropped` how many refreshes of get() could not be written.
+        """
         error = self._keeper.last_error
-        return {**super().stats(), "background_error": None if error is None else str(error)}
+        return {
+            **super().stats(),
+            "background_error": None if error is None else str(error),
+            "refreshes_dropped": self._refreshes_dropped,
+        }
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -462,7 +628,10 @@ class SessionStore(SessionReader):
         if durability is not None:
             parse_durability(durability)
         try:
-            result, position = self._writer.commit(evaluate, operation_id)
+            if self._evictor is None:
+                result, position = self._writer.commit(evaluate, operation_id)
+            else:
+                result, position = self._commit_bounded(self._evictor, evaluate, operation_id)
         except (SessionNotFoundError, VersionConflictError):
             self._writer.wait_visible()  # it may rest on what is not committed yet
             raise
@@ -471,6 +640,19 @@ class SessionStore(SessionReader):
         else:
             self._writer.wait_visible()
         return result
+
+    def _commit_bounded(
+        self, evictor: Evictor, evaluate: Evaluate, operation_id: bytes
+    ) -> tuple[Any, StatePosition | None]:
+        """As Writer.commit, with evictions for the sessions that are added."""
+        evaluate = evictor.bounded(evaluate, operation_id)
+        for _ in range(EVICT_TRIES):
+            try:
+                return self._writer.commit(evaluate, operation_id)
+            except NothingToEvict:
+                if not evictor.search():
+                    self._writer.wait_visible()
+        return self._writer.commit(evaluate, operation_id)
 
     def _is_still_ours(self) -> bool:
         """Did nothing change since the append that an acknowledgement depends on?"""
@@ -510,25 +692,51 @@ class SessionStore(SessionReader):
             self._flush_touches()
         except PerdureError as error:
             self._keeper.last_error = error
+            self._refreshes_dropped += len(self._touches)
             self._touches.clear()
 
-    def _flush_touches(self) -> None:
-        """Write the coalesced refreshes, as one frame."""
-        touches, self._touches = self._touches, {}
-        if not touches or not self._log.is_primary:
+    def _refresh_at_once(self, key: bytes, now_ms: int) -> None:
+        """Write one refresh; what cannot be written now waits for the others' next turn."""
+        if not self._log.is_primary:
+            self._refreshes_dropped += 1
             return
-        operation_id = self._ids.take()
-
-        def evaluate(stage: Stage) -> None:
-            for key, accessed_ms in list(touches.items()):  # a reader may still add to it
-                value = stage.value(key)
-                if value is not None and ACCESSED.unpack_from(value, 24)[0] < accessed_ms:
-                    stage.touch(key, ACCESSED.pack(accessed_ms), operation_id)
-
         try:
-            self._writer.commit(evaluate)
+            self._writer.commit(partial(self._refresh, {key: now_ms}))
+        except PerdureError:  # also inside an update function, where nothing else may be written
+            if len(self._touches) < REFRESHES_MAX:
+                self._touches[key] = now_ms
+            else:
+                self._refreshes_dropped += 1
+
+    def _refresh(self, touches: Mapping[bytes, int], stage: Stage) -> None:
+        """Put refreshes on the stage, of sessions that had not expired when they were used."""
+        operation_id = self._ids.take()
+        for key, accessed_ms in touches.items():
+            value = stage.value(key)
+            if value is None:
+                continue
+            written_ms: int = ACCESSED.unpack_from(value, ACCESSED_OFFSET)[0]
+            if written_ms < accessed_ms <= expiry_of(value):
+                stage.touch(key, ACCESSED.pack(accessed_ms), operation_id)
+
+    def _flush_touches(self) -> None:
+        """Write the coalesced refreshes, as one frame. A node that is not primary drops them."""
+        waiting = self._touches
+        taken: dict[bytes, int] = {}
+        with contextlib.suppress(KeyError):  # readers go on adding to it, and writers take out of it
+            while waiting and len(taken) < REFRESHES_MAX:
+                key, accessed_ms = waiting.popitem()
+                taken[key] = accessed_ms
+        if not taken:
+            return
+        if not self._log.is_primary:
+            self._refreshes_dropped += len(taken)
+            return
+        try:
+            self._writer.commit(partial(self._refresh, taken))
         except PerdureError:
-            self._touches = {**touches, **self._touches}
+            for key, accessed_ms in taken.items():
+                waiting.setdefault(key, accessed_ms)
             raise
 
 

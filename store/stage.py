@@ -76,11 +76,13 @@ class Stage:
         self.session_count += count
         self.event_count += count
 
-    def touch(self, key: bytes, accessed: bytes, operation_id: bytes) -> None:
+    def touch(
+        self, key: bytes, accessed: bytes, operation_id: bytes, reason: Reason = Reason.TOUCHED
+    ) -> None:
         old = self.get(key)
         if old is not None:
             self._set(key, with_accessed(old[HASH_BYTES:], accessed), old, self._arm(key))
-            self._emit(Kind.TOUCH, Reason.TOUCHED, operation_id, key, accessed)
+            self._emit(Kind.TOUCH, reason, operation_id, key, accessed)
 
     def remove(self, key: bytes, kind: Kind, reason: Reason, operation_id: bytes) -> None:
         old = self.get(key)

@@ -61,6 +61,7 @@ class StateVerdict(msgspec.Struct, frozen=True):
 
 
 TRUSTED: Final = StateVerdict(True)
+OWN: Final = StateVerdict(False, "it is kept in the memory of each process that has the store open")
 
 
 def judge_state(marker: StateMarker | None, now: StateMarker, *, in_use: bool = False) -> StateVerdict:
@@ -95,11 +96,14 @@ def open_state(
 ) -> tuple[Backend, StateVerdict]:
     """Open the state if it can be trusted, else an empty one in its place.
 
-    In the latter case the caller fills it (Backend.load) and then calls mark_state(). An untrusted state
+    In the latter case the caller fills it and then calls mark_state(). An untrusted state
     that was complete once is set aside, one that never was is removed. The caller sees to it that no two
-    processes do this at once. Raises UsageError for an unknown back end, StorageError and its kinds.
+    processes do this at once. A back end that shares nothing has no files, and is always empty.
+    Raises UsageError for an unknown back end, StorageError and its kinds.
     """
     state = names.state_path(store_dir)
+    if not backend_kind(backend_name).is_shared:
+        return open_backend(backend_name, store_dir), OWN
     place = state / backend_name
     marked, verdict = _judge(state, backend_name, cluster_id, boot_id, in_use)
     if verdict.is_trusted:
@@ -129,6 +133,8 @@ def inspect_state(
 
     `place` is its directory where that is not yet, or no longer, the store's.
     """
+    if not backend_kind(backend_name).is_shared:
+        return OWN
     state = place or names.state_path(store_dir)
     return _judge(state, backend_name, cluster_id, boot_id, in_use)[1]
 
@@ -138,8 +144,11 @@ def mark_state(
 ) -> None:
     """Publish the marker: from now on the state is complete. Survives a crash once this returns.
 
-    `place` as in inspect_state. Raises CorruptError if there is no data file to vouch for, StorageError.
+    `place` as in inspect_state. Of a back end that shares nothing there are no files to mark. Raises
+    CorruptError if there is no data file to vouch for, StorageError.
     """
+    if not backend_kind(backend_name).is_shared:
+        return
     state = place or names.state_path(store_dir)
     marker = _describe(state, backend_name, cluster_id, boot_id)
     if not marker.data_inode:

@@ -13,17 +13,27 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import msgspec
 
 from .cursor import READ_BYTES, Run
-from .errors import CorruptError
+from .errors import CorruptError, DivergedError, PositionGoneError
 from .event import Event, Kind, Reason
 from .fold import HASH_BYTES, record_of, touched, unreadable
 from .ids import NOWHERE, StatePosition
-from .labels import BEHIND, LABELS_AT, LABELS_END, NO_LABELS, plan_labels, plan_used, terms_of_record
+from .labels import (
+    BEHIND,
+    LABELS_AT,
+    LABELS_END,
+    NO_LABELS,
+    PRIORITY_TERMS,
+    has_priority,
+    plan_labels,
+    plan_used,
+    terms_of_record,
+)
 from .log import EventLog
 from .page import Word
 from .placing import place
@@ -31,6 +41,7 @@ from .ports import Backend, Change, Deadline, Labelled, Record
 from .session import NEVER_MS, expiry_of
 from .tail_map import KEPT_MS, NEW_MS, UNKNOWN_MS, Entry, arm_after, follow_frames
 
+PRIORITISED_AT_ONCE = 1000
 _APPENDED = int(Word.APPENDED)
 _SEGMENT = int(Word.SEGMENT)
 _END = int(Word.END)
@@ -66,9 +77,13 @@ class Pending(msgspec.Struct, frozen=True):
 class View:
     """What one process sees of one store."""
 
-    def __init__(self, log: EventLog, backend: Backend) -> None:
+    def __init__(
+        self, log: EventLog, backend: Backend, make_own: Callable[[], Backend] | None = None
+    ) -> None:
+        """`make_own` makes the back end anew, for a state that no other process shares (see own_state)."""
         self.log = log
         self.backend = backend
+        self.make_own = make_own
         self.mutex = log.mutex
         self.tail: dict[bytes, Entry] = {}
         self.pending: dict[bytes, Entry] = {}
@@ -202,7 +217,14 @@ class View:
 
     def begin_again(self) -> None:
         """The log was cut or made anew: forget the tail, and read on from the state."""
-        place(self.log, self.reset())
+        try:
+            place(self.log, self.reset(), is_shared=self.make_own is None)
+        except (DivergedError, PositionGoneError):
+            if self.make_own is None:
+                raise
+            old, self.backend = self.backend, self.make_own()
+            old.close()
+            place(self.log, self.reset(), is_shared=False)
 
     def reset(self) -> StatePosition:
         """Forget the tail: the log was cut or made anew. Says from where to follow it again."""
@@ -388,7 +410,9 @@ class View:
         new: list[Change] = []
         for key in keys:
             _, record, arm_ms = tail[key]
-            old = backend.get(key) if backend.has_labels and arm_ms == UNKNOWN_MS else None
+            # A deadline: it was created, and its labels are those of then. NEW_MS is no proof that the state
+            # does not have it: another process may have folded its creation before it was changed.
+            old = backend.get(key) if backend.has_labels and arm_ms <= 0 else None
             if old is None:
                 new.append((key, record))
             elif terms := terms_of_record(old):
@@ -406,6 +430,12 @@ class View:
 
     def folded(self, position: StatePosition) -> None:
         """The fold up to `position` is in the state: publish it, and drop it from the tail map."""
+        if self.make_own is None:
+            self._publish(position)
+        self.release()
+        self.refresh()
+
+    def _publish(self, position: StatePosition) -> None:
         words = self.log.words
         words[Word.FOLDED_SEGMENT], words[Word.FOLDED_OFFSET] = 0, 0
         words[Word.FOLDED] = position.lsn
@@ -413,8 +443,10 @@ class View:
         if not self.needs_commit and cursor.header is not None and cursor.at.lsn == position.lsn:
             self.visible_place = (cursor.header.first_lsn, cursor.offset)
         words[Word.FOLDED_SEGMENT], words[Word.FOLDED_OFFSET] = self.visible_place
-        self.release()
-        self.refresh()
+
+    def folded_lsn(self) -> int:
+        """The LSN that the state holds: the one that all processes share, or this handle's own."""
+        return self.log.words[Word.FOLDED] if self.make_own is None else self.state.lsn
 
     def keys(self, prefix: bytes, after: bytes, limit: int) -> list[bytes]:
         """Up to `limit` keys above `after` that begin with `prefix`, in order, as readers see them.
@@ -478,6 +510,21 @@ class View:
                 if key not in changed:
                     yield key
             after = pairs[-1][1]
+
+    def prioritised(self, after: bytes, last: bytes) -> set[bytes]:
+        """The keys above `after` up to `last` with another priority than the normal one. Takes the mutex."""
+        with self.mutex:
+            self.catch_up()
+            self.advance()
+            self.refresh()
+            found: set[bytes] = set()
+            for term in PRIORITY_TERMS:
+                for key in self._stored_members(term, after, self.tail, PRIORITISED_AT_ONCE):
+                    if key > last:
+                        break
+                    found.add(key)
+            found.update(key for key, entry in self.tail.items() if has_priority(entry[1]))
+            return found
 
     def terms(self, after: bytes, last: bytes) -> list[bytes]:
         """The terms above `after` up to `last` that sessions may have, in order. Takes the mutex."""

@@ -47,7 +47,7 @@ def demo(
     writers: Annotated[
         int, typer.Option("--writers", min=1, max=WRITERS_MAX, help="How many app processes write.")
     ] = WRITERS,
-    backend: Annotated[BackendName, typer.Option("--backend", help="Where the state is kept.")] = "lmdb",
+    backend: BackendName = "lmdb",
     sync_replicas: Annotated[
         int, typer.Option("--sync-replicas", min=0, max=2, help="How many replicas confirm each write.")
     ] = 1,

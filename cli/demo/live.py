@@ -106,7 +106,7 @@ def _table_of(sight: Sight | None) -> Group:
             f"{node.appended:,}",
             f"{node.flushed:,}",
             f"{node.committed:,}",
-            f"{node.folded:,}",
+            f"{node.folded:,}" if node.folded else "-",
             "" if node.is_primary else f"{node.lag_ms:.1f}",
         )
     counts = Text.assemble(

@@ -25,7 +25,11 @@ def open(
     interval_ms: int = 1000,
     max_session_size_bytes: int = 65_536,
     write_timeout_ms: int = 5000,
+    refresh_window_ms: int | None = None,
+    sweep_interval_ms: int = 60_000,
     create: bool = True,
+    home_node: str = "",
+    max_sessions: int | None = None,
 ) -> SessionStore:
     """Open the store at `path` with its way to the replicas; make a standalone one if there is none.
 
@@ -48,7 +52,11 @@ def open(
                 interval_ms=interval_ms,
                 max_session_size_bytes=max_session_size_bytes,
                 write_timeout_ms=write_timeout_ms,
+                refresh_window_ms=refresh_window_ms,
+                sweep_interval_ms=sweep_interval_ms,
                 create=create,
+                home_node=home_node,
+                max_sessions=max_sessions,
                 gate=gate,
             )
         except BaseException:

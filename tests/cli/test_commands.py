@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import typer
 import perdure
 from perdure.cli.app import app
 from perdure.store import SessionStore, names
-from tests.cli.runner import COMMAND, environment, run, run_json
+from tests.cli.runner import COMMAND, environment, process, run, run_json
 
 
 def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -32,7 +33,8 @@ ALL = sorted(_commands(typer.main.get_command(app)))
 EXPECTED = (
     "init node ship receive replay verify migrate repair promote status bench demo "
     "snapshot_create snapshot_list snapshot_prune "
-    "log_dump log_stat retention_explain session_get session_list session_count"
+    "log_dump log_stat retention_explain session_get session_list session_count "
+    "session_watch feed_list feed_drop"
 )
 
 
@@ -371,3 +373,65 @@ def test_a_reader_that_goes_away_is_no_error_to_read_about(store: Path) -> None:
     )
     assert done.stdout == "many-000000\n"
     assert done.stderr == ""
+
+
+# -- events ----------------------------------------------------------------------------------------
+
+
+def _watched(*arguments: object) -> list[dict[str, Any]]:
+    result = run("session", "watch", *arguments, "--no-follow", "--json")
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_watch_shows_committed_events_from_an_lsn_on_by_kind_and_up_to_a_limit(store: Path) -> None:
+    events = _watched(store, "--from", 0)
+    assert [event["id"] for event in events] == [*(f"user-{n}" for n in range(5)), "other", "user-4"]
+    assert events[0]["session"]["metadata"] == {"n": 0}
+    assert _watched(store, "--from", events[3]["lsn"]) == events[3:]
+    assert _watched(store, "--from", events[3]["position"]) == events[4:]
+    assert _watched(store, "--from", 0, "--kind", "deleted", "--kind", "touched") == events[-1:]
+    assert _watched(store, "--from", 0, "--limit", 2) == events[:2]
+    assert _watched(store) == []
+    line = run("session", "watch", store, "--from", events[-1]["lsn"], "--no-follow").stdout.split()
+    assert line == [str(events[-1]["lsn"]), "deleted", "deleted", "user-4"]
+
+
+def test_watch_as_a_consumer_goes_on_behind_what_it_has_shown(store: Path) -> None:
+    first = _watched(store, "--from", 0, "--consumer", "c", "--limit", 3)
+    rest = _watched(store, "--consumer", "c")
+    assert first + rest == _watched(store, "--from", 0)
+    (consumer,) = run_json("feed", "list", store)["consumers"]
+    assert (consumer["name"], consumer["lag_events"], consumer["is_active"]) == ("c", 0, False)
+    assert run_json("feed", "drop", store, "c") == {"name": "c", "dropped": True}
+    assert run_json("feed", "drop", store, "c", code=1) == {"name": "c", "dropped": False}
+    assert run_json("feed", "list", store) == {"consumers": []}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--from", "x"), 2),
+        (("--from", "1000"), 5),
+        (("--from", "1:4:0000000000000000"), 4),
+        (("--consumer", "NO"), 2),
+        (("--kind", "gone"), 2),
+    ],
+)
+def test_watch_says_what_is_wrong_with_its_arguments(
+    store: Path, arguments: tuple[str, ...], code: int
+) -> None:
+    assert run("session", "watch", store, "--no-follow", *arguments).exit_code == code
+
+
+def test_watch_shows_each_event_as_it_comes_until_it_is_interrupted(store: Path) -> None:
+    with process("session", "watch", store, "--from", 0, "--json") as watching:
+        assert watching.stdout is not None
+        for _ in range(7):
+            json.loads(watching.stdout.readline())
+        with SessionStore.open(store) as opened:
+            opened.put("late", {"n": 1})
+        assert json.loads(watching.stdout.readline())["id"] == "late"
+        watching.send_signal(signal.SIGINT)
+        watching.stdout.read()
+        assert watching.wait(20) == 130

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from perdure.store.backend_lmdb import LmdbBackend
-from perdure.store.backend_sqlite import SqliteBackend
+from perdure.store.backends import open_backend
 from perdure.store.ids import MASK64, StatePosition
 from perdure.store.ports import Backend, Change, Record
 
@@ -23,9 +23,9 @@ KEYS_PER_FOLD = 9
 
 
 def open_way(way: str, place: Path) -> Backend:
-    if way == "sqlite":
-        return SqliteBackend(place)
-    return LmdbBackend(place, mapped=way == "lmdb-mapped")
+    if way.startswith("lmdb-"):
+        return LmdbBackend(place, mapped=way == "lmdb-mapped")
+    return open_backend(way, place)
 
 
 def at(lsn: int, session_count: int = 0) -> StatePosition:

@@ -44,6 +44,7 @@ def test_a_new_back_end_is_nowhere_and_empty(backend: Backend) -> None:
     assert backend.due(1 << 62, 10) == []
 
 
+@pytest.mark.shared_state
 def test_a_fold_is_seen_after_a_refresh_and_not_before(backend: Backend, opener: Opener) -> None:
     other = opener()
     fold(backend, {b"a": b"record-1"}, 1)
@@ -53,6 +54,31 @@ def test_a_fold_is_seen_after_a_refresh_and_not_before(backend: Backend, opener:
         assert (handle.get(b"a"), handle.get(b"b")) == (b"record-1", None)
         assert handle.refresh() == at(2)
         assert (handle.get(b"a"), handle.get(b"b")) == (b"record-2", b"record-b")
+
+
+@pytest.mark.own_state
+def test_handles_with_states_of_their_own_see_nothing_of_each_other(backend: Backend, opener: Opener) -> None:
+    other = opener()
+    fold(backend, {b"a": b"record-1"}, 1)
+    backend.fold([], [(5, b"a")], [], at(2), [(b"ga", b"a")])
+    assert backend.refresh() == at(2)
+    assert other.refresh() == NOWHERE
+    assert (other.get(b"a"), other.due(9, 9), other.find((b"", b""), BEYOND, 9)) == (None, [], [])
+    backend.close()
+    assert content(other) == content(opener()) == []
+
+
+def test_a_view_stays_as_it_was_refreshed_while_its_own_handle_folds(backend: Backend) -> None:
+    backend.fold([(b"a", b"record-1"), (b"b", b"record-b")], [], [], at(1), [(b"ga", b"a")])
+    backend.refresh()
+    for lsn in (2, 3):
+        backend.fold([(b"a", b"record-%d" % lsn), (b"b", None), (b"c", b"new-----")], [], [], at(lsn))
+    backend.fold([], [], [], at(4), [(b"gb", b"c")], [(b"ga", b"a")])
+    assert [backend.get(key) for key in (b"a", b"b", b"c")] == [b"record-1", b"record-b", None]
+    assert backend.find((b"", b""), BEYOND, 9) == [(b"ga", b"a")]
+    assert backend.refresh() == at(4)
+    assert [backend.get(key) for key in (b"a", b"b", b"c")] == [b"record-3", None, b"new-----"]
+    assert backend.find((b"", b""), BEYOND, 9) == [(b"gb", b"c")]
 
 
 def test_a_removed_session_is_gone_and_removing_it_again_does_nothing(backend: Backend) -> None:
@@ -82,6 +108,7 @@ def test_without_a_view_get_refuses_and_refresh_brings_it_back(backend: Backend)
     assert backend.get(b"a") == b"record-a"
 
 
+@pytest.mark.shared_state
 def test_what_was_folded_is_there_when_opened_again(opener: Opener) -> None:
     first = opener()
     fold(first, {b"a": b"record-a", LONG[0]: b"record-l"}, 5)
@@ -307,6 +334,7 @@ def test_an_empty_back_end_has_no_labels_and_finds_none(backend: Backend) -> Non
     assert not backend.has_labels
 
 
+@pytest.mark.shared_state
 def test_the_index_is_that_of_the_read_view(backend: Backend, opener: Opener) -> None:
     other = opener()
     other.refresh()
@@ -364,6 +392,7 @@ def value_expiring(cap_ms: int, group: str = "") -> bytes:
 # -- processes -----------------------------------------------------------------------------------
 
 
+@pytest.mark.shared_state
 def test_what_one_process_folds_another_reads(way: str, place: Path, backend: Backend) -> None:
     with child("demand", way, place) as process:
         assert process.stdin is not None
@@ -379,6 +408,7 @@ def test_what_one_process_folds_another_reads(way: str, place: Path, backend: Ba
                 assert backend.get(key) == record
 
 
+@pytest.mark.shared_state
 def test_whatever_is_seen_while_another_process_folds_is_the_content_of_its_position(
     way: str, place: Path, backend: Backend
 ) -> None:
@@ -398,6 +428,7 @@ def test_whatever_is_seen_while_another_process_folds_is_the_content_of_its_posi
             scan.close()
 
 
+@pytest.mark.shared_state
 def test_a_folder_killed_anywhere_leaves_a_position_with_its_content(way: str, place: Path) -> None:
     for _ in range(3):
         with child("ever", way, place) as process:
@@ -414,6 +445,7 @@ def test_a_folder_killed_anywhere_leaves_a_position_with_its_content(way: str, p
         survivor.close()
 
 
+@pytest.mark.shared_state
 def test_a_child_of_a_fork_may_not_use_what_it_inherited_but_may_open_anew(
     way: str, place: Path, backend: Backend
 ) -> None:
@@ -431,7 +463,27 @@ def test_a_child_of_a_fork_may_not_use_what_it_inherited_but_may_open_anew(
     assert len(content(backend)) == 3
 
 
+@pytest.mark.own_state
+def test_a_child_of_a_fork_may_not_use_a_state_that_was_its_parents(backend: Backend) -> None:
+    fold(backend, {b"a": b"record-a"}, 1)
+    backend.refresh()
+    scan = backend.scan()
+    rows = iter(scan)
+    assert in_fork(lambda: _is_refused(backend, scan, rows)) == 0
+    assert backend.get(b"a") == b"record-a"
+    assert list(rows) == [(b"a", b"record-a")]
+    scan.close()
+
+
 def _use_inherited(way: str, place: Path, backend: Backend, scan: Any, rows: Any) -> None:
+    _is_refused(backend, scan, rows)
+    own = open_way(way, place)
+    assert own.refresh() == at(1)
+    fold(own, {b"b": b"record-b"}, 2)
+    own.close()
+
+
+def _is_refused(backend: Backend, scan: Any, rows: Any) -> None:
     calls: list[Callable[[], object]] = [
         backend.refresh,
         backend.scan,
@@ -447,10 +499,6 @@ def _use_inherited(way: str, place: Path, backend: Backend, scan: Any, rows: Any
             call()
     for harmless in (backend.release, scan.close, backend.close):
         harmless()
-    own = open_way(way, place)
-    assert own.refresh() == at(1)
-    fold(own, {b"b": b"record-b"}, 2)
-    own.close()
 
 
 def in_fork(action: Callable[[], object]) -> int:
@@ -466,6 +514,7 @@ def in_fork(action: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.shared_state
 def test_folds_of_two_handles_in_two_threads_are_both_kept(opener: Opener) -> None:
     handles = [opener(), opener()]
 

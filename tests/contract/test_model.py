@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
-import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from perdure.store.ids import NOWHERE
 from perdure.store.ports import Backend
 from tests.contract.children import at, open_way
-from tests.contract.conftest import WAYS
+from tests.contract.conftest import is_shared
 
 EXAMPLES = int(os.environ.get("PERDURE_MODEL_EXAMPLES", "50"))
 KEYS = st.one_of(
@@ -100,10 +99,11 @@ class Model:
     def do_reopen(self) -> None:
         self.backend.close()
         self.backend = open_way(self.way, self.place)
+        if not is_shared(self.way):
+            self.sessions, self.armed, self.pairs, self.lsn = {}, set(), set(), 0
         self.do_refresh()
 
 
-@pytest.mark.parametrize("way", WAYS)
 def test_any_run_of_calls_answers_as_a_dict_does(way: str) -> None:
     @settings(
         max_examples=EXAMPLES,

@@ -65,6 +65,24 @@ def test_a_slot_holds_the_log_and_a_damaged_slot_holds_everything(tmp_path: Path
     assert list_segments(path / "log")[0] == second
 
 
+def test_a_consumer_holds_the_log_that_it_reads_next_and_misses_nothing(tmp_path: Path) -> None:
+    path = make(tmp_path / "s")
+    second = list_segments(path / "log")[1]
+    with SessionStore.open(path) as store, store.feed(0, consumer="c", timeout_ms=0) as feed:
+        seen = []
+        for event in feed:
+            seen.append(event.lsn)
+            if event.lsn >= second.first_lsn + 1:
+                break
+        everything = [event.lsn for event in store.feed(0, follow=False)]
+    assert apply_retention(path, ALL).drop
+    assert list_segments(path / "log")[0] == second
+    with SessionStore.open(path) as store, store.feed(consumer="c", follow=False) as feed:
+        assert seen[:-1] + [event.lsn for event in feed] == everything  # the last one was not acknowledged
+    apply_retention(path, ALL)
+    assert list_segments(path / "log")[0] != second
+
+
 def test_a_store_in_use_goes_on(tmp_path: Path) -> None:
     with small_segments(tmp_path / "s", backend="lmdb") as store:
         for n in range(80):

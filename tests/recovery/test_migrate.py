@@ -444,3 +444,19 @@ def test_a_stale_handle_that_closes_late_takes_nothing_from_the_new_state(tmp_pa
         store.fold()
         assert len(contents(store)) == len(before) + 1
     assert summarise(verify(path)).exit_code == 0
+
+
+def test_a_state_in_no_file_is_neither_moved_nor_repaired(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    filled(path, 10, backend="memory")
+    for call in (
+        lambda: migrate(path, to_backend="lmdb"),
+        lambda: repair(path, unchecked=True),
+    ):
+        with pytest.raises(UsageError, match="in no file"):
+            call()
+    other = tmp_path / "other"
+    filled(other, 10)
+    with pytest.raises(UsageError, match="in no file"):
+        migrate(other, to_backend="memory")
+    assert not leftovers(path) | leftovers(other)

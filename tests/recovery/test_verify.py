@@ -14,7 +14,7 @@ import pytest
 from perdure.recovery import Depth, Finding, Level, take_snapshot, verify
 from perdure.recovery.findings import summarise
 from perdure.shipping import Slot, write_slot
-from perdure.store import SessionStore, StoreMissingError, UsageError, init_store, names
+from perdure.store import Priority, SessionStore, StoreMissingError, UsageError, init_store, names
 from perdure.store.cursor import list_segments
 from perdure.store.fold import record_of
 from perdure.store.segment import decode_header, encode_header
@@ -304,6 +304,17 @@ def test_a_promise_older_than_the_log_is_corrupt(tmp_path: Path) -> None:
     assert found.kind == "promise-behind"
 
 
+def test_a_consumer_of_the_feed_is_known_and_damage_to_its_progress_is_found(tmp_path: Path) -> None:
+    path = make(tmp_path / "s")
+    with SessionStore.open(path) as store:
+        store.feed(4, consumer="c").close()
+    assert ("consumer", 3) in {(one.kind, one.lsn) for one in verify(path)}
+    assert bad(path) == []
+    file = path / "feeds" / "c.feed"
+    file.write_bytes(file.read_bytes()[:-1] + b"\xff")
+    assert [one.path for one in bad(path)] == [str(file)]
+
+
 def test_a_slot_and_a_snapshot_of_another_history_are_found_on_the_chain(tmp_path: Path) -> None:
     path = make(tmp_path / "s")
     write_slot(path, Slot("b", 1, 5, 12345, "streaming", 0))
@@ -361,6 +372,29 @@ def test_hidden_extra_changed_and_damaged_records_are_each_named(tmp_path: Path,
     assert keys[0].decode() in found["session-missing"]
     assert "zz-extra" in found["session-extra"]
     assert kinds(path, Depth.CHAIN) == set()
+
+
+@pytest.mark.parametrize("backend", ["lmdb", "sqlite"])
+def test_an_index_that_is_not_that_of_the_sessions_is_corrupt(tmp_path: Path, backend: str) -> None:
+    path = make(tmp_path / "s", backend=backend)
+    with SessionStore.open(path, max_sessions=1000) as store:
+        for number in range(20):
+            store.put(f"labelled {number}", {}, None, group="a", tags=["x", "y"], priority=Priority.HIGH)
+    assert kinds(path, Depth.REPLAY) == set()
+    for wrong in ([(b"ga", b"labelled 3")], [(b"ga", b"labelled 99")]):
+
+        def index(store: SessionStore, wrong: list[tuple[bytes, bytes]] = wrong) -> None:
+            backend = store._opened.backend
+            backend.release()
+            state = backend.refresh()
+            found = set(backend.find((b"", b""), b"z", 1000))
+            backend.release()
+            backend.fold([], [], [], state, *((wrong, []) if wrong[0] not in found else ([], wrong)))
+
+        tamper(path, index)
+        assert kinds(path, Depth.REPLAY) == {"state-index"}
+        tamper(path, index)
+        assert kinds(path, Depth.REPLAY) == set()
 
 
 def test_a_state_ahead_of_the_log_is_corrupt(tmp_path: Path) -> None:

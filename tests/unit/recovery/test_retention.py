@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perdure.recovery.retention import (
+    ConsumerFacts,
     Plan,
     Policy,
     SegmentFacts,
@@ -39,8 +40,17 @@ def plan(
     slots: list[SlotFacts] | None = None,
     policy: Policy = OLD,
     state_lsn: int = 1 << 60,
+    consumers: list[ConsumerFacts] | None = None,
 ) -> Plan:
-    return plan_retention(files, snapshots, slots or [], policy, now_ms=NOW_MS, state_lsn=state_lsn)
+    return plan_retention(
+        files,
+        snapshots,
+        slots or [],
+        policy,
+        now_ms=NOW_MS,
+        state_lsn=state_lsn,
+        consumers=consumers or [],
+    )
 
 
 def dropped(result: Plan) -> list[str]:
@@ -62,6 +72,49 @@ def test_a_replica_that_is_behind_holds_what_it_needs_and_is_named() -> None:
     assert dropped(result) == ["seg0"]
     assert why(result, "seg1") == "replica b has LSN 15 on disk, and needs it"
     assert why(result, "seg2") == "seg1 stays, and a log has no holes"
+
+
+def test_a_consumer_that_is_behind_holds_what_it_has_not_read_and_is_named() -> None:
+    consumers = [ConsumerFacts("done", 40, NOW_MS), ConsumerFacts("slow", 15, NOW_MS - 1000)]
+    result = plan(segments(10, 10, 10, 10), [snapshot(35)], consumers=consumers)
+    assert dropped(result) == ["seg0"]
+    assert why(result, "seg1") == "consumer slow has read up to LSN 15, and needs it"
+    assert result.notes == ()
+
+
+def test_a_forgotten_consumer_holds_nothing_and_that_is_said() -> None:
+    policy = Policy(log_age_ms=0, snapshots=1, consumer_age_ms=5000)
+    old = ConsumerFacts("old", 15, NOW_MS - 5001)
+    result = plan(segments(10, 10, 10), [snapshot(25)], policy=policy, consumers=[old])
+    assert dropped(result) == ["seg0", "seg1"]
+    assert result.notes == ("consumer old holds nothing: it has read nothing for 5001 ms, longer than 5000",)
+    late = ConsumerFacts("late", 15, 0)  # what it has not read was written a moment ago
+    assert dropped(
+        plan(segments(10, 10, 10, age_ms=4000), [snapshot(25)], policy=policy, consumers=[late])
+    ) == ["seg0"]
+    idle = ConsumerFacts("idle", 30, 0)  # it has read all there is: nothing is held, and nothing to be said
+    assert plan(segments(10, 10, 10), [snapshot(25)], policy=policy, consumers=[idle]).notes == ()
+
+
+def test_a_consumer_over_its_budget_holds_nothing_if_there_is_a_good_snapshot() -> None:
+    policy = Policy(log_age_ms=0, snapshots=1, consumer_bytes=1500)
+    consumer = ConsumerFacts("slow", 5, NOW_MS)
+    result = plan(segments(10, 10, 10), [snapshot(25)], policy=policy, consumers=[consumer])
+    assert dropped(result) == ["seg0", "seg1"]
+    assert "over its budget of 1500" in result.notes[0]
+    result = plan(segments(10, 10, 10), [], policy=policy, consumers=[consumer])
+    assert dropped(result) == []
+
+
+def test_a_consumer_that_cannot_go_on_anyway_holds_nothing() -> None:
+    damaged = ConsumerFacts("bad", 0, 0, "it does not match its check")
+    result = plan(segments(10, 10, 10), [snapshot(25)], consumers=[damaged])
+    assert dropped(result) == ["seg0", "seg1"]
+    assert "does not match its check" in result.notes[0]
+    later = [SegmentFacts("seg9", 90, 99, 100, 0, True), SegmentFacts("tail", 100, 105, 100, 0, False)]
+    result = plan(later, [snapshot(101)], consumers=[ConsumerFacts("late", 3, NOW_MS)])
+    assert dropped(result) == ["seg9"]
+    assert result.notes == ("consumer late holds nothing: the log it needs, LSN 4, is gone",)
 
 
 def test_a_replica_that_gets_a_snapshot_anyway_or_lost_its_log_already_holds_nothing() -> None:

@@ -296,3 +296,26 @@ def append_unsynced(path: Path, count: int) -> None:
         for _ in range(count):
             log.append(payload, 1, log.cursor.at.digest, log.cursor.at.session_count, NOW_MS)
         log.unlock()
+
+
+def test_time_that_is_heard_is_taken_while_the_reign_lasts_and_no_longer(
+    primary: Path, replica: Path
+) -> None:
+    hour_ms = 3_600_000
+    with opened(replica) as node, opened(replica) as other:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        log.append(REIGN, [run.raw for run in runs_of(primary)])
+        began_ms = node.log.now_ms()
+        log.hear_time(REIGN, began_ms + hour_ms)
+        assert node.log.now_ms() >= began_ms + hour_ms
+        log.hear_time(REIGN, NOW_MS)  # before the last frame of the log
+        assert node.log.now_ms() >= node.log.cursor.time_ms
+        log.hear_time(REIGN, began_ms)
+        assert node.log.now_ms() < began_ms + hour_ms
+        ReplicaLog(other).give_promise(Promise(2, "n2"))  # as another process of this node does
+        log.hear_time(REIGN, began_ms + 9 * hour_ms)
+        assert node.log.now_ms() < began_ms + hour_ms
+        log.held()  # it takes notice of the promise
+        log.hear_time(REIGN, began_ms + 9 * hour_ms)
+        assert node.log.now_ms() < began_ms + hour_ms

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.contract.conftest import WAYS
+from tests.contract.conftest import WAYS, is_shared
 
 SIZE_MIB = 24
 FILE_SYSTEMS = ("tmpfs", "ext4")
@@ -56,14 +56,14 @@ def status_of(do: str, way: str, file_system: Path) -> int:
 
 
 @pytest.mark.parametrize("kind", FILE_SYSTEMS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [way for way in WAYS if is_shared(way)])
 def test_on_a_full_disk_folds_fail_reads_go_on_and_space_heals(way: str, kind: str, tmp_path: Path) -> None:
     with small_file_system(kind, tmp_path) as file_system:
         assert status_of("run", way, file_system) == 0
 
 
 @pytest.mark.parametrize("kind", FILE_SYSTEMS)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [way for way in WAYS if is_shared(way)])
 def test_opened_on_a_full_disk_it_fails_or_works_and_space_heals(way: str, kind: str, tmp_path: Path) -> None:
     with small_file_system(kind, tmp_path) as file_system:
         assert status_of("open", way, file_system) == 0

@@ -18,7 +18,7 @@ from perdure.store.long_ids import engine_key, pack_long, unpack_long
 from perdure.store.mounts import place_of
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", [name for name in BACKENDS if backend_kind(name).is_shared])
 def test_a_back_end_is_opened_by_its_name_and_makes_its_directory(name: str, tmp_path: Path) -> None:
     backend = open_backend(name, tmp_path / name)
     assert backend.refresh() == NOWHERE
@@ -32,8 +32,15 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str, tmp_
         open_backend(name, tmp_path)
 
 
+def test_a_back_end_without_files_needs_no_directory(tmp_path: Path) -> None:
+    backend = open_backend("memory", tmp_path / "memory")
+    assert backend.refresh() == NOWHERE
+    assert not (tmp_path / "memory").exists()
+    backend.close()
+
+
 def test_a_name_like_none_is_answered_with_all(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="lmdb, sqlite"):
+    with pytest.raises(UsageError, match="lmdb, sqlite, memory"):
         open_backend("zzzz", tmp_path)
 
 

@@ -58,7 +58,7 @@ def test_event_when_it_is_a_control_event_may_have_no_key() -> None:
         (0, 1, b"k", b""),
         (6, 1, b"k", b""),
         (255, 1, b"k", b""),
-        (1, 11, b"k", b""),
+        (1, 16, b"k", b""),
         (1, 1, b"", b"a session without a key"),
         (5, 1, b"", b"new"),
         (1, 1, b"k" * (KEY_BYTES_MAX + 1), b""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import UTC, date, datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -72,7 +73,7 @@ def encode(**changes: Any) -> bytes:
 
 @fuzz(
     100,
-    numbers=st.tuples(U63, U63, U63, U63, U63),
+    numbers=st.tuples(U63, U63, U63, st.integers(0, TIMEOUT_MS_MAX), U63),
     priority=st.sampled_from(Priority),
     labels=st.tuples(st.text(max_size=60), st.text(max_size=60)),
     tags=st.lists(st.text(max_size=20), max_size=5),
@@ -187,7 +188,14 @@ def test_expiry_when_computed_is_never_before_the_deadline_and_at_most_a_window_
         ({1: "a"}, "keys are text, not 1"),
         ({"a": 1, None: 2}, "keys are text, not None"),
         ({b"a": 1}, "keys are text, not b'a'"),
-        (MappingProxyType({"a": 1}), "metadata"),
+        ({"a": {1: 2}}, r"metadata\['a'\]: keys are text, not 1"),
+        ({"a": [{"b": {1, 2}}]}, r"metadata\['a'\]\[0\]\['b'\]: set is none of"),
+        ({"a": datetime(2026, 1, 1)}, r"metadata\['a'\]: a datetime needs a time zone"),
+        ({"a": date(2026, 1, 1)}, r"metadata\['a'\]: date is none of"),
+        ({"a": Priority.HIGH}, r"metadata\['a'\]: Priority is none of"),
+        ({"a": Session("id", b"")}, r"metadata\['a'\]: Session is none of"),
+        ({"a": msgspec.Raw(b"\x01")}, r"metadata\['a'\]: Raw is none of"),
+        ({"a": msgspec.msgpack.Ext(5, b"")}, r"metadata\['a'\]: Ext is none of"),
         (["a"], "must be a mapping, not list"),
         ("text", "must be a mapping, not str"),
         (7, "must be a mapping, not int"),
@@ -199,6 +207,19 @@ def test_metadata_when_they_cannot_be_stored_are_refused_with_the_path_to_what_i
 ) -> None:
     with pytest.raises(MetadataError, match=where):
         encode(metadata=metadata)
+
+
+def test_metadata_come_back_as_they_were_stored() -> None:
+    metadata = {
+        "none": None,
+        "numbers": [True, -(1 << 63), (1 << 64) - 1, 0.1, float("inf")],
+        "text": "ä\U0001f600",
+        "bytes": b"\0\xff",
+        "time": datetime(2026, 1, 1, 12, 0, 0, 5, tzinfo=UTC),
+        "maps": {"a": {"b": [{}, [], ""]}},
+    }
+    assert Session("id", encode_session(1, 0, 0, 0, 0, metadata)).metadata == metadata
+    assert Session("id", encode_session(1, 0, 0, 0, 0, MappingProxyType(metadata))).metadata == metadata
 
 
 def test_metadata_when_nested_without_end_are_refused() -> None:

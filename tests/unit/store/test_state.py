@@ -63,7 +63,7 @@ def test_a_state_is_trusted_only_if_nothing_of_it_can_have_been_lost(
     assert reason is None or reason in verdict.reason
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=[name for name in BACKENDS if backend_kind(name).is_shared])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

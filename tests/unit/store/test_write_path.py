@@ -423,8 +423,8 @@ def test_a_session_that_comes_anew_behind_a_sweep_expires_again(open_one: Open) 
 def test_refreshes_that_met_a_busy_lock_are_written_later(open_one: Open, tmp_path: Path) -> None:
     clock = Clock()
     store = open_one(clock=clock, write_timeout_ms=20)
-    store.put("mine", {"n": 1}, 1000, sliding=True)
-    clock.ms += 900
+    store.put("mine", {"n": 1}, 100_000, sliding=True)
+    clock.ms += 90_000
     assert store.get("mine") is not None
     held = FileLock(tmp_path / "store" / names.WRITE_LOCK)
     held.acquire(100)
@@ -432,7 +432,7 @@ def test_refreshes_that_met_a_busy_lock_are_written_later(open_one: Open, tmp_pa
         store._flush_touches()
     held.close()
     store._flush_touches()
-    clock.ms += 900
+    clock.ms += 90_000
     assert store.peek("mine") is not None
 
 
