@@ -152,7 +152,7 @@ class Evictor:
             return USED_COMPLETE in view.backend.find((USED, b""), USED, 2)
 
     def _build_order(self) -> None:
-        """Give each session its pair. A crash, or a switch of the state, leaves it begun, to be built again."""
+        """Give each session its pair. A crash, or a switch of the state, leaves it begun, to be redone."""
         self._add([USED_BEGUN])
         with self._view.mutex:
             built = self._view.backend
