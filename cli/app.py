@@ -21,9 +21,11 @@ from . import feed, group, keys, log, orphans, render, retention, session, snaps
 from .bench import bench
 from .demo.command import demo
 from .init import init
+from .migrate import migrate
 from .node import node
 from .promote import promote
 from .receive import receive
+from .repair import repair
 from .replay import replay
 from .ship import ship
 from .status import status
@@ -48,6 +50,8 @@ app.command()(receive)
 app.add_typer(snapshot.group, name="snapshot")
 app.command()(replay)
 app.command()(verify)
+app.command()(migrate)
+app.command()(repair)
 app.command()(promote)
 app.command()(status)
 app.add_typer(keys.group, name="keys")

@@ -17,7 +17,10 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
@@ -135,6 +138,37 @@ def progress(what: str, *, total: int | None = None, unit: str = "") -> Generato
     ) as shown:
         task = shown.add_task(what, total=total)
         yield lambda done: shown.update(task, completed=done)
+
+
+@contextmanager
+def phases() -> Generator[Callable[[str, int, int], None], None, None]:
+    """The phases of a long work, a bar for each with what is done a second; nothing at all in a pipe.
+
+    Gives a function of the phase, how much of it is done, and how much there is (0: not known).
+    """
+    if not is_live():
+        yield _no_phase
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, _Speed(), TimeElapsedColumn(), console=_stderr()) as shown:
+        tasks: dict[str, TaskID] = {}
+
+        def on_progress(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = shown.add_task(phase, total=None)
+            shown.update(tasks[phase], completed=done, total=total or None)
+
+        yield on_progress
+
+
+class _Speed(ProgressColumn):
+    """What is done a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+
+def _no_phase(_phase: str, _done: int, _total: int) -> None: ...
 
 
 @contextmanager

@@ -22,7 +22,17 @@ from ..store.lock import FileLock
 from ..store.page import Word
 from ..store.segment import read_footer, read_header
 from ..store.snapshot import SnapshotFile, list_snapshots
-from .retention import ConsumerFacts, Plan, Policy, SegmentFacts, SlotFacts, SnapshotFacts, plan_retention
+from .migration_plan import log_held
+from .retention import (
+    ConsumerFacts,
+    HoldFacts,
+    Plan,
+    Policy,
+    SegmentFacts,
+    SlotFacts,
+    SnapshotFacts,
+    plan_retention,
+)
 from .source import Source, open_source
 from .take import judge_snapshot
 
@@ -47,6 +57,7 @@ def explain_retention(
         now_ms=time.time_ns() // 1_000_000 if now_ms is None else now_ms,
         state_lsn=_state_lsn(source),
         consumers=_consumers(source.store),
+        holds=[HoldFacts(what, lsn) for what, lsn in log_held(source.store)],
     )
 
 

@@ -9,14 +9,16 @@ goes from its oldest end only, a segment at a time, and only when nothing needs 
     above the newest good snapshot          the state could not be made again without it
     above the state's position              the state here is not that far yet
     above a slot's position                 that replica would need a snapshot instead
+    above where a migration began, or       it could not go on, or would be a rebuild
+      where the state before it stands
     above a consumer's progress             that consumer of the event feed would miss events
     younger than the policy's age           point-in-time recovery and outcome() reach back so far
     an older segment stays                  a log has no holes
 
-A slot holds log until what it holds is over the policy's budget; then its replica catches up by a
-snapshot. It never holds what the log no longer has, and never keeps the disk filling without end. So does
-a consumer, until it is over the budget, or has acknowledged nothing for the policy's age: one that was
-forgotten loses its place.
+A slot, and a migration, holds log until what it holds is over the policy's budget; then the replica catches
+up by a snapshot, and the migration begins anew from one. It never holds what the log no longer has, and
+never keeps the disk filling without end. So does a consumer, until it is over the budget, or has acknowledged
+nothing for the policy's age: one that was forgotten loses its place.
 """
 
 from __future__ import annotations
@@ -59,6 +61,14 @@ class SlotFacts(msgspec.Struct, frozen=True):
     """False if it is to get a snapshot anyway."""
 
 
+class HoldFacts(msgspec.Struct, frozen=True):
+    """What else on this node needs log."""
+
+    what: str
+    lsn: int
+    """The log behind it is needed."""
+
+
 class ConsumerFacts(msgspec.Struct, frozen=True):
     """What retention has to know of a consumer of the event feed."""
 
@@ -81,7 +91,7 @@ class Policy(msgspec.Struct, frozen=True):
     snapshot_age_ms: int = 0
     """Snapshots that are younger stay, too."""
     slot_bytes: int = 4 << 30
-    """A slot holds at most so much log; its replica gets a snapshot then."""
+    """A slot (or a migration) holds at most so much log; its replica gets a snapshot then."""
     consumer_bytes: int = 4 << 30
     """A consumer of the event feed holds at most so much log."""
     consumer_age_ms: int = 7 * 24 * 3_600_000
@@ -105,7 +115,7 @@ class Plan(msgspec.Struct, frozen=True):
     drop: tuple[Line, ...]
     keep: tuple[Line, ...]
     notes: tuple[str, ...] = ()
-    """Slots and consumers that hold nothing any more, and why."""
+    """Slots, migrations and consumers that hold nothing any more, and why."""
 
     @property
     def freed_bytes(self) -> int:
@@ -124,6 +134,7 @@ def plan_retention(
     *,
     now_ms: int,
     state_lsn: int,
+    holds: Sequence[HoldFacts] = (),
     consumers: Sequence[ConsumerFacts] = (),
 ) -> Plan:
     """Decide what of log and snapshots may go.
@@ -134,14 +145,15 @@ def plan_retention(
     good = max((snapshot.lsn for snapshot in snapshots if snapshot.is_good), default=None)
     kept_snapshots = _judge_snapshots(snapshots, policy, good, now_ms)
     holding, notes = _holding_slots(segments, slots, policy, good)
+    held, more_notes = _holding_others(segments, holds, policy, good)
+    notes += more_notes
     reading, consumer_notes = _holding_consumers(segments, consumers, policy, good, now_ms)
     lines: list[Line] = []
     staying = ""
     for number, segment in enumerate(segments):
         why = staying and f"{staying} stays, and a log has no holes"
-        why = why or _why_kept(
-            segment, number == len(segments) - 1, good, holding, reading, policy, now_ms, state_lsn
-        )
+        is_tail = number == len(segments) - 1
+        why = why or _why_kept(segment, is_tail, good, holding, held, reading, policy, now_ms, state_lsn)
         staying = staying or (segment.name if why else "")
         dropped = f"nothing needs it: LSN {segment.last_lsn} is in snapshot, state and replicas, and was read"
         lines.append(Line("segment", segment.name, segment.size_bytes, not why, why or dropped))
@@ -197,6 +209,26 @@ def _holding_slots(
     return holding, notes
 
 
+def _holding_others(
+    segments: Sequence[SegmentFacts], holds: Sequence[HoldFacts], policy: Policy, good: int | None
+) -> tuple[list[HoldFacts], list[str]]:
+    """As _holding_slots, for what else needs log."""
+    holding, notes = [], []
+    oldest = segments[0].first_lsn if segments else 1
+    for hold in holds:
+        needed = sum(segment.size_bytes for segment in segments if segment.last_lsn > hold.lsn)
+        if hold.lsn + 1 < oldest:
+            notes.append(f"{hold.what} holds nothing: the log it needs, LSN {hold.lsn + 1}, is gone")
+        elif needed > policy.slot_bytes and good is not None:
+            notes.append(
+                f"{hold.what} holds nothing: it needs {needed} bytes of log, "
+                f"over the budget of {policy.slot_bytes}"
+            )
+        else:
+            holding.append(hold)
+    return holding, notes
+
+
 def _holding_consumers(
     segments: Sequence[SegmentFacts],
     consumers: Sequence[ConsumerFacts],
@@ -233,6 +265,7 @@ def _why_kept(
     is_tail: bool,
     good: int | None,
     holding: Sequence[SlotFacts],
+    held: Sequence[HoldFacts],
     reading: Sequence[ConsumerFacts],
     policy: Policy,
     now_ms: int,
@@ -253,11 +286,22 @@ def _why_kept(
     if behind:
         slot = min(behind, key=lambda one: one.lsn)
         return f"replica {slot.node} has LSN {slot.lsn} on disk, and needs it"
+    if why := _why_held(segment, held, reading):
+        return why
+    age_ms = now_ms - segment.closed_ms
+    if age_ms < policy.log_age_ms:
+        return f"it is {max(0, age_ms)} ms old, younger than {policy.log_age_ms} ms"
+    return ""
+
+
+def _why_held(segment: SegmentFacts, held: Sequence[HoldFacts], reading: Sequence[ConsumerFacts]) -> str:
+    """Why a segment stays for a migration or a consumer, empty if for none."""
+    others = [hold for hold in held if hold.lsn < segment.last_lsn]
+    if others:
+        hold = min(others, key=lambda one: one.lsn)
+        return f"{hold.what} begins at LSN {hold.lsn}, and needs it"
     unread = [consumer for consumer in reading if consumer.lsn < segment.last_lsn]
     if unread:
         consumer = min(unread, key=lambda one: one.lsn)
         return f"consumer {consumer.name} has read up to LSN {consumer.lsn}, and needs it"
-    age_ms = now_ms - segment.closed_ms
-    if age_ms < policy.log_age_ms:
-        return f"it is {max(0, age_ms)} ms old, younger than {policy.log_age_ms} ms"
     return ""

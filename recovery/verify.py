@@ -61,6 +61,10 @@ _KNOWN_NAMES = frozenset(
         names.INCOMING,
         names.FOLD_FAULT,
         names.CONFIG_FILE,
+        names.SWITCH_PLAN,
+        names.STATE_PREVIOUS,
+        names.MIGRATION,
+        names.MIGRATION_LOCK,
         UNFINISHED,
         "lost+found",
     }
@@ -68,6 +72,8 @@ _KNOWN_NAMES = frozenset(
 _PLANS = {
     names.CUT_PLAN: "a cut of the log was begun and not completed; the receiver completes it",
     names.INSTALL_PLAN: "a bootstrap from a snapshot was begun and not completed; the receiver completes it",
+    names.SWITCH_PLAN: "a switch of the state was begun and not completed; the next opening completes it",
+    names.MIGRATION: "a migration or repair is under way, or was broken off; begun again it goes on",
     names.FOLD_FAULT: "the state of this replica did not follow its log; it must be made anew",
 }
 

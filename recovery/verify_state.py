@@ -42,7 +42,7 @@ from .verify_end import LogFacts
 NAMED_MAX = 100
 """So many sessions of a kind are named; the rest are counted."""
 FOLD_LOCK_S = 5.0
-_REBUILD = "The state can be made again from snapshot and log: move its directory away, and open the store."
+_REBUILD = "`perdure repair DIR` makes the state anew from snapshot and log, while the store is in use."
 
 
 class _CannotTellError(Exception):

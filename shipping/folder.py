@@ -31,6 +31,7 @@ from ..store.page import Word, read_boot_id
 from ..store.ports import Backend
 from ..store.rebuild import replay
 from ..store.state import OWN, mark_state, open_state, set_aside
+from ..store.switch import StatePlace, finish_locked
 from .faults import Fault, clear_fault, read_fault, write_fault
 from .nodelog import NodeLog, monotonic_ms, now_ms, open_node_log
 
@@ -88,6 +89,8 @@ class Folder:
             logger.warning("another process folds: %s", error)
             return False
         try:
+            if words[_GENERATION] != self._generation:
+                return True  # before the lock was ours: the state may be another one
             return self._fold(upto)
         except StorageFullError as error:
             logger.error("folding waits for space: %s", error)
@@ -104,6 +107,8 @@ class Folder:
     def close(self) -> None:
         self._cursor.close()
         self._backend.close()
+        if self._place is not None:
+            self._place.close()
         self._node.close()
         self._lock.close()
 
@@ -160,25 +165,25 @@ class Folder:
 
     def _reopen(self) -> None:
         """The role, the log or the state may be another one now: begin anew."""
+        seen = self._node.log.words[_GENERATION]  # before the look at the state
         if not self._is_same_state():
             self._cursor.close()
             self._backend.close()
+            if self._place is not None:
+                self._place.close()
             self._node.close()
             self._open()
             return
         self._node.log.refresh_role()
         self._cursor.close()  # its segment may have been rewritten by a cut
         self._cursor = self._node.cursor(is_sparse=False)
-        self._generation = self._node.log.generation
+        self._generation = seen
 
     def _is_same_state(self) -> bool:
         """Are the state's directory and the log still those that are open?"""
-        if not self._inode:
+        if self._place is None:
             return not _why_not_in_log(self._node, self._at)
-        try:
-            return os.stat(names.state_path(self._store)).st_ino == self._inode and self._log_holds_state()
-        except FileNotFoundError:
-            return False
+        return self._place.is_same() and self._log_holds_state()
 
     def _log_holds_state(self) -> bool:
         files = list_segments(names.log_path(self._store))
@@ -191,12 +196,14 @@ class Folder:
             try:
                 node.log.lock_any()
                 try:
+                    finish_locked(self._store, read_boot_id())
+                    generation = node.log.words[_GENERATION]
                     self._backend = self._open_backend(node)
                     # Still under the lock: once it is free, a receiver may put the state aside.
                     self._at = self._backend.refresh()
                     self._backend.release()
-                    is_shared = shares_state(node.identity.backend)
-                    self._inode = os.stat(names.state_path(self._store)).st_ino if is_shared else 0
+                    is_shared = shares_state(read_identity(self._store).backend)
+                    self._place = StatePlace(self._store) if is_shared else None
                     node.log.words[Word.FOLDED] = self._at.lsn
                 finally:
                     node.log.unlock()
@@ -207,12 +214,12 @@ class Folder:
             raise
         self._node = node
         self._cursor = node.cursor(is_sparse=False)
-        self._generation = node.log.generation
+        self._generation = generation
         logger.info("folding: state=%s", self._at.position)
 
     def _open_backend(self, node: NodeLog) -> Backend:
         """The state if it can be trusted and stands in this log, else one made anew."""
-        identity, boot_id = node.identity, read_boot_id()
+        identity, boot_id = read_identity(self._store), read_boot_id()
         backend, verdict = open_state(self._store, identity.backend, identity.cluster_id, boot_id)
         try:
             if verdict.is_trusted:
@@ -230,6 +237,7 @@ class Folder:
                 self._store, backend_name=identity.backend, cluster_id=identity.cluster_id, boot_id=boot_id
             )
             clear_fault(self._store)
+            node.log.page.bump()  # applications may read the state that was there before
         except BaseException:
             backend.close()
             raise
@@ -272,7 +280,7 @@ def run_folder(
         raise DivergedError(
             f"folding stopped before: {fault}",
             path=path,
-            hint="Remove the state's directory or make this replica anew; its log is intact.",
+            hint="`perdure repair DIR` makes the state anew if the log is right; else make the replica anew.",
         )
     folder = Folder(path)
     ended = threading.Event()

@@ -104,6 +104,7 @@ _HAS_LABELS = "SELECT EXISTS (SELECT 1 FROM labels)"
 _POSITION = "SELECT epoch, lsn, chain, digest, session_count FROM position"
 _SET_POSITION = "REPLACE INTO position VALUES (1, ?, ?, ?, ?, ?)"
 _UNREADABLE = (None,) * 10
+_REBUILD = "`perdure repair DIR` makes it anew from snapshot and log."
 _IOERR_SHMSIZE = apsw.SQLITE_IOERR_SHMSIZE
 _DEADLINE_MAX = (1 << 63) - 1
 
@@ -133,9 +134,7 @@ def translate_sqlite(error: Exception, path: Path) -> PerdureError:
             text, path=path, hint="Free some space; the store goes on by itself once there is some."
         )
     if isinstance(error, (apsw.CorruptError, apsw.NotADBError, apsw.FormatError)):
-        return CorruptError(
-            f"the state is damaged: {error}", path=path, hint="Rebuild it from snapshot and log."
-        )
+        return CorruptError(f"the state is damaged: {error}", path=path, hint=_REBUILD)
     if isinstance(error, (apsw.BusyError, apsw.LockedError)):
         return LockTimeoutError(
             f"the state was locked for more than {BUSY_TIMEOUT_MS} ms",
@@ -166,6 +165,8 @@ class SqliteBackend:
             self._view = _connect(self.data_path)
             self._find = self._view.cursor()
             self.has_labels = False
+            # The directory may be renamed while it is open (see switch.py): scans find it by this.
+            self._directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             quiet_in_forks(self, self._writing, is_inner=True)
             watch_forks(self)
 
@@ -203,7 +204,17 @@ class SqliteBackend:
     def scan(self, after: bytes = b"") -> SqliteScan:
         """An image of the newest state, from the first key above `after`."""
         with self._translated():
-            return SqliteScan(self.data_path, after)
+            while True:
+                place = self._place()
+                try:
+                    return SqliteScan(place / DATA_FILE, after)
+                except apsw.Error:
+                    if place == self._place():
+                        raise  # else: it was renamed at this very moment
+
+    def _place(self) -> Path:
+        """Where the directory is now, whatever it was called when it was opened."""
+        return Path(os.readlink(f"/proc/self/fd/{self._directory}"))
 
     def fold(
         self,
@@ -247,6 +258,7 @@ class SqliteBackend:
             with self._open_anyway():
                 self._view.close()
                 self._writer.close()
+            os.close(self._directory)
 
     @contextmanager
     def _transaction(self) -> Iterator[apsw.Connection]:
@@ -439,7 +451,7 @@ def _prepare(connection: apsw.Connection, path: Path) -> None:
         raise FormatVersionError(
             f"the state has schema {version}, not {SCHEMA_VERSION}",
             path=path,
-            hint="Rebuild it from snapshot and log.",
+            hint=_REBUILD,
         )
 
 

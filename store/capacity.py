@@ -152,17 +152,21 @@ class Evictor:
             return USED_COMPLETE in view.backend.find((USED, b""), USED, 2)
 
     def _build_order(self) -> None:
-        """Give each session its pair. A crash leaves it begun, and it is built again."""
+        """Give each session its pair. A crash, or a switch of the state, leaves it begun, to be redone."""
         self._add([USED_BEGUN])
         with self._view.mutex:
-            scan = self._view.backend.scan()
+            built = self._view.backend
+            scan = built.scan()
         try:
             records = iter(scan)
             while batch := list(islice(records, BUILD_AT_ONCE)):
                 self._add(sorted(used_pair(key, record) for key, record in batch))
         finally:
             scan.close()
-        self._add([USED_COMPLETE])
+        with self._view.mutex:
+            self._view.catch_up()
+        if self._view.backend is built:
+            self._add([USED_COMPLETE])
 
     def _add(self, pairs: list[Labelled]) -> None:
         view = self._view

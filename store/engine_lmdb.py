@@ -29,7 +29,7 @@ import lmdb
 
 from .blocks import KEEPS_ALLOCATED_BLOCKS, PAGE_BYTES, AheadFile, Tree, Work, allocate_whole, pages_needed
 from .errors import CorruptError, FormatVersionError, PerdureError, StorageError, StorageFullError
-from .files import DIRECTORY_MODE, translate
+from .files import DIRECTORY_MODE, translate, translated
 from .forks import forget_in_children
 from .mounts import place_of
 
@@ -68,7 +68,7 @@ _DAMAGED = (
     lmdb.IncompatibleError,
     lmdb.BadDbiError,
 )
-_REBUILD = "Rebuild it from snapshot and log."
+_REBUILD = "`perdure repair DIR` makes it anew from snapshot and log."
 
 
 def translate_lmdb(error: Exception, path: Path) -> PerdureError:
@@ -125,11 +125,19 @@ class Environment:
         self._next_reader_check_s = time.monotonic() + READER_CHECK_S
         self.databases: list[Database] = []
         allocate_whole(directory / LOCK_FILE, LOCK_FILE_BYTES)
-        self._ahead = AheadFile(self.data_path)
+        with translated("cannot open the state's directory", directory):
+            # Kept, so that the inode that this environment is known by is not given to another directory.
+            self._kept = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._ahead = AheadFile(self.data_path)
+        except PerdureError:
+            os.close(self._kept)
+            raise
         try:
             self.env = self._open(map_bytes or MAP_BYTES)
         except PerdureError:
             self._ahead.close()
+            os.close(self._kept)
             raise
         try:
             self._cut()
@@ -254,6 +262,7 @@ class Environment:
             pass  # who opens it next cuts it
         self.env.close()
         self._ahead.close()
+        os.close(self._kept)
 
 
 _environments: dict[tuple[int, int], Environment] = {}
@@ -278,11 +287,17 @@ def join_environment(
         return shared
 
 
+def stay_in_environment(shared: Environment) -> None:
+    """One more that reads through an environment which is open: a scan outlives the handle it came from."""
+    with _environments_lock:
+        shared.users += 1
+
+
 def leave_environment(shared: Environment) -> None:
-    """One handle less; the last one closes the environment."""
+    """One handle or scan less; the last one closes the environment."""
     with _environments_lock:
         shared.users -= 1
-        if not shared.users:
+        if not shared.users and _environments.get(shared.key) is shared:
             del _environments[shared.key]
             shared.close()
 

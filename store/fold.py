@@ -30,10 +30,7 @@ from .session import (
 )
 
 HASH_BYTES = 8
-REBUILD_HINT = (
-    "Close the store everywhere and move its directory `state` away: the next opening rebuilds it from "
-    "snapshot and log."
-)
+REBUILD_HINT = "`perdure repair DIR` makes it anew from snapshot and log, while the store is in use."
 RECORD_BYTES_MIN = HASH_BYTES + HEADER_BYTES
 xxh3_64 = xxhash.xxh3_64_intdigest
 

@@ -115,6 +115,8 @@ class LogFollower:
         """Takes what frames up to an LSN it can by itself; says whether it took any."""
         self.on_control: Callable[[], None] | None = None
         self.on_reset: Callable[[], None] | None = None
+        self.on_look: Callable[[], None] | None = None
+        """Looks whether the state is still the one that is open, whenever the generation has changed."""
         self.settled: Settled | None = None
         self.pid = os.getpid()
         self.mutex = threading.Lock()
@@ -330,6 +332,8 @@ class LogFollower:
         """Read again what a changed generation may have changed: poison, cut log, promise, role."""
         self.flusher.check_poison()
         seen = self.words[_GENERATION]  # before the look at the log: what changes behind it is looked at anew
+        if self.on_look:
+            self.on_look()
         if self.generation == _MOVING or not self._still_there():
             self._reopen()
         self.look_again(seen)

@@ -68,6 +68,12 @@ def read_identity(store: Path) -> Identity:
     return identity
 
 
+def change_backend(store: Path, identity: Identity, backend: str) -> None:
+    """Name another back end in the identity, the rest as it was. The caller holds the write lock."""
+    changed = msgspec.structs.replace(identity, backend=backend)
+    publish_small(store / names.IDENTITY, MAGIC, VERSION, changed)
+
+
 def has_identity(store: Path) -> bool:
     return (store / names.IDENTITY).exists()
 

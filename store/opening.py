@@ -52,6 +52,7 @@ from .sealer import PLAIN, SealOptions
 from .session import DEFAULT_TIMEOUT_MS, check_timeout, check_window
 from .snapshot import SnapshotReader, list_snapshots
 from .state import StateVerdict, mark_state, open_state, set_aside
+from .switch import StateWatch, finish_switch, lock_settled
 from .view import View
 
 STANDALONE_NODE = "local"
@@ -116,16 +117,23 @@ class Opened:
     """The parts of an open store."""
 
     store: Path
-    identity: Identity
     log: EventLog
     view: View
+    watch: StateWatch | None
+    """None for a state that no other process shares: nobody puts another one in its place."""
     users_lock: FileLock
     clock: SessionClock | GivenClock
     rebuilt: str
     """Why the state was rebuilt at this opening, empty if it was not."""
 
     @property
+    def identity(self) -> Identity:
+        """As of the last look: its back end changes where the state is switched."""
+        return self.log.identity
+
+    @property
     def backend(self) -> Backend:
+        """The open state; after a switch another one, so take it under the view's mutex, anew each time."""
         return self.view.backend
 
     @property
@@ -142,6 +150,8 @@ class Opened:
             self.view.release()
             self.log.close()
             self.backend.close()
+            if self.watch is not None:
+                self.watch.close()
         self.users_lock.close()
 
 
@@ -157,6 +167,7 @@ def open_store(store: Path, options: OpenOptions) -> Opened:
         _deal_with_poison(store, identity, users, options)
         in_use = not users.try_acquire()
         users.acquire(options.write_timeout_ms, "a process that has the store to itself", shared=True)
+        finish_switch(store, options.boot_id(), options.write_timeout_ms)
         return _open_parts(store, identity, users, options, in_use=in_use)
     except BaseException:
         users.close()
@@ -208,13 +219,17 @@ def _identity_of(store: Path, options: OpenOptions) -> Identity:
         raise StoreMissingError("there is no store here", path=store, hint="`perdure init DIR` makes one.")
     else:
         identity = _create(store, options)
+    _check_backend(identity, store, options)
+    return identity
+
+
+def _check_backend(identity: Identity, store: Path, options: OpenOptions) -> None:
     if options.backend is not None and options.backend != identity.backend:
         raise StorageError(
             f"the store keeps its state in {identity.backend}, not in {options.backend}",
             path=store,
-            hint="Open it without naming a back end; replay it into a new directory to change.",
+            hint="Open it without naming a back end; `perdure migrate DIR --to-backend NAME` changes it.",
         )
-    return identity
 
 
 def _create(store: Path, options: OpenOptions) -> Identity:
@@ -262,11 +277,13 @@ def _open_parts(
     )
     log.now_ms = clock.now_ms
     if not backend_kind(identity.backend).is_shared:
-        return Opened(store, identity, log, _open_own(log, clock, options), users, clock, "")
+        return Opened(store, log, _open_own(log, clock, options), None, users, clock, "")
     backend: Backend | None = None
     try:
-        log.write_lock.acquire(options.write_timeout_ms)
+        lock_settled(log, boot_id, options.write_timeout_ms)
         try:
+            identity = log.identity
+            _check_backend(identity, store, options)
             backend, verdict = open_state(
                 store, identity.backend, identity.cluster_id, boot_id, in_use=in_use
             )
@@ -274,6 +291,8 @@ def _open_parts(
             clock.begin(last_time_ms(log))
             _begin_reign(log)
             view.follow_config()
+            watch = StateWatch(log, view, boot_id)
+            log.on_look = watch.look
         finally:
             log.write_lock.release()
     except BaseException:
@@ -281,7 +300,7 @@ def _open_parts(
         if backend is not None:
             backend.close()
         raise
-    return Opened(store, identity, log, view, users, clock, rebuilt)
+    return Opened(store, log, view, watch, users, clock, rebuilt)
 
 
 def _open_own(log: EventLog, clock: SessionClock | GivenClock, options: OpenOptions) -> View:
@@ -343,6 +362,8 @@ def _settle_and_load(
         view.reset()
         place(log, end)
         log.follow()
+        log.page.bump()  # others may have the state open that was set aside
+        log.look_again()
     except BaseException:
         backend.close()  # the caller does not know of it
         raise

@@ -29,6 +29,8 @@ FILL_RECORDS = 16_384
 """How many records fill() puts into a transaction."""
 ARM_AT_ONCE = 65_536
 """How many deadlines it gathers: the more, the closer together lie those of one run."""
+UNARMED_MAX: Final = ARM_AT_ONCE + FILL_RECORDS
+"""So many of the last records that it wrote may be without their deadlines if it breaks off."""
 _KEY: Final = itemgetter(0)
 Progress = Callable[[int], None]
 """Called with the number of events (or sessions) done so far."""
@@ -65,14 +67,20 @@ def load_snapshot(
     fill(backend, records(), position)
 
 
-def fill(backend: Backend, records: Iterable[tuple[bytes, Record]], position: StatePosition) -> None:
+def fill(
+    backend: Backend,
+    records: Iterable[tuple[bytes, Record]],
+    position: StatePosition,
+    *,
+    unarmed: Iterable[tuple[bytes, Record]] = (),
+) -> None:
     """Fill an empty back end with records in key order; its position comes last.
 
     If that breaks off, the back end stands at NOWHERE with a part of them: going on with the records behind
-    its last key completes it.
+    its last key completes it, if the last UNARMED_MAX of those that are there are given as `unarmed`.
     """
     pairs = iter(records)
-    armed: list[Deadline] = []
+    armed: list[Deadline] = list(plan_deadlines(unarmed, {}))
     while batch := list(islice(pairs, FILL_RECORDS)):
         armed += plan_deadlines(batch, {})
         now_armed = armed if len(armed) >= ARM_AT_ONCE else []

@@ -12,7 +12,15 @@ from itertools import islice
 from operator import itemgetter
 from typing import Final
 
-from .engine_lmdb import Cursor, EngineError, Environment, Txn, translate_lmdb
+from .engine_lmdb import (
+    Cursor,
+    EngineError,
+    Environment,
+    Txn,
+    leave_environment,
+    stay_in_environment,
+    translate_lmdb,
+)
 from .errors import CorruptError, StoreClosedError
 from .forks import raise_forked, watch_forks
 from .ids import NOWHERE, StatePosition
@@ -47,6 +55,7 @@ class LmdbScan:
         except EngineError:
             shared.readers.discard(self)
             raise
+        stay_in_environment(shared)
         watch_forks(self)
 
     @property
@@ -105,6 +114,7 @@ class LmdbScan:
             self._txn.abort()
             self._txn = None
             self._shared.readers.discard(self)
+            leave_environment(self._shared)
 
     def sever(self) -> object:
         inherited, self._txn, self._forked = self._txn, None, True

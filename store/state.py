@@ -114,30 +114,42 @@ def open_state(
     if marked:
         set_aside(store_dir, verdict.reason)
     else:
-        _remove(state)
+        remove_state(state)
     with translated("cannot make the state's directory", state):
         make_directory(state)
     return open_backend(backend_name, place), verdict
 
 
 def inspect_state(
-    store_dir: Path, backend_name: str, cluster_id: bytes, boot_id: str, *, in_use: bool = False
+    store_dir: Path,
+    backend_name: str,
+    cluster_id: bytes,
+    boot_id: str,
+    *,
+    in_use: bool = False,
+    place: Path | None = None,
 ) -> StateVerdict:
-    """Can the state be trusted as it is? As open_state() decides it; nothing is opened or changed."""
+    """Can the state be trusted as it is? As open_state() decides it; nothing is opened or changed.
+
+    `place` is its directory where that is not yet, or no longer, the store's.
+    """
     if not backend_kind(backend_name).is_shared:
         return OWN
-    return _judge(names.state_path(store_dir), backend_name, cluster_id, boot_id, in_use)[1]
+    state = place or names.state_path(store_dir)
+    return _judge(state, backend_name, cluster_id, boot_id, in_use)[1]
 
 
-def mark_state(store_dir: Path, *, backend_name: str, cluster_id: bytes, boot_id: str) -> None:
+def mark_state(
+    store_dir: Path, *, backend_name: str, cluster_id: bytes, boot_id: str, place: Path | None = None
+) -> None:
     """Publish the marker: from now on the state is complete. Survives a crash once this returns.
 
-    Of a back end that shares nothing there are no files to mark. Raises CorruptError if there is no data
-    file to vouch for, StorageError.
+    `place` as in inspect_state. Of a back end that shares nothing there are no files to mark. Raises
+    CorruptError if there is no data file to vouch for, StorageError.
     """
     if not backend_kind(backend_name).is_shared:
         return
-    state = names.state_path(store_dir)
+    state = place or names.state_path(store_dir)
     marker = _describe(state, backend_name, cluster_id, boot_id)
     if not marker.data_inode:
         raise CorruptError("the state that was filled has no data file", path=state)
@@ -153,17 +165,28 @@ def set_aside(store_dir: Path, reason: str) -> Path | None:
     state = names.state_path(store_dir)
     if not state.exists():
         return None
-    aside = store_dir / names.ASIDE
+    target = free_aside(store_dir)
     with translated("cannot set the state aside", state):
-        make_directory(aside)
-        target = next_free(aside / names.STATE)
         rename_durably(state, target)
+    settle_aside(target, reason)
+    return target
+
+
+def free_aside(store_dir: Path) -> Path:
+    """Where in the directory `aside` a state can be moved to."""
+    aside = store_dir / names.ASIDE
+    with translated("cannot set the state aside", aside):
+        make_directory(aside)
+        return next_free(aside / names.STATE)
+
+
+def settle_aside(target: Path, reason: str) -> None:
+    """A state was moved to `target`: leave the reason with it, and keep no more than ASIDE_STATES_MAX."""
     try:
         (target / REASON_FILE).write_text(reason + "\n", encoding="utf-8")
     except OSError:
         pass  # a full disk must not keep the store from its rebuild; the caller has the reason too
-    _remove_older(aside)
-    return target
+    _remove_older(target.parent)
 
 
 def _judge(
@@ -204,7 +227,7 @@ def _remove_older(aside: Path) -> None:
     states = [path for path in aside.glob(f"{names.STATE}*") if _is_state(path)]
     states.sort(key=lambda path: path.stat().st_ctime_ns, reverse=True)
     for path in states[ASIDE_STATES_MAX:]:
-        _remove(path)
+        remove_state(path)
 
 
 def _is_state(path: Path) -> bool:
@@ -212,7 +235,7 @@ def _is_state(path: Path) -> bool:
     return base == names.STATE and (number.isdigit() or not number) and path.is_dir()
 
 
-def _remove(directory: Path) -> None:
+def remove_state(directory: Path) -> None:
     """Remove a directory with what is in it. Survives a crash: part of it may be left, unmarked."""
     with translated("cannot remove a state", directory):
         if directory.exists():

@@ -113,8 +113,10 @@ class Sweeper:
     def _sweep_chunk(self, writer: Writer, limit: int, *, waits: bool) -> tuple[int, int]:
         """(sessions expired, deadlines done with). The caller holds the fold lock."""
         now_ms = self._log.now_ms()
-        view, backend = self._view, self._opened.backend
+        view = self._view
         with view.mutex:
+            view.catch_up()  # another state may stand in place of the one that was open
+            backend = view.backend
             due = backend.due(now_ms - 1, limit)
         if not due:
             return 0, 0

@@ -204,6 +204,19 @@ class View:
             self.is_open = False
             self.backend.release()
 
+    def move_to(self, backend: Backend) -> None:
+        """Another state stands in the store: what is seen is made from it, at the next look at the log.
+
+        The caller holds the mutex. What still scans the old one goes on.
+        """
+        self.log.take_anew()  # first: if this breaks off, the next look begins anew
+        old, self.backend = self.backend, backend
+        self.is_open = False
+        try:
+            self.reset()
+        finally:
+            old.close()
+
     def begin_again(self) -> None:
         """The log was cut or made anew: forget the tail, and read on from the state."""
         try:

@@ -31,7 +31,7 @@ def _commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, .
 
 ALL = sorted(_commands(typer.main.get_command(app)))
 EXPECTED = (
-    "init node ship receive replay verify promote status bench demo "
+    "init node ship receive replay verify migrate repair promote status bench demo "
     "snapshot_create snapshot_list snapshot_prune "
     "keys_init keys_list keys_rotate keys_reseal keys_retire keys_hash "
     "log_dump log_stat retention_explain export import config_show config_check stores "

@@ -11,14 +11,26 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from perdure.recovery import Level, inspect_snapshots, promote, summarise, verify
+from perdure.recovery import (
+    Level,
+    abort_migration,
+    drop_previous,
+    inspect_snapshots,
+    migrate,
+    migrate_back,
+    migration_state,
+    promote,
+    repair,
+    summarise,
+    verify,
+)
 from perdure.shipping import open_node_log
 from perdure.store import PerdureError
 from perdure.store.cursor import LogCursor, list_segments
 from perdure.store.frame import cluster_key
 from perdure.store.identity import read_identity
 from perdure.store.ids import Position
-from perdure.store.names import log_path
+from perdure.store.names import MIGRATION, STATE_PREVIOUS, SWITCH_PLAN, log_path
 from perdure.store.session import Session
 from perdure.store.snapshot import SnapshotReader, list_snapshots
 from tests.crash.process_programs import open_small
@@ -118,6 +130,27 @@ def check_snapshots(directory: Path, lines: list[bytes]) -> list[Violation | str
         expected = _folded(_events(directory, 0, {}), lsn)
         if lsn != file.lsn or state != expected:
             found.append(f"(6) snapshot {file.path.name} is not the fold of the log up to its LSN")
+    return found + check_store(directory, lines)
+
+
+def check_migration(directory: Path, lines: list[bytes]) -> list[Violation | str]:
+    """What was broken off can be gone on with or given up, and is right and leaves nothing, either way."""
+    with open_small(directory):
+        pass
+    state = migration_state(directory)
+    if not state.phase or len(lines) % 2:
+        abort_migration(directory)
+    elif state.is_repair:
+        repair(directory, unchecked=True)
+    elif state.is_back:
+        migrate_back(directory)
+    else:
+        migrate(directory, to_backend=state.to_backend)
+    drop_previous(directory)
+    left = {entry.name for entry in directory.iterdir()} & {MIGRATION, STATE_PREVIOUS, SWITCH_PLAN}
+    found: list[Violation | str] = [f"(7) {name} is left behind" for name in sorted(left)]
+    findings = [finding for finding in verify(directory) if finding.level is Level.CORRUPT]
+    found += [f"(7) verify: {finding}" for finding in findings]
     return found + check_store(directory, lines)
 
 

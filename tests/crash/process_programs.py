@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from perdure.recovery import promote, take_snapshot
+from perdure.recovery import drop_previous, migrate, migrate_back, promote, repair, take_snapshot
 from perdure.store import (
     Indeterminate,
     OpenOptions,
@@ -165,6 +165,29 @@ def snapshots(directory: Path, ledger: Path) -> int:
 def _take_some(directory: Path) -> None:
     for keep in (None, 2, 1):
         take_snapshot(directory, keep=keep, compress=keep == 1)
+
+
+def migration(directory: Path, ledger: Path, other: str) -> int:
+    """One process writes while another one migrates there and back, and there again for good."""
+    migrator = fork_as("migrator", lambda: _migrate_there(directory, other))
+    take_role("writer")
+    with open_small(directory, durability="os") as store:
+        hand = Hand(store, Ledger(ledger, "w"), "w")
+        deadline = time.monotonic() + CATCH_UP_S
+        while os.waitpid(migrator, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
+            hand.put()
+            time.sleep(0.001)
+    say(directory, "outcome", "done")
+    return 0
+
+
+def _migrate_there(directory: Path, other: str) -> None:
+    take_snapshot(directory)
+    migrate(directory, to_backend=other)
+    migrate_back(directory)
+    migrate_back(directory)
+    drop_previous(directory)
+    repair(directory, unchecked=True)
 
 
 def prepare_rebuild(backend: str, *, has_snapshot: bool) -> Callable[[Path], None]:

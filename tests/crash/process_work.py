@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.crash.process_programs import go_on, promotion, rebuild, roll, snapshots
+from tests.crash.process_programs import go_on, migration, promotion, rebuild, roll, snapshots
 from tests.crash.receive_program import receive
 
 PROGRAMS: dict[str, Callable[..., int]] = {
     "roll": roll,
     "snapshots": snapshots,
+    "migration": migration,
     "rebuild": rebuild,
     "go_on": go_on,
     "receive": receive,

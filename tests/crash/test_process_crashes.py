@@ -13,6 +13,7 @@ import pytest
 
 from tests.crash.process_checks import (
     check_after_errors,
+    check_migration,
     check_other_candidate,
     check_promotion,
     check_replica,
@@ -56,6 +57,12 @@ SWEEPS = {
     "roll-seal-fold": Sweep(("roll", "lmdb", "30"), check_store, 5, 250),
     "roll-seal-fold-sqlite": Sweep(("roll", "sqlite", "12"), check_store, 3, 200),
     "snapshot": Sweep(("snapshots",), check_snapshots, 4, 60, prepare=prepare_log("lmdb"), roles=("taker",)),
+    "migrate-to-sqlite": Sweep(
+        ("migration", "sqlite"), check_migration, 6, 200, prepare=prepare_log("lmdb"), roles=("migrator",)
+    ),
+    "migrate-to-lmdb": Sweep(
+        ("migration", "lmdb"), check_migration, 4, 200, prepare=prepare_log("sqlite"), roles=("migrator",)
+    ),
     "rebuild": Sweep(("rebuild",), check_store, 4, 20, prepare=prepare_rebuild("lmdb", has_snapshot=True)),
     "rebuild-sqlite": Sweep(
         ("rebuild",), check_store, 2, 80, prepare=prepare_rebuild("sqlite", has_snapshot=False)

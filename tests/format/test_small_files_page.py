@@ -7,8 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from perdure.recovery import migration_plan
 from perdure.shipping import cut, faults, install, slots
-from perdure.store import consumers, flush, identity, promise, state
+from perdure.store import consumers, flush, identity, promise, state, switch
 
 PAGE = Path(__file__).parents[2] / "docs" / "format.md"
 KINDS: list[tuple[bytes, type[msgspec.Struct]]] = [
@@ -21,6 +22,9 @@ KINDS: list[tuple[bytes, type[msgspec.Struct]]] = [
     (cut.MAGIC, cut.CutPlan),
     (install.PLAN_MAGIC, install.InstallPlan),
     (faults.MAGIC, faults.Fault),
+    (switch.MAGIC, switch.SwitchPlan),
+    (migration_plan.PLAN_MAGIC, migration_plan.MigrationPlan),
+    (migration_plan.KEPT_MAGIC, migration_plan.KeptState),
 ]
 
 

@@ -26,15 +26,15 @@ def command(*words: str | Path) -> bool:
 
 
 @contextmanager
-def small_file_system(kind: str, directory: Path) -> Iterator[Path]:
+def small_file_system(kind: str, directory: Path, size_mib: int = SIZE_MIB) -> Iterator[Path]:
     mounted = directory / "mounted"
     mounted.mkdir()
     if kind == "tmpfs":
-        done = command("mount", "-t", "tmpfs", "-o", f"size={SIZE_MIB}m", "none", mounted)
+        done = command("mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "none", mounted)
     else:
         image = directory / "image"
         with image.open("wb") as file:
-            file.truncate(SIZE_MIB << 20)
+            file.truncate(size_mib << 20)
         done = command("mkfs.ext4", "-q", "-F", "-m", "0", image) and command(
             "mount", "-o", "loop", image, mounted
         )
