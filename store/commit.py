@@ -69,6 +69,8 @@ T = TypeVar("T")
 class Durability(IntEnum):
     """What a write has survived when its call returns."""
 
+    CACHE = -1
+    """The death of any process; but the store keeps no log to make its state anew from (see cache)."""
     OS = 0
     """The death of any process."""
     INTERVAL = 1
@@ -82,7 +84,7 @@ def parse_durability(text: str) -> Durability:
     try:
         return Durability[text.upper()]
     except (KeyError, AttributeError) as error:
-        raise UsageError(f"durability is 'os', 'interval' or 'disk', not {text!r}") from error
+        raise UsageError(f"durability is 'os', 'interval', 'disk' or 'cache', not {text!r}") from error
 
 
 Evaluate: TypeAlias = Callable[[Stage], Any]

@@ -261,6 +261,9 @@ class LogFollower:
             self.generation = generation
             if words[_GENERATION] != generation:
                 return None
+            if self.on_reset is not None and self._was_dropped():
+                self.on_reset()
+                return self.read_on(limit_bytes)
             raise CorruptError(
                 f"the log ends at LSN {cursor.at.lsn}, the control page says {target}",
                 path=cursor.path,
@@ -271,6 +274,11 @@ class LogFollower:
         self._take(run)
         self.generation = generation
         return run
+
+    def _was_dropped(self) -> bool:
+        """Did this process stop for so long that what it has not read is in the state, and in no segment?"""
+        files = list_segments(self.cursor.log)
+        return bool(files) and files[0].first_lsn > self.cursor.at.lsn + 1
 
     def _take(self, run: Run) -> None:
         """Give a run to whoever listens. If that breaks off, the next look at the log begins it anew."""

@@ -28,6 +28,8 @@ class Identity(msgspec.Struct, frozen=True):
     shard: int
     created_ms: int
     backend: str
+    is_cache: bool = False
+    """Asked for by name when it was made: its log is kept no longer than until it is folded."""
 
 
 def new_cluster_id() -> bytes:

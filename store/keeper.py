@@ -13,6 +13,7 @@ from fcntl import LOCK_UN, flock
 from typing import TYPE_CHECKING, TypeVar
 
 from . import names
+from .cache import drop_folded
 from .commit import FOLD_ENTRIES, TAIL_ENTRIES_MAX, Durability, Writer
 from .cursor import LogCursor
 from .errors import BacklogError, LockTimeoutError, NotPrimaryError, StorageFullError
@@ -29,6 +30,7 @@ FOLD_IDLE_TICKS = 10
 KEY_TICKS = 10
 """A rotated key file is noticed within so many ticks."""
 TOUCH_TICKS = 5
+DROP_TICKS = 10
 RENEW_TICKS = 20
 """A read view is renewed at least so often, which is when a back end looks after its readers."""
 T = TypeVar("T")
@@ -88,7 +90,7 @@ class Keeper:
         return failed
 
     def _flush_last(self) -> None:
-        if self._options.durability is not Durability.OS:
+        if self._options.durability > Durability.OS:
             self._log.flush(self._log.cursor.at.lsn)
 
     def _sync_mark(self) -> None:
@@ -209,7 +211,10 @@ class Keeper:
             self._flush_touches()
         if tick % FOLD_IDLE_TICKS == 0 and view.tail:
             self._fold_if_free()
-        self._seal()
+        if self._log.identity.is_cache:
+            self._drop_log(tick)
+        else:
+            self._seal()
         if self._writer is not None:
             self._sweeper.tick(self._writer)
         if self.refresh_keys is not None and tick % KEY_TICKS == 0:
@@ -218,7 +223,7 @@ class Keeper:
     def _flush_if_due(self) -> None:
         """What durability "interval" promises; tried again at every tick until it is done."""
         writer, words = self._writer, self._log.words
-        if writer is None or self._options.durability is Durability.OS:
+        if writer is None or self._options.durability <= Durability.OS:
             return
         now_ms = time.monotonic_ns() // 1_000_000
         if not writer.dirty_since_ms and words[Word.APPENDED] > words[Word.FLUSHED]:
@@ -245,6 +250,17 @@ class Keeper:
                 if self._seal_lock.try_acquire():
                     seal_all(log.cursor, lambda: log.flush(log.cursor.at.lsn))
                     self._sealed_before = header.first_lsn
+            finally:
+                flock(self._seal_lock.descriptor, LOCK_UN)
+
+    def _drop_log(self, tick: int) -> None:
+        """In a cache: drop what the state holds, now and then."""
+        if tick % DROP_TICKS or self._fold_threads.locked():
+            return
+        with self._fold_threads:
+            try:
+                if self._seal_lock.try_acquire():
+                    drop_folded(self._log.cursor.log, self._view.state.lsn)
             finally:
                 flock(self._seal_lock.descriptor, LOCK_UN)
 

@@ -20,6 +20,8 @@ from pathlib import Path
 
 from . import names
 from .backends import DEFAULT_BACKEND, backend_kind
+from .cache import SEGMENT_BYTES as CACHE_SEGMENT_BYTES
+from .cache import check_cache, check_cache_backend, empty_if_lost
 from .clock import GivenClock, SessionClock, last_time_ms, read_boottime_ms, read_wall_ms
 from .commit import Durability
 from .control import ALONE, Config
@@ -166,9 +168,14 @@ def open_store(store: Path, options: OpenOptions) -> Opened:
     try:
         _deal_with_poison(store, identity, users, options)
         in_use = not users.try_acquire()
+        emptied = (
+            empty_if_lost(store, identity, options.boot_id()) if identity.is_cache and not in_use else ""
+        )
         users.acquire(options.write_timeout_ms, "a process that has the store to itself", shared=True)
         finish_switch(store, options.boot_id(), options.write_timeout_ms)
-        return _open_parts(store, identity, users, options, in_use=in_use)
+        opened = _open_parts(store, identity, users, options, in_use=in_use)
+        opened.rebuilt = emptied or opened.rebuilt
+        return opened
     except BaseException:
         users.close()
         raise
@@ -220,6 +227,7 @@ def _identity_of(store: Path, options: OpenOptions) -> Identity:
     else:
         identity = _create(store, options)
     _check_backend(identity, store, options)
+    check_cache(identity, options.durability, store)
     return identity
 
 
@@ -254,8 +262,11 @@ def _create(store: Path, options: OpenOptions) -> Identity:
 def _new_identity(options: OpenOptions) -> Identity:
     backend = options.backend or DEFAULT_BACKEND
     backend_kind(backend)
+    is_cache = options.durability is Durability.CACHE
+    if is_cache:
+        check_cache_backend(backend)
     now_ms = options.clock.now_ms() if options.clock else options.wall_ms()
-    return Identity(new_cluster_id(), STANDALONE_NODE, 0, now_ms, backend)
+    return Identity(new_cluster_id(), STANDALONE_NODE, 0, now_ms, backend, is_cache)
 
 
 def _open_parts(
@@ -268,7 +279,9 @@ def _open_parts(
         boot_id=boot_id,
         now_ms=options.wall_ms,
         lock_timeout_ms=options.write_timeout_ms,
-        segment_bytes=options.segment_bytes,
+        segment_bytes=min(options.segment_bytes, CACHE_SEGMENT_BYTES)
+        if identity.is_cache
+        else options.segment_bytes,
     )
     clock = (
         GivenClock(options.clock)

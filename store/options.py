@@ -89,8 +89,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
         TEXT,
         "os",
         "When a write is on disk: os leaves it to the system, interval says at the latest when, disk "
-        "before the call returns.",
-        choices=("os", "interval", "disk"),
+        "before the call returns; cache, when a store is made, makes one that keeps no log.",
+        choices=("os", "interval", "disk", "cache"),
     ),
     Option(
         STORE,

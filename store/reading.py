@@ -15,6 +15,7 @@ from typing import Any
 import xxhash
 
 from . import labels
+from .cache import what_can_be_lost
 from .consumers import Consumer
 from .errors import CorruptError, InvalidIdError, SessionNotFoundError, UsageError
 from .events import Events
@@ -392,7 +393,13 @@ class SessionReader(ABC):
             "folded_lsn": self._view.folded_lsn(),
             "sessions": self.count(),
             "digest": f"{log.cursor.at.digest:016x}",
-            "durability": self._durability.name.lower(),
+            "durability": "cache" if log.identity.is_cache else self._durability.name.lower(),
+            "can_be_lost": what_can_be_lost(
+                self._durability,
+                is_cache=log.identity.is_cache,
+                interval_ms=self._options.interval_ms,
+                sync_replicas=log.config.sync_replicas,
+            ),
             **self._events.stats(),
         }
 

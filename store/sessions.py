@@ -103,7 +103,7 @@ class SessionStore(SessionReader):
 
     def __init__(self, opened: Opened, options: OpenOptions, gate: CommitGate | None) -> None:
         super().__init__(opened, options)
-        self._is_lazy = options.durability is Durability.OS and gate is None
+        self._is_lazy = options.durability <= Durability.OS and gate is None
         self._size_bytes_max = options.session_bytes_max
         self._seals = self._sealer if self._sealer.changes else None
         """None where values are stored as they are."""
@@ -161,7 +161,8 @@ class SessionStore(SessionReader):
 
         `backend` is "lmdb", "sqlite", "memory" (see docs/backends.md) or one that is installed; None takes
         what the store was made with (lmdb for a new one).
-        `durability` is "os", "interval" (on disk at the latest `interval_ms` ms later) or "disk".
+        `durability` is "os", "interval" (on disk at the latest `interval_ms` ms later) or "disk"; "cache",
+        when a store is made, makes one that keeps no log (see docs/sessions.md).
         `home_node` is what new sessions get as theirs. With `max_sessions` the least recently used session is
         evicted for each new one beyond so many; processes that write one store give the same number.
         `refresh_window_ms` (0 to 60,000) is for the sessions that this handle creates and puts: how old

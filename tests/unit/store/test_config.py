@@ -113,7 +113,10 @@ def test_what_is_no_toml_is_an_error_that_names_the_file(tmp_path: Path, text: s
         ("[stor]\ndurability = 'os'", "no section 'stor'; did you mean 'store'?"),
         ("durability = 'os'", "It belongs into [store]"),
         ("[store]\nlisten = 'a:1'", "It belongs into [node]"),
-        ("[store]\ndurability = 'dsik'", "one of os, interval, disk, not 'dsik'; did you mean 'disk'?"),
+        (
+            "[store]\ndurability = 'dsik'",
+            "one of os, interval, disk, cache, not 'dsik'; did you mean 'disk'?",
+        ),
         ("[store]\ninterval_ms = 0", "interval_ms in [store]: it is a whole number from 1 to 86,400,000 ms"),
         ("[store]\ninterval_ms = 1.5", "interval_ms in [store]: it is a whole number"),
         ("[store]\ninterval_ms = true", "interval_ms in [store]: it is a whole number"),
