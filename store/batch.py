@@ -17,6 +17,8 @@ from .session import (
     encode_session,
     expiry_of,
     unpack_header,
+    with_cap,
+    with_stamps,
     with_window,
 )
 from .stage import Stage
@@ -131,28 +133,29 @@ class Batch:
         tagged = tuple(tags)
         home = self._home_node if home_node is None else home_node
 
-        def encode(version: int, created_ms: int, now_ms: int) -> bytes:
-            return encode_session(
-                version=version,
-                created_ms=created_ms,
-                accessed_ms=now_ms,
-                timeout_ms=lifetime,
-                cap_ms=0 if sliding or not ttl else now_ms + ttl,
-                priority=priority,
-                group=group,
-                tags=tagged,
-                home_node=home,
-                metadata=metadata,
-            )
-
-        self._check_size(id, encode(1, 0, 0))
+        # Encoded now: what the caller does to its metadata before the batch ends is not for this change.
+        encoded = encode_session(
+            version=1,
+            created_ms=0,
+            accessed_ms=0,
+            timeout_ms=lifetime,
+            cap_ms=0,
+            priority=priority,
+            group=group,
+            tags=tagged,
+            home_node=home,
+            metadata=metadata,
+        )
+        self._check_size(id, encoded)
 
         def change(stage: Stage) -> None:
             now_ms = self._now_ms()
             old = stage.value(key)
             fields = None if old is None or end_expired(stage, key, now_ms) else unpack_header(old)
             version, created_ms = (fields[6] + 1, fields[7]) if fields else (1, now_ms)
-            value = encode(version, created_ms, now_ms)
+            value = with_stamps(encoded, version, created_ms, now_ms)
+            if ttl and not sliding:
+                value = with_cap(value, now_ms + ttl)
             if self._seals is not None:
                 value = self._seals.seal(id, key, value)
             elif old is not None and old[1]:

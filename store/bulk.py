@@ -19,6 +19,8 @@ from .view import View
 
 ATOMIC_MAX = 4096
 BATCH_SESSIONS = 1000
+BATCH_BYTES = 6 << 20
+"""A commit ends behind so many bytes: 4,096 removals, with ids as long as can be, take less."""
 
 
 class Bulk(NamedTuple):
@@ -52,7 +54,11 @@ def change_all(view: View, term: bytes, change: Change, commit: Commit, *, remov
             keys = _members(view, stage, term, after, limit + 1)
             if len(keys) > limit == ATOMIC_MAX:
                 raise _TooMany("more than one commit may take")
-            done = sum(change(stage, key) for key in keys[:limit])
+            done, begun = 0, stage.size_bytes
+            for number, key in enumerate(keys[:limit], 1):
+                done += change(stage, key)
+                if stage.size_bytes - begun > BATCH_BYTES and number < len(keys):
+                    return done, key
             return done, keys[limit - 1] if len(keys) > limit else None
 
         try:
@@ -71,7 +77,8 @@ def change_all(view: View, term: bytes, change: Change, commit: Commit, *, remov
 def _members(view: View, stage: Stage, term: bytes, after: bytes, limit: int) -> list[bytes]:
     """Keys with a term above `after` as they are now, the frame that is being made included."""
     entries = stage.entries
-    keys = view.members(term, b"", after, limit, newest=True)
+    # What the frame has taken out of the group is left out below: as many more are asked for.
+    keys = view.members(term, b"", after, limit + len(entries), newest=True)
     if not entries:
         return keys
     stored = (key for key in keys if key not in entries)

@@ -61,6 +61,8 @@ class Evictor:
         self._sessions_max = sessions_max
         self._pool: deque[tuple[int, bytes]] = deque()
         """(last used, ms; key): who goes next."""
+        self._wanted = 0
+        """How many had to go at once when there were too few."""
         self._searching = threading.Lock()
         view.log.thread_locks.append(self._searching)
 
@@ -71,18 +73,22 @@ class Evictor:
             before = stage.session_count
             result = evaluate(stage)
             if stage.session_count > before:
-                self._evict(stage, stage.session_count - self._sessions_max, operation_id)
+                excess = stage.session_count - self._sessions_max
+                self._evict(stage, excess, min(excess, stage.session_count - before), operation_id)
             return result
 
         return evaluate_and_evict
 
-    def _evict(self, stage: Stage, excess: int, operation_id: bytes) -> None:
+    def _evict(self, stage: Stage, excess: int, due: int, operation_id: bytes) -> None:
+        """Evict `due` sessions, and of what is in excess besides as many as are known."""
         pool, touches = self._pool, self._touches()
+        wanted = min(excess, max(due, EVICT_AT_ONCE))
         gone = 0
-        while gone < min(excess, EVICT_AT_ONCE):
+        while gone < wanted:
             if not pool:
-                if gone and excess > EVICT_AT_ONCE:
+                if gone and gone >= due and excess > EVICT_AT_ONCE:
                     return  # it shrinks, as it should
+                self._wanted = max(self._wanted, wanted)
                 raise NothingToEvict(
                     f"the store holds its {self._sessions_max} sessions, and none of them can be evicted yet",
                     hint="Nothing was written. A batch takes at most max_sessions new ones.",
@@ -98,7 +104,8 @@ class Evictor:
     def search(self) -> bool:
         """Look for sessions to evict; says whether there are any. Not under the write lock."""
         with self._searching:
-            if self._pool:
+            wanted, self._wanted = max(self._wanted, EVICT_AT_ONCE), 0
+            if len(self._pool) >= wanted or (self._pool and wanted == EVICT_AT_ONCE):
                 return True  # another thread was here first
             self._flush_touches()
             self._keeper.fold_now()
@@ -107,14 +114,14 @@ class Evictor:
             found: list[tuple[int, bytes]] = []
             above: Labelled | None = (USED, b"\xff")
             looked = 0
-            while above is not None and looked < LOOK_AT and _count_below(found, above) < EVICT_AT_ONCE:
+            while above is not None and looked < LOOK_AT + wanted and _count_below(found, above) < wanted:
                 above = self._keeper.under_fold_lock(partial(self._look, above, found))
                 looked += FIND_AT_ONCE
             # What was not looked at was last used after the time at which the search stands.
             sure = sorted(set(found))
             if above is not None:
                 sure = sure[: _count_below(sure, above)] or sure
-            self._pool.extend(sure[:EVICT_AT_ONCE])
+            self._pool = deque(sure[:wanted])
             return bool(self._pool)
 
     def _look(self, above: Labelled, found: list[tuple[int, bytes]]) -> Labelled | None:

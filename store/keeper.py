@@ -129,8 +129,13 @@ class Keeper:
         return self.under_fold_lock(self._fold)
 
     def under_fold_lock(self, work: Callable[[], T]) -> T:
-        """What `work` answers; nobody else folds meanwhile. Raises LockTimeoutError, and as `work` does."""
+        """What `work` answers; nobody else folds meanwhile.
+
+        Raises LockTimeoutError, ReentrantWriteError inside an update function, and as `work` does.
+        """
         self._log.words[Word.FOLDED]  # raises if the handle was closed, or is a parent's
+        if self._writer is not None:
+            self._writer.refuse_reentry()  # a sweep holds this lock while it waits to write
         with self._fold_threads:
             try:  # also around the lock: to release what is not held does nothing, and a C call is never
                 # broken off at its beginning

@@ -265,7 +265,10 @@ class SessionReader(ABC):
 
         A session without a home node is no orphan. Raises UsageError if there are no members.
         """
-        last = self._sealer.start_after("", after) if self._sealer.hides_ids else after.encode()
+        try:
+            last = self._sealer.start_after("", after) if self._sealer.hides_ids else after.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError("after is valid Unicode") from error
         for term in self._orphaned(members):
             yield from self._ids_of(self._keys(b"", last, [term]))
 
@@ -275,6 +278,10 @@ class SessionReader(ABC):
 
     def _orphaned(self, members: Iterable[str]) -> list[bytes]:
         """The terms of home nodes that are no member."""
+        if isinstance(members, str):
+            raise UsageError(
+                f"members are the names of nodes, not the letters of one: {members!r}", hint="Give a list."
+            )
         known = {self._term(labels.HOME_NODE, member, "a member") for member in members}
         if not known:
             raise UsageError(

@@ -38,7 +38,9 @@ HEADER_BYTES: Final = 48
 VERSION_OFFSET: Final = 8
 ACCESSED_OFFSET: Final = 24
 TIMEOUT_OFFSET: Final = 32
+CAP_OFFSET: Final = 40
 ACCESSED = struct.Struct("<Q")
+CAP = struct.Struct("<Q")
 assert HEADER.size == HEADER_BYTES
 
 NESTING_MAX: Final = 32
@@ -345,6 +347,11 @@ def encode_session(
 def with_stamps(value: bytes, version: int, created_ms: int, accessed_ms: int) -> bytes:
     """The stored session with another version, time of creation and last access."""
     return value[:VERSION_OFFSET] + _pack_stamps(version, created_ms, accessed_ms) + value[TIMEOUT_OFFSET:]
+
+
+def with_cap(value: bytes, cap_ms: int) -> bytes:
+    """The stored session with another latest expiry, ms (0: never)."""
+    return value[:CAP_OFFSET] + CAP.pack(cap_ms) + value[CAP_OFFSET + CAP.size :]
 
 
 def with_accessed(value: bytes, accessed: bytes) -> bytes:

@@ -588,7 +588,7 @@ class SessionStore(SessionReader):
             return True
 
         return sum(
-            self._change_all(term, adopt, durability, operation_id, removes=True).sessions
+            self._change_all(term, adopt, durability, operation_id).sessions  # those that expired keep it
             for term in self._orphaned(known)
         )
 

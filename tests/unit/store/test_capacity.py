@@ -107,6 +107,24 @@ def test_a_batch_beyond_the_limit_is_refused_and_changes_nothing(store: SessionS
     assert list(store.ids()) == [str(number) for number in range(10)]
 
 
+@pytest.mark.parametrize("added", [25, 60, 100])
+def test_a_large_batch_takes_the_place_of_as_many_sessions(
+    tmp_path: Path, backend: str, clock: SteppingClock, monkeypatch: pytest.MonkeyPatch, added: int
+) -> None:
+    monkeypatch.setattr("perdure.store.capacity.EVICT_AT_ONCE", 20)
+    monkeypatch.setattr("perdure.store.capacity.LOOK_AT", 10)
+    monkeypatch.setattr("perdure.store.capacity.FIND_AT_ONCE", 10)
+    with opened(tmp_path / "store", backend, clock, sessions_max=100) as store:
+        ids = []
+        for number in range(100):
+            clock.ms += 1
+            ids.append(store.put(f"{(number * 37) % 100:02d}", {}, None).id)
+        clock.ms += 1
+        with store.batch() as batch:
+            ids += [batch.create(timeout_ms=None) for _ in range(added)]
+        assert set(store.ids()) == set(ids[-100:])
+
+
 def test_a_store_that_holds_more_shrinks_to_its_limit(
     tmp_path: Path, backend: str, clock: SteppingClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -259,6 +261,38 @@ def test_expired_members_are_not_counted_and_do_not_stay(store: SessionStore, cl
     assert store.count() == 0
 
 
+def test_groups_deleted_by_threads_at_once_are_gone_for_each_of_them(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.store.bulk.ATOMIC_MAX", 50)
+    monkeypatch.setattr("perdure.store.bulk.BATCH_SESSIONS", 20)
+    store.put("held", {})
+    with store.batch() as batch:
+        for number in range(500):
+            batch.put(f"{number:03d}", {}, group="a")
+    done: list[tuple[int, int]] = []
+
+    def delete() -> None:
+        deleted = store.delete_group("a").sessions
+        done.append((deleted, store.count(group="a")))
+
+    threads = [threading.Thread(target=delete) for _ in range(3)]
+
+    def wait_for_queue(session: Session) -> Session:
+        for thread in threads:
+            thread.start()
+        deadline_s = time.monotonic() + 10
+        while len(store._writer._queue) < len(threads) and time.monotonic() < deadline_s:
+            time.sleep(0.001)
+        return session
+
+    store.update("held", wait_for_queue)  # all three are in the first frame
+    for thread in threads:
+        thread.join()
+    assert [left for _, left in done] == [0, 0, 0]
+    assert sum(deleted for deleted, _ in done) == 500
+
+
 # -- orphans -------------------------------------------------------------------------------------
 
 
@@ -287,6 +321,39 @@ def test_orphans_are_those_whose_home_node_is_no_member(store: SessionStore) -> 
     assert store.count() == 21
     assert store.cleanup_orphans(["app-0", "app-7"]) == 0
     assert store.peek("homeless")
+
+
+def test_orphans_that_have_expired_do_not_keep_others_from_being_adopted(
+    store: SessionStore, clock: SteppingClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.store.bulk.ATOMIC_MAX", 20)
+    monkeypatch.setattr("perdure.store.bulk.BATCH_SESSIONS", 10)
+    for number in range(50):
+        store.put(f"{number:02d}", {}, 1000 if number < 25 else None, home_node="gone")
+    clock.ms += 5000
+    assert store.adopt_orphans(["here"], "here") == 25
+    assert store.count(home_node="here") == 25
+    assert store.adopt_orphans(["here"], "here") == 0
+
+
+def test_orphans_that_one_frame_does_not_take_are_adopted(
+    tmp_path: Path, backend: str, clock: SteppingClock
+) -> None:
+    store = opened(tmp_path / "large", backend, clock, session_bytes_max=2_000_000)
+    for number in range(20):
+        store.put(str(number), {"large": "x" * 1_000_000}, home_node="gone")
+    assert store.adopt_orphans(["here"], "here") == 20
+    assert store.count_orphans(["here"]) == 0
+    store.close()
+
+
+def test_members_that_are_one_text_are_refused(store: SessionStore) -> None:
+    store.put("a", {}, home_node="app-1")
+    with pytest.raises(UsageError, match="not the letters"):
+        store.cleanup_orphans("app-1")
+    with pytest.raises(UsageError, match="Unicode"):
+        list(store.orphans(["app-2"], after="\ud800"))
+    assert store.count() == 1
 
 
 def test_orphans_against_no_members_or_adopted_by_a_stranger_are_refused(store: SessionStore) -> None:

@@ -263,6 +263,18 @@ def test_a_batch_creates_with_a_largest_lifetime_and_deletes_no_session_that_has
     assert not store.delete(capped)
 
 
+def test_a_batch_stores_the_metadata_as_they_were_when_they_were_put(store: SessionStore) -> None:
+    metadata: dict[str, object] = {}
+    with store.batch() as batch:
+        for number in range(3):
+            metadata["n"] = number
+            batch.put(str(number), metadata, 60_000)
+        metadata["n"] = "x" * 1_000_000
+    found = [store.peek(str(number)) for number in range(3)]
+    assert [session.metadata if session else None for session in found] == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert all(session and session.max_expires_at == session.created_at + 60_000 for session in found)
+
+
 def test_a_batch_is_entered_once(store: SessionStore) -> None:
     batch = store.batch()
     with batch:

@@ -13,10 +13,11 @@ import pytest
 
 from perdure.store.control import Config
 from perdure.store.cursor import LogCursor
-from perdure.store.errors import StorageError, UsageError
+from perdure.store.errors import ReentrantWriteError, StorageError, UsageError
 from perdure.store.event import Event, Kind, Reason
 from perdure.store.opening import OpenOptions, begin_cluster, init_store, open_store
 from perdure.store.promise import Promise
+from perdure.store.session import Session
 from perdure.store.sessions import SessionStore
 from perdure.store.sweeping import SWEEP_CHUNK
 from tests.support.machine import Clock, open_quietly
@@ -330,3 +331,20 @@ def test_a_put_over_a_session_that_is_alive_ends_nothing(open_one: Open) -> None
     store.put("mine", {"n": 2}, 1000)
     assert not expired_keys(store)
     assert store["mine"].version == 2
+
+
+def test_a_fold_inside_an_update_function_is_refused_and_holds_up_no_sweep(tmp_path: Path) -> None:
+    with SessionStore.open(tmp_path / "store", sweep_interval_ms=0) as store:
+        store.put("a", {}, None)
+        refused: list[type[Exception]] = []
+
+        def fold(session: Session) -> Session:
+            for call in (store.fold, store.cleanup_expired):
+                try:
+                    call()
+                except ReentrantWriteError as error:
+                    refused.append(type(error))
+            return session
+
+        store.update("a", fold)
+        assert refused == [ReentrantWriteError, ReentrantWriteError]

@@ -35,6 +35,7 @@ from perdure.store.opening import OpenOptions, begin_cluster, init_store, open_s
 from perdure.store.page import Word
 from perdure.store.session import encode_session
 from perdure.store.sessions import SessionStore
+from perdure.store.stage import Stage
 
 Open = Callable[..., SessionStore]
 
@@ -231,12 +232,13 @@ def test_a_batch_that_fits_only_alone_does_not_fail_the_calls_beside_it(
 def test_a_batch_that_fails_half_way_fails_alone(open_one: Open, tmp_path: Path) -> None:
     store = open_one(write_timeout_ms=20_000)
 
+    def refuse(_stage: Stage) -> None:
+        raise MetadataError("refused")
+
     def bad() -> None:
-        later: dict[str, Any] = {}
         with store.batch() as batch:
             batch.put("x", {}, None)
-            batch.put("y", later, None)
-            later["bad"] = object()
+            batch._add(refuse)
 
     calls = [putting(store, key) for key in ("a", "b")]
     found = behind_the_lock(tmp_path / "store", store, [*calls, bad, putting(store, "c")])
