@@ -71,6 +71,7 @@ class SessionReader(ABC):
         self._touches: dict[bytes, int] = {}
         """When sessions were last used, ms, of refreshes that are not written yet."""
         self._sealer = Sealer(options.seal, is_hidden=are_ids_hidden(opened.view))
+        self._sealer.check_id_secret(opened.view)
         self._key_of = self._sealer.key_of
         self._events = Events(opened, opened.log.now_ms, self._sealer.open_event)
         if self._sealer.hides_ids:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from importlib import import_module
-from itertools import count
+from itertools import count, islice
 from typing import Any, Final
 
 import msgspec
@@ -60,6 +60,8 @@ HIDDEN_BYTES: Final = 16
 TAGS_STORED_MAX: Final = 0xFFFF
 CIPHERS_MAX: Final = 4096
 """Subkeys that are kept ready for reading: each handle that wrote has one."""
+PROBES_MAX: Final = 8
+"""Sessions that are tried when a store with hidden ids is opened; one that opens is enough."""
 _ID: Final = b"i"
 _INFO: Final = b"perdure session value\x01"
 _MODULE: Final = "cryptography.hazmat.primitives.ciphers.aead"
@@ -130,22 +132,27 @@ def are_ids_hidden(view: View) -> bool | None:
 
     All have the same, because a store without sessions alone can be opened either way.
     """
+    found = some_records(view, 1)
+    return bool(found[0][1][HASH_BYTES + 1] & HIDDEN) if found else None
+
+
+def some_records(view: View, limit: int) -> list[tuple[bytes, Record]]:
+    """Up to so many (key, record) of a store's sessions; none of a state that cannot be read."""
     with view.mutex:
-        found = next((entry[1] for entry in view.tail.values() if entry[1] is not None), None)
-        if found is None:
-            try:
-                found = _any_record(view)
-            except PerdureError:
-                return None  # a damaged state is reported by what reads it
-    return None if found is None else bool(found[HASH_BYTES + 1] & HIDDEN)
+        changed = ((key, entry[1]) for key, entry in view.tail.items() if entry[1] is not None)
+        found = list(islice(changed, limit))
+        return found or _of_state(view, limit)
 
 
-def _any_record(view: View) -> Record | None:
-    scan = view.backend.scan()
+def _of_state(view: View, limit: int) -> list[tuple[bytes, Record]]:
     try:
-        return next((record for _, record in scan if len(record) >= RECORD_BYTES_MIN), None)
-    finally:
-        scan.close()
+        scan = view.backend.scan()
+        try:
+            return list(islice((pair for pair in scan if len(pair[1]) >= RECORD_BYTES_MIN), limit))
+        finally:
+            scan.close()
+    except PerdureError:
+        return []  # a damaged state is reported by what reads it
 
 
 class _Subkey:
@@ -224,6 +231,32 @@ class Sealer:
                 "the ids of this store are hidden, and it was opened without keys", hint=_GIVE_KEYS
             )
         return blake2b(kind + text, digest_size=HIDDEN_BYTES, key=self._id_secret).hexdigest()
+
+    def check_id_secret(self, view: View) -> None:
+        """Look at some sessions: were their ids hidden with the secret that is at hand?
+
+        With another one every id would seem to be missing, and a put would store it a second time. Raises
+        KeyMissingError, that too where none of them opens.
+        """
+        if not self.hides_ids or self.keys is None:
+            return
+        failure: PerdureError | None = None
+        for key, record in some_records(view, PROBES_MAX):
+            try:
+                id, _ = self._open(key, record[HASH_BYTES:])
+                if id is None or self.hidden_key(text_of(id)) == key:
+                    return
+                failure = KeyMissingError(
+                    "the ids of this store were hidden with the secret of another key file",
+                    path=self.keys.path,
+                    hint="Bring back the key file that the store was written with.",
+                )
+            except KeyMissingError as error:
+                failure = error
+            except PerdureError:
+                continue  # what is damaged is reported by what reads it
+        if failure is not None:
+            raise failure
 
     # -- sealing ---------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from perdure.store import (
     WrongKeyError,
 )
 from perdure.store.commit import parse_durability
-from perdure.store.keyring import ALGORITHMS, Key, make_keyring, new_keyring, read_keyring
+from perdure.store.keyring import ALGORITHMS, Key, make_keyring, new_keyring, read_keyring, rotate_keyring
 from perdure.store.opening import open_store
 
 PLAINTEXTS = ("of-alice",)
@@ -420,6 +420,28 @@ def test_without_keys_hidden_ids_are_an_error_and_count_and_sweep_work(tmp_path:
     with _opened(path, clock, keys=file) as store:
         assert store.get("a") is None
         assert store["b"].metadata == {"n": 2}
+
+
+@pytest.mark.parametrize("is_folded", [False, True])
+def test_hidden_ids_are_not_taken_for_missing_with_another_key_file(
+    tmp_path: Path, file: Path, backend: str, is_folded: bool
+) -> None:
+    """With another secret for ids each one hashes to another key: found missing, and stored twice."""
+    other = tmp_path / "other"
+    make_keyring(other, ALGORITHMS[0], 1)
+    # The same keys with another secret: values open, and only their ids tell.
+    ring = read_keyring(file)
+    forged = Keyring(ring.format, ring.active, read_keyring(other).id_secret, ring.keys)
+    with SessionStore.open(tmp_path / "store", keys=file, hide_ids=True, backend=backend) as store:
+        store.put("a", {"n": 1})
+        if is_folded:
+            store.fold()
+        for keys in (other, forged):
+            with pytest.raises(KeyMissingError, match=r"keyring|secret"):
+                SessionStore.open(tmp_path / "store", keys=keys)
+        rotate_keyring(file, None, 2)
+        with SessionStore.open(tmp_path / "store", keys=file) as again:
+            assert again["a"].metadata == {"n": 1}
 
 
 def test_an_expired_session_is_gone_also_for_who_has_no_key(tmp_path: Path, file: Path) -> None:
