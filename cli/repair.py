@@ -38,6 +38,7 @@ def repair(
     """
     from ..recovery import repair as repair_store
     from ..store import UsageError
+    from ..store.backends import shares_state
 
     if is_check and is_unchecked:
         raise UsageError("give one of --check and --unchecked")
@@ -60,4 +61,6 @@ def repair(
         "elapsed_ms": report.elapsed_ms,
     }
     render.result(values, as_json=as_json)
+    if not shares_state(report.backend):
+        render.note("There is nothing to repair: each opening makes the state anew.", as_json=as_json)
     leave(Exit(report.exit_code))

@@ -19,7 +19,7 @@ import msgspec
 from ..store import names
 from ..store.backends import backend_kind, shares_state
 from ..store.errors import PerdureError, StorageFullError, UsageError
-from ..store.files import rename_durably, translated
+from ..store.files import make_directory, rename_durably, translated
 from ..store.identity import read_identity
 from ..store.ids import StatePosition
 from ..store.opening import Opened, OpenOptions, open_store
@@ -117,7 +117,7 @@ def migrate(
     """
     path = Path(store)
     backend_kind(to_backend)
-    check_shared(path, read_identity(path).backend, to_backend)
+    read_identity(path)
     lock = take_migration_lock(path)
     try:
         return _Migration(path, on_progress or _silent, boot_id()).forward(to_backend)
@@ -200,17 +200,6 @@ def migration_state(store: str | os.PathLike[str]) -> MigrationState:
     )
 
 
-def check_shared(store: Path, *backends: str) -> None:
-    """Raise UsageError for a back end whose state is in no file: it is made at each opening anyway."""
-    for name in backends:
-        if not shares_state(name):
-            raise UsageError(
-                f"a state in {name} is in no file: each process makes its own from snapshot and log",
-                path=store,
-                hint="There is nothing to repair or move; `perdure replay` makes a store with another one.",
-            )
-
-
 class _Migration:
     """One call, on a store that is open."""
 
@@ -236,7 +225,8 @@ class _Migration:
                 raise _under_way(self._store, plan)
             if plan is None:
                 self._check_unkept()
-                self._check_room(opened)
+                if shares_state(to_backend):
+                    self._check_room(opened)
                 plan = self._begin(backend, to_backend, is_back=False)
             return self._run(opened, plan)
         finally:
@@ -376,6 +366,8 @@ class _OpenState:
             take_snapshot(self._opened)
 
     def end_lsn(self) -> int:
+        if self._opened.view.make_own is not None:
+            return _position(self._opened).lsn
         return int(self._opened.log.words[Word.FOLDED])
 
     def final(self) -> tuple[int, StatePosition | None]:
@@ -385,15 +377,21 @@ class _OpenState:
     def leave(self) -> Path:
         at = _position(self._opened)
         state = names.state_path(self._store)
+        with translated("cannot keep the state", state):
+            make_directory(state)  # of a state in memory, the note is all that is kept
         note_kept(state, KeptState(self._opened.identity.backend, at.lsn, time.time_ns() // 1_000_000))
         return kept_place(self._store)
 
 
 def _position(opened: Opened) -> StatePosition:
-    """Where the state in use stands."""
+    """Where the state in use stands; one of this process's own is folded for that."""
     view = opened.view
-    with view.mutex:
+    with view.fold_threads, view.mutex:
         view.catch_up()
+        plan = view.fold_plan() if view.make_own is not None else None
+        if plan is not None:
+            opened.backend.fold(*plan)
+            view.folded(plan.position)
         view.release()
         view.refresh()
         at = view.state

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from ..store import names
+from ..store.backends import shares_state
 from ..store.errors import FormatError, StorageError, StoreInUseError
 from ..store.files import make_directory, remove_durably, rename_durably, sync_directory, translated
 from ..store.lock import FileLock
@@ -173,7 +174,7 @@ def log_held(store: Path) -> list[tuple[str, int]]:
     try:
         if plan := read_plan(store):
             held.append((f"the {'repair' if plan.is_repair else 'migration'} under way", plan.lsn))
-        if kept := read_kept(store):
+        if (kept := read_kept(store)) and shares_state(kept.backend):
             held.append(("the state before the migration", kept.lsn))
     except FormatError:
         pass  # who goes on with it says that; without its number nothing can be held

@@ -18,6 +18,7 @@ import msgspec
 from ..shipping.faults import clear_fault
 from ..shipping.nodelog import NodeLog, open_node_log
 from ..store import names
+from ..store.backends import shares_state
 from ..store.errors import UsageError
 from ..store.identity import read_identity
 from ..store.ids import StatePosition
@@ -26,7 +27,7 @@ from ..store.state import free_aside, settle_aside
 from ..store.switch import finish_switch
 from .build_state import OnProgress, committed_end
 from .findings import Finding, Level, Summary
-from .migrate import SWITCH_TIMEOUT_MS, check_shared
+from .migrate import SWITCH_TIMEOUT_MS
 from .migration_plan import (
     MigrationPlan,
     begin_work,
@@ -90,10 +91,11 @@ def repair(
 
     Raises CorruptError, DivergedError or PositionGoneError, with nothing changed, if the log is damaged
     or snapshot and log together do not give a state; UsageError if a migration was begun;
-    StoreInUseError, StorageFullError (nothing is left then), StorageError.
+    StoreInUseError, StorageFullError (nothing is left then), StorageError. A state that each process
+    makes in its memory has nothing to repair: log and snapshots are checked, unless `unchecked`.
     """
     path = Path(store)
-    check_shared(path, read_identity(path).backend)
+    read_identity(path)
     started_ns = time.monotonic_ns()
     lock = take_migration_lock(path)
     try:
@@ -115,7 +117,7 @@ def repair(
             findings = [finding for finding in found if finding.level is not Level.OK]
         report = RepairReport(path, identity.backend, findings, False, 0, "", 0, "", 0, 0, None, 0)
         wrong = [finding for finding in findings if _is_of_state(path, finding)]
-        if not only_check and (unchecked or wrong):
+        if not only_check and (unchecked or wrong) and shares_state(identity.backend):
             reason = "; ".join(str(finding) for finding in wrong[:5]) or "it was asked to be made anew"
             report = _Repair(path, boot_id(), on_progress or _silent).run(report, plan, reason)
         elif plan is not None and plan.is_repair and not only_check:

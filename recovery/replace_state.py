@@ -21,6 +21,7 @@ from typing import Final, Protocol
 import msgspec
 
 from ..store import names
+from ..store.backends import shares_state
 from ..store.errors import DivergedError, FormatError, PerdureError, PositionGoneError, StorageFullError
 from ..store.ids import StatePosition
 from ..store.lock import FileLock
@@ -104,7 +105,8 @@ class Replacement:
         StorageFullError and other kinds of StorageError; the state in use is as it was then.
         """
         inode = begin_work(self._store)
-        if self._plan.boot_id != self._boot_id or self._plan.inode != inode:
+        lives_on = shares_state(self._plan.to_backend)
+        if self._plan.boot_id != self._boot_id or self._plan.inode != inode or not lives_on:
             discard(built_place(self._store))
             self._enter("backfill", boot_id=self._boot_id, inode=inode, base="", lsn=0)
         while True:

@@ -163,13 +163,14 @@ def _fold_and_image(opened: Opened) -> Scan:
     view = opened.view
     lock = opened.fold_lock()
     try:
-        lock.acquire(FOLD_LOCK_TIMEOUT_MS)
-        with view.mutex:
-            plan = view.fold_plan()
-            if plan is not None:
-                opened.backend.fold(*plan)
-                view.folded(plan.position)
-            return opened.backend.scan()
+        with view.fold_threads:
+            lock.acquire(FOLD_LOCK_TIMEOUT_MS)
+            with view.mutex:
+                plan = view.fold_plan()
+                if plan is not None:
+                    opened.backend.fold(*plan)
+                    view.folded(plan.position)
+                return opened.backend.scan()
     finally:
         lock.close()
 

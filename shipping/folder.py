@@ -58,6 +58,8 @@ class Folder:
         self._backend: Backend
         self._cursor: LogCursor
         self._at: StatePosition
+        self._place: StatePlace
+        self._backend_name: str
         self._generation = -1
         self._sealed_ms = 0
         self._open()
@@ -107,8 +109,7 @@ class Folder:
     def close(self) -> None:
         self._cursor.close()
         self._backend.close()
-        if self._place is not None:
-            self._place.close()
+        self._place.close()
         self._node.close()
         self._lock.close()
 
@@ -169,8 +170,7 @@ class Folder:
         if not self._is_same_state():
             self._cursor.close()
             self._backend.close()
-            if self._place is not None:
-                self._place.close()
+            self._place.close()
             self._node.close()
             self._open()
             return
@@ -181,7 +181,10 @@ class Folder:
 
     def _is_same_state(self) -> bool:
         """Are the state's directory and the log still those that are open?"""
-        if self._place is None:
+        backend_name = read_identity(self._store).backend
+        if backend_name != self._backend_name:
+            return False
+        if not shares_state(backend_name):
             return not _why_not_in_log(self._node, self._at)
         return self._place.is_same() and self._log_holds_state()
 
@@ -202,8 +205,8 @@ class Folder:
                     # Still under the lock: once it is free, a receiver may put the state aside.
                     self._at = self._backend.refresh()
                     self._backend.release()
-                    is_shared = shares_state(read_identity(self._store).backend)
-                    self._place = StatePlace(self._store) if is_shared else None
+                    self._backend_name = read_identity(self._store).backend
+                    self._place = StatePlace(self._store)
                     node.log.words[Word.FOLDED] = self._at.lsn
                 finally:
                     node.log.unlock()

@@ -24,7 +24,7 @@ from .event import Kind, Reason
 from .fold import HASH_BYTES
 from .keeper import Keeper
 from .labels import USED, USED_BEGUN, USED_COMPLETE, used_pair, used_term
-from .ports import Labelled
+from .ports import Backend, Labelled
 from .session import ACCESSED_OFFSET, unpack_lifetime
 from .stage import Stage
 from .view import View
@@ -130,6 +130,7 @@ class Evictor:
         labelled: list[Labelled] = []
         unlabelled: list[Labelled] = []
         with view.mutex:
+            view.catch_up()  # another state may stand in place of the one that was open
             view.release()
             view.refresh()
             pairs = view.backend.find(above, USED + b"\xff", FIND_AT_ONCE)
@@ -170,19 +171,18 @@ class Evictor:
                 self._add(sorted(used_pair(key, record) for key, record in batch))
         finally:
             scan.close()
-        with self._view.mutex:
-            self._view.catch_up()
-        if self._view.backend is built:
-            self._add([USED_COMPLETE])
+        self._add([USED_COMPLETE], only_in=built)
 
-    def _add(self, pairs: list[Labelled]) -> None:
+    def _add(self, pairs: list[Labelled], only_in: Backend | None = None) -> None:
         view = self._view
 
         def add() -> None:
             with view.mutex:
-                view.release()
-                view.refresh()
-                view.backend.fold([], [], [], view.state, pairs)
+                view.catch_up()  # another state may stand in place of the one that was open
+                if only_in is None or view.backend is only_in:
+                    view.release()
+                    view.refresh()
+                    view.backend.fold([], [], [], view.state, pairs)
 
         self._keeper.under_fold_lock(add)
 

@@ -62,6 +62,7 @@ _TURN = int(Word.TURN)
 _LOST_FRAMES = int(Word.LOST_FRAMES)
 _SEGMENT = int(Word.SEGMENT)
 _EPOCH = int(Word.EPOCH)
+_UNSEEN = -1
 _MOVING = -2
 """No generation: frames are being taken, or whoever took them broke off in the middle."""
 
@@ -109,14 +110,17 @@ class LogFollower:
         self.promise = Promise(0, "")
         self.is_primary = False
         self.must_roll = False
-        self.generation = -1
+        self.generation = _UNSEEN
         self.on_run: Callable[[Run], None] | None = None
         self.take_plain: Callable[[int], bool] | None = None
         """Takes what frames up to an LSN it can by itself; says whether it took any."""
         self.on_control: Callable[[], None] | None = None
         self.on_reset: Callable[[], None] | None = None
-        self.on_look: Callable[[], None] | None = None
-        """Looks whether the state is still the one that is open, whenever the generation has changed."""
+        self.on_look: Callable[[], bool] | None = None
+        """Looks whether the state is still the one that is open, whenever the generation has changed; False
+        if it has to look again at the next call."""
+        self.looks_long: Callable[[], bool] | None = None
+        """Would on_look() make a state anew, which is not to be done under the write lock?"""
         self.settled: Settled | None = None
         self.pid = os.getpid()
         self.mutex = threading.Lock()
@@ -157,8 +161,7 @@ class LogFollower:
                 or words[_APPENDED] != self.cursor.at[1]
                 or words[_END] != self.cursor.offset
             ):
-                with self.mutex:  # another thread of this process may be reading on at this very moment
-                    self._catch_up()
+                self._settle_locked()
             words[_OWNER] = self.pid
         except BaseException:
             self.write_lock.release()
@@ -174,8 +177,7 @@ class LogFollower:
                 or words[_APPENDED] != self.cursor.at[1]
                 or words[_END] != self.cursor.offset
             ):
-                with self.mutex:  # another thread of this process may be reading on at this very moment
-                    self._catch_up()
+                self._settle_locked()
             if not self.is_primary:
                 raise self.not_primary()
             words[_OWNER] = self.pid
@@ -289,6 +291,20 @@ class LogFollower:
             self.generation = _MOVING
             self.on_run(run)
 
+    def _settle_locked(self) -> None:
+        """The log is not as this process knows it: put it in order and follow it, under the write lock."""
+        words = self.words
+        while words[_GENERATION] != self.generation and self.looks_long and self.looks_long():
+            self.write_lock.release()
+            try:
+                with self.mutex:
+                    self.refresh_role()
+                    self.follow()
+            finally:
+                self._acquire()
+        with self.mutex:  # another thread of this process may be reading on at this very moment
+            self._catch_up()
+
     def _catch_up(self) -> None:
         words = self.words
         if words[_GENERATION] != self.generation:
@@ -340,11 +356,16 @@ class LogFollower:
         """Read again what a changed generation may have changed: poison, cut log, promise, role."""
         self.flusher.check_poison()
         seen = self.words[_GENERATION]  # before the look at the log: what changes behind it is looked at anew
-        if self.on_look:
-            self.on_look()
+        if self.on_look and not self.on_look():
+            seen = _UNSEEN
         if self.generation == _MOVING or not self._still_there():
             self._reopen()
         self.look_again(seen)
+
+    def look_anew(self) -> None:
+        """The next call looks at all that a changed generation may have changed."""
+        if self.generation != _MOVING:
+            self.generation = _UNSEEN
 
     def take_anew(self) -> None:
         """Frames were passed that nobody took: whoever listens begins again at the next look."""

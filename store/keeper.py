@@ -48,8 +48,7 @@ class Keeper:
         self._writer: Writer | None = None
         self._fold_lock = opened.fold_lock()
         self._seal_lock = FileLock(opened.store / names.FOLD_LOCK)
-        self._fold_threads = threading.Lock()
-        opened.log.thread_locks.append(self._fold_threads)
+        self._fold_threads = opened.view.fold_threads
         self._fold_at = FOLD_ENTRIES
         self._sweeper = Sweeper(opened, options, self._fold_lock, self._fold_threads, self._fold)
         self._stopping = threading.Event()

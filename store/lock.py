@@ -103,10 +103,16 @@ class FileLock:
         self._is_inherited = True
 
 
-class FreeLock(FileLock):
-    """Stands for a lock where there is nothing that another process could hold: it is always free."""
+class FoldLock(FileLock):
+    """The lock that is held to fold: always free while the state is this handle's own."""
+
+    def __init__(self, path: Path, is_own: Callable[[], bool]) -> None:
+        super().__init__(path)
+        self._is_own = is_own
 
     def try_acquire(self, *, shared: bool = False) -> bool:
+        if not self._is_own():
+            return super().try_acquire(shared=shared)
         if self.descriptor < 0:
             raise self._closed()
         return True

@@ -42,9 +42,9 @@ from .flush import is_poisoned
 from .identity import Identity, has_identity, new_cluster_id, read_identity, write_identity
 from .ids import NOWHERE, Position, StatePosition
 from .labels import HOME_NODE, checked_term
-from .lock import FileLock, FreeLock
+from .lock import FileLock, FoldLock
 from .log import LOCK_TIMEOUT_MS, SEGMENT_BYTES, EventLog
-from .own_state import open_own
+from .own_state import Fill, open_own
 from .page import Word, read_boot_id
 from .placing import open_log, place
 from .ports import Backend, Clock
@@ -54,7 +54,7 @@ from .sealer import PLAIN, SealOptions
 from .session import DEFAULT_TIMEOUT_MS, check_timeout, check_window
 from .snapshot import SnapshotReader, list_snapshots
 from .state import StateVerdict, mark_state, open_state, set_aside
-from .switch import StateWatch, finish_switch, lock_settled
+from .switch import StatePlace, StateWatch, finish_switch, lock_settled
 from .view import View
 
 STANDALONE_NODE = "local"
@@ -121,8 +121,7 @@ class Opened:
     store: Path
     log: EventLog
     view: View
-    watch: StateWatch | None
-    """None for a state that no other process shares: nobody puts another one in its place."""
+    watch: StateWatch
     users_lock: FileLock
     clock: SessionClock | GivenClock
     rebuilt: str
@@ -143,17 +142,15 @@ class Opened:
         return names.state_path(self.store)
 
     def fold_lock(self) -> FileLock:
-        """A new handle of the lock that is held to fold: of a state that nobody shares it is always free."""
-        kind = FileLock if self.view.make_own is None else FreeLock
-        return kind(self.store / names.FOLD_LOCK)
+        """A new handle of the lock that is held to fold. Who takes it holds the view's fold_threads."""
+        return FoldLock(self.store / names.FOLD_LOCK, lambda: self.view.make_own is not None)
 
     def close(self) -> None:
         with self.view.mutex:
             self.view.release()
             self.log.close()
             self.backend.close()
-            if self.watch is not None:
-                self.watch.close()
+            self.watch.close()
         self.users_lock.close()
 
 
@@ -289,14 +286,19 @@ def _open_parts(
         else SessionClock(log.page, options.wall_ms, options.boottime_ms)
     )
     log.now_ms = clock.now_ms
-    if not backend_kind(identity.backend).is_shared:
-        return Opened(store, log, _open_own(log, clock, options), None, users, clock, "")
     backend: Backend | None = None
     try:
         lock_settled(log, boot_id, options.write_timeout_ms)
         try:
             identity = log.identity
             _check_backend(identity, store, options)
+            if not backend_kind(identity.backend).is_shared:
+                open_log(log, None)
+                clock.begin(last_time_ms(log))
+                place = StatePlace(store)
+                log.write_lock.release()  # the state is made without it
+                view, watch = _open_own(log, place, boot_id, options)
+                return Opened(store, log, view, watch, users, clock, "")
             backend, verdict = open_state(
                 store, identity.backend, identity.cluster_id, boot_id, in_use=in_use
             )
@@ -304,8 +306,7 @@ def _open_parts(
             clock.begin(last_time_ms(log))
             _begin_reign(log)
             view.follow_config()
-            watch = StateWatch(log, view, boot_id)
-            log.on_look = watch.look
+            watch = StateWatch(log, view, boot_id, StatePlace(store), _filler(log, options))
         finally:
             log.write_lock.release()
     except BaseException:
@@ -316,37 +317,39 @@ def _open_parts(
     return Opened(store, log, view, watch, users, clock, rebuilt)
 
 
-def _open_own(log: EventLog, clock: SessionClock | GivenClock, options: OpenOptions) -> View:
-    """The view over a state of this handle alone. The write lock is held at both ends, not for the fold."""
+def _filler(log: EventLog, options: OpenOptions) -> Fill:
+    return lambda backend, end_lsn: load_state(backend, log, options.progress, end_lsn=end_lsn)
+
+
+def _open_own(
+    log: EventLog, place: StatePlace, boot_id: str, options: OpenOptions
+) -> tuple[View, StateWatch]:
+    """The view over a state of this handle alone, made without the write lock, which is held at the end.
+
+    `place` is where the store's state stood when the lock was held; what is there now is looked at.
+    """
+    fill = _filler(log, options)
     try:
-        log.write_lock.acquire(options.write_timeout_ms)
-        try:
-            open_log(log, None)
-            clock.begin(last_time_ms(log))
-        finally:
-            log.write_lock.release()
-        view = open_own(
-            log,
-            log.store,
-            log.identity.backend,
-            lambda backend, end_lsn: load_state(backend, log, options.progress, end_lsn=end_lsn),
-        )
-        try:
-            log.lock_any()
-            try:
-                _begin_reign(log)
-                view.follow_config()
-                if log.is_primary:
-                    log.words[Word.FOLDED] = 0  # what the folder of a replica said before its promotion
-            finally:
-                log.unlock()
-        except BaseException:
-            view.backend.close()
-            raise
+        view = open_own(log, log.store, log.identity.backend, fill)
     except BaseException:
-        log.close()
+        place.close()
         raise
-    return view
+    watch = StateWatch(log, view, boot_id, place, fill)
+    try:
+        log.look_anew()
+        log.lock_any()
+        try:
+            _begin_reign(log)
+            view.follow_config()
+            if log.is_primary and view.make_own is not None:
+                log.words[Word.FOLDED] = 0  # what the folder of a replica said before its promotion
+        finally:
+            log.unlock()
+    except BaseException:
+        view.backend.close()
+        watch.close()
+        raise
+    return view, watch
 
 
 def _settle_and_load(

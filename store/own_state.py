@@ -30,11 +30,11 @@ Fill: TypeAlias = Callable[[Backend, int], StatePosition]
 """Fills an empty back end with what the log holds up to an LSN; answers where it then stands."""
 
 
-def open_own(log: EventLog, store: Path, backend_name: str, fill: Fill) -> View:
-    """The view of a log whose end was found, over a state of its own. Raises as `fill`."""
+def own_maker(log: EventLog, backend_name: str, fill: Fill) -> Callable[[], Backend]:
+    """What makes a state of this handle alone, from what the log then holds. Raises as `fill`."""
 
     def make() -> Backend:
-        backend = open_backend(backend_name, store)
+        backend = open_backend(backend_name, log.store)
         try:
             fill(backend, _reached(log))
         except BaseException:
@@ -42,6 +42,12 @@ def open_own(log: EventLog, store: Path, backend_name: str, fill: Fill) -> View:
             raise
         return backend
 
+    return make
+
+
+def open_own(log: EventLog, store: Path, backend_name: str, fill: Fill) -> View:
+    """The view of a log whose end was found, over a state of its own. Raises as `fill`."""
+    make = own_maker(log, backend_name, fill)
     for left in reversed(range(TRIES)):
         files = _files(store)
         backend: Backend | None = None

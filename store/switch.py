@@ -31,13 +31,15 @@ from typing import Final
 import msgspec
 
 from . import names
-from .backends import open_backend
+from .backends import backend_kind, open_backend, shares_state
 from .errors import PerdureError
 from .files import remove_durably, sync_directory, translated
-from .identity import change_backend, read_identity
+from .identity import Identity, change_backend, read_identity
 from .lock import FileLock
 from .log import EventLog
+from .own_state import Fill, own_maker
 from .page import ControlPage, Word
+from .ports import Backend
 from .smallfile import publish_small, read_small_file
 from .state import inspect_state
 from .view import View
@@ -206,14 +208,17 @@ class StatePlace:
     def __init__(self, store: Path) -> None:
         self._path = names.state_path(store)
         with translated("cannot look at the state", self._path):
-            self._descriptor = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._descriptor = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                self._descriptor = -1  # each process has its own, or somebody is at it
 
     def is_same(self) -> bool:
-        """Is it still that one? False, too, while there is none."""
+        """Is it still that one? False, too, while it is not there."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))
         except OSError:
-            return False
+            return self._descriptor < 0 and not os.path.lexists(self._path)
 
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
@@ -224,53 +229,90 @@ class StatePlace:
 class StateWatch:
     """Notices that another state stands in the store, and has the view go over to it."""
 
-    def __init__(self, log: EventLog, view: View, boot_id: str) -> None:
+    def __init__(self, log: EventLog, view: View, boot_id: str, place: StatePlace, fill: Fill) -> None:
+        """`place` is that of the state which the view has; `fill` makes one of this process's own."""
         self._log = log
         self._view = view
         self._boot_id = boot_id
-        self._place = StatePlace(log.store)
+        self._place = place
+        self._fill = fill
+        self._backend_name = log.identity.backend
+        log.on_look, log.looks_long = self.look, self.would_make
 
-    def look(self) -> None:
+    def look(self) -> bool:
         """Go over to another state if one stands there, complete. The caller holds the view's mutex.
 
         One that is not (yet) to be trusted is being made by somebody, who raises the generation when it
-        is: until then the open one serves. Raises StorageError or FormatError; then nothing has changed.
+        is: until then the open one serves. False if it must be looked at again: a thread folds into the
+        open one, which is this process's own, and holds no lock for another. Raises StorageError or
+        FormatError; then nothing has changed.
         """
         for tries_left in reversed(range(LOOK_TRIES)):
-            if self._place.is_same():
-                return
+            if self._is_same():
+                return True
+            free = self._view.fold_threads if self._view.make_own is not None else None
+            if free is not None and not free.acquire(blocking=False):
+                return False
             try:
                 if self._go_over():
-                    return
+                    return True
             except PerdureError:
                 if not tries_left:
                     raise  # else: perhaps it was switched once more meanwhile
+            finally:
+                if free is not None:
+                    free.release()
+        return False
+
+    def would_make(self) -> bool:
+        """Would look() make a state of this process's own? That takes as long as to open the store."""
+        if self._view.make_own is not None or self._is_same():
+            return False
+        return not shares_state(read_identity(self._log.store).backend)
+
+    def _is_same(self) -> bool:
+        """Also by name: a directory that is to hold no state comes before the name says so."""
+        return self._place.is_same() and read_identity(self._log.store).backend == self._backend_name
 
     def _go_over(self) -> bool:
         """One try; False if the state was switched once more in the middle of it."""
-        store = self._log.store
-        if not names.state_path(store).is_dir():
-            return True
-        place = StatePlace(store)
+        place = StatePlace(self._log.store)
+        backend: Backend | None = None
         try:
-            identity = read_identity(store)
-            name, cluster_id = identity.backend, identity.cluster_id
-            if not inspect_state(store, name, cluster_id, self._boot_id, in_use=True).is_trusted:
+            identity = read_identity(self._log.store)
+            own = None
+            if not backend_kind(identity.backend).is_shared:
+                own = own_maker(self._log, identity.backend, self._fill)
+                if identity.backend != self._backend_name:
+                    backend = own()
+            elif not self._is_trusted(identity):
                 place.close()
                 return True
-            backend = open_backend(name, names.state_path(store) / name)
+            else:
+                backend = open_backend(identity.backend, names.state_path(self._log.store) / identity.backend)
+            if not place.is_same():
+                place.close()
+                if backend is not None:
+                    backend.close()
+                return False
         except BaseException:
             place.close()
+            if backend is not None:
+                backend.close()
             raise
-        if not place.is_same():
-            place.close()
-            backend.close()
-            return False
         old, self._place = self._place, place
         old.close()
-        self._log.identity = identity
-        self._view.move_to(backend)
+        self._log.identity, self._backend_name = identity, identity.backend
+        if backend is not None:
+            self._view.move_to(backend, own)
         return True
+
+    def _is_trusted(self, identity: Identity) -> bool:
+        store = self._log.store
+        if not names.state_path(store).is_dir():
+            return False
+        verdict = inspect_state(store, identity.backend, identity.cluster_id, self._boot_id, in_use=True)
+        return verdict.is_trusted
 
     def close(self) -> None:
         self._place.close()

@@ -12,6 +12,7 @@ by whoever calls.
 from __future__ import annotations
 
 import heapq
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -98,6 +99,9 @@ class View:
         self.needs_commit: bool
         """sync_replicas >= 1: frames wait for the commit LSN before they are visible."""
         self.needs_commit = False
+        self.fold_threads = threading.Lock()
+        """Held by the thread that folds; while one does, a state of this handle alone stays open."""
+        log.thread_locks.append(self.fold_threads)
         log.on_run = self.take_run
         log.take_plain = self.take_plain
         log.on_control = self.took_control
@@ -204,13 +208,14 @@ class View:
             self.is_open = False
             self.backend.release()
 
-    def move_to(self, backend: Backend) -> None:
+    def move_to(self, backend: Backend, make_own: Callable[[], Backend] | None = None) -> None:
         """Another state stands in the store: what is seen is made from it, at the next look at the log.
 
-        The caller holds the mutex. What still scans the old one goes on.
+        `make_own` as in the constructor. The caller holds the mutex. What still scans the old one goes on.
         """
         self.log.take_anew()  # first: if this breaks off, the next look begins anew
-        old, self.backend = self.backend, backend
+        old = self.backend
+        self.backend, self.make_own = backend, make_own
         self.is_open = False
         try:
             self.reset()

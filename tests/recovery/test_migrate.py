@@ -446,17 +446,99 @@ def test_a_stale_handle_that_closes_late_takes_nothing_from_the_new_state(tmp_pa
     assert summarise(verify(path)).exit_code == 0
 
 
-def test_a_state_in_no_file_is_neither_moved_nor_repaired(tmp_path: Path) -> None:
+def test_processes_do_not_notice_that_the_state_goes_to_memory_and_back(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "store"
+    known = filled(path, 2000)
+    with busy(path, 3, seed) as crew:
+        for _ in range(2):
+            assert migrate(path, to_backend="memory").to_backend == "memory"
+            assert migrate_back(path).to_backend == "lmdb"
+            assert migrate_back(path).to_backend == "memory"
+            drop_previous(path)
+            assert migrate(path, to_backend="sqlite").to_backend == "sqlite"
+            assert migrate_back(path).to_backend == "memory"
+            assert migrate_back(path).to_backend == "sqlite"
+            drop_previous(path)
+            assert migrate(path, to_backend="lmdb").to_backend == "lmdb"
+            drop_previous(path)
+    assert all(result["backend"] == "lmdb" for result in crew.results)
+    crew.reckon(path, known)
+    assert summarise(verify(path)).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "step", [pytest.param(4, id="every-fourth"), pytest.param(1, id="every", marks=pytest.mark.lab)]
+)
+def test_to_and_from_memory_killed_before_any_call_that_changes_files_the_store_is_whole(
+    step: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "store"
+    filled(path, 40, backend="memory")
+    call = 0
+    was_killed = True
+    with SessionStore.open(path) as live:
+        expected = contents(live)
+        while was_killed:
+            other = "lmdb" if read_identity(path).backend == "memory" else "memory"
+            was_killed = killed(lambda other=other: migrate(path, to_backend=other), call)  # type: ignore[misc]
+            for _ in range(3):
+                expected[live.create({"n": call})] = {"n": call}
+                assert contents(live) == expected, f"killed before call {call}"
+                live.fold()
+                with SessionStore.open(path) as store:
+                    assert contents(store) == expected, f"killed before call {call}"
+            settle(path)
+            if read_identity(path).backend != other:
+                migrate(path, to_backend=other)
+                drop_previous(path)
+            assert not leftovers(path), f"killed before call {call}"
+            assert contents(live) == expected, f"killed before call {call}"
+            call += step
+    assert call > 10
+    assert summarise(verify(path)).exit_code == 0
+
+
+def test_of_a_state_in_memory_there_is_nothing_to_repair(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    filled(path, 10)
+    migrate(path, to_backend="memory")
+    for unchecked in (False, True):
+        report = repair(path, unchecked=unchecked)
+        assert (report.is_repaired, report.exit_code) == (False, 0)
+    assert migrate_back(path).to_backend == "lmdb"
+
+
+def test_a_store_in_memory_asks_retention_for_no_log_behind_what_is_kept_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with small_segments(path, backend="memory") as store:
+        for number in range(80):
+            store.create({"n": number})
+        migrate(path, to_backend="lmdb")
+        for number in range(80):
+            store.create({"n": number})
+        store.fold()
+        take_snapshot(store._opened)
+        seal(store)
+        apply_retention(path, Policy(log_age_ms=0, snapshots=1))
+        assert list_segments(path / "log")[0].first_lsn > 80
+        assert migrate_back(path).base
+        assert store.count() == 160
+        assert store.stats()["backend"] == "memory"
+
+
+def test_a_thread_that_folds_its_own_state_keeps_it_until_it_is_done(tmp_path: Path) -> None:
     path = tmp_path / "store"
     filled(path, 10, backend="memory")
-    for call in (
-        lambda: migrate(path, to_backend="lmdb"),
-        lambda: repair(path, unchecked=True),
-    ):
-        with pytest.raises(UsageError, match="in no file"):
-            call()
-    other = tmp_path / "other"
-    filled(other, 10)
-    with pytest.raises(UsageError, match="in no file"):
-        migrate(other, to_backend="memory")
-    assert not leftovers(path) | leftovers(other)
+    with SessionStore.open(path) as store:
+        opened = store._opened
+        with opened.view.fold_threads:
+            migrate(path, to_backend="lmdb")
+            assert store.create({"n": 10}) in store
+            assert store.stats()["backend"] == "memory"
+        assert store.count() == 12
+        assert store.stats()["backend"] == "lmdb"
+        lock, other = opened.fold_lock(), opened.fold_lock()
+        assert lock.try_acquire()
+        assert not other.try_acquire()
+        lock.close()
+        other.close()
