@@ -6,11 +6,9 @@ is view's, opening and background work are opening's and keeper's.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from operator import methodcaller
 from pathlib import Path
 from types import TracebackType
@@ -18,36 +16,24 @@ from typing import Any
 
 import xxhash
 
-from . import labels
 from .batch import Batch
-from .bulk import Bulk, Change, change_all
-from .capacity import Evictor, NothingToEvict
-from .commit import Durability, Evaluate, Writer, parse_durability
+from .commit import parse_durability
+from .committing import check_version
 from .errors import (
-    Indeterminate,
-    PerdureError,
     SessionNotFoundError,
-    SessionTooLargeError,
-    StoreClosedError,
     UsageError,
     VersionConflictError,
 )
 from .event import Kind, Reason
 from .fold import HASH_BYTES
-from .ids import Position, StatePosition
-from .keeper import Keeper
+from .ids import Position
 from .keyring import Keyring, KeySource
-from .opening import SWEEP_INTERVAL_MS, Opened, OpenOptions, open_store
-from .page import Word
+from .many import ManySessions
+from .opening import SWEEP_INTERVAL_MS, OpenOptions, open_store
 from .ports import CommitGate
-from .reading import REFRESHES_MAX, SessionReader
-from .reseal import Progress as ResealProgress
-from .reseal import Resealed, reseal
-from .sealed import KNOWN_FLAGS, outline
 from .sealer import COMPRESS_MIN_BYTES, SealOptions
 from .session import (
     ACCESSED,
-    ACCESSED_OFFSET,
     DEFAULT_TIMEOUT_MS,
     FORMAT,
     HEAD_LABELS_SHIFT,
@@ -60,78 +46,23 @@ from .session import (
     check_timeout,
     encode_session,
     expiry_at,
-    expiry_of,
-    stored_bytes,
     unpack_record,
     with_stamps,
     with_window,
 )
 from .stage import Stage
-from .sweeping import check_limit, end_expired
+from .sweeping import end_expired
 from .tail_map import KEPT_MS, UNKNOWN_MS
 
 SESSION_BYTES_MAX = 65_536
-EVICT_TRIES = 8
-"""Beside others that evict, too, what was found may be gone when it is needed."""
-_GENERATION = int(Word.GENERATION)
-_ID_POOL_BYTES = 4096
 xxh3_64 = xxhash.xxh3_64_intdigest
 
 
-class _Ids:
-    """Random ids from a pool, so that each does not cost a system call. Safe for threads: pop is atomic."""
-
-    def __init__(self) -> None:
-        self._pool: list[bytes] = []
-
-    def take(self) -> bytes:
-        """16 random bytes, never given before."""
-        try:
-            return self._pool.pop()
-        except IndexError:
-            random = os.urandom(_ID_POOL_BYTES)
-            fresh = [random[at : at + 16] for at in range(16, _ID_POOL_BYTES, 16)]
-            self._pool = fresh
-            return random[:16]
-
-
-class SessionStore(SessionReader):
+class SessionStore(ManySessions):
     """The sessions of one store. Safe for threads; after a fork open it anew.
 
     Get one with `SessionStore.open(path)`, or `perdure.open(path)` where replicas must confirm.
     """
-
-    def __init__(self, opened: Opened, options: OpenOptions, gate: CommitGate | None) -> None:
-        super().__init__(opened, options)
-        self._is_lazy = options.durability <= Durability.OS and gate is None
-        self._size_bytes_max = options.session_bytes_max
-        self._seals = self._sealer if self._sealer.changes else None
-        """None where values are stored as they are."""
-        self._window_ms = options.refresh_window_ms
-        self._default_timeout = check_timeout(options.default_timeout_ms)
-        self._default_lifetime = with_window(self._default_timeout, self._window_ms)
-        self._ids = _Ids()
-        self._keeper = Keeper(opened, options, self._flush_touches)
-        self._writer = Writer(
-            opened.log,
-            opened.view,
-            gate=gate,
-            write_timeout_ms=options.write_timeout_ms,
-            after_append=self._keeper.after_append,
-            make_room=self._keeper.make_room,
-        )
-        if self._sealer.keys is not None:
-            self._keeper.refresh_keys = self._sealer.refresh
-        self._home_node = options.home_node
-        self._evictor: Evictor | None = None
-        if options.sessions_max is not None:
-            self._evictor = Evictor(
-                self._keeper, self._view, lambda: self._touches, self._flush_touches, options.sessions_max
-            )
-        self._gate = gate
-        self._is_closed = False
-        self._refreshes_dropped = 0
-        self._keeper.start(self._writer)
 
     # -- opening and closing ---------------------------------------------------------------------
 
@@ -531,125 +462,6 @@ class SessionStore(SessionReader):
     def _apply_batch(self, evaluate: Callable[[Stage], Any], durability: str | None, first: bytes) -> Any:
         return self._commit(evaluate, durability, first)
 
-    # -- many sessions at once -------------------------------------------------------------------
-
-    def delete_group(self, group: str, *, durability: str | None = None) -> Bulk:
-        """Remove all sessions of a group; answers how many, and whether in one atomic commit.
-
-        Up to 4,096 sessions go in one commit. More go in batches of 1,000, each atomic; if that breaks
-        off, the same call goes on with what is left. Raises as delete.
-        """
-        term = self._term(labels.GROUP, group, "a group")
-        return self._remove_all(term, Reason.GROUP, durability)
-
-    def touch_group(self, group: str, *, durability: str | None = None) -> Bulk:
-        """Extend the life of all sessions of a group as if they were used now. Answers as delete_group."""
-        operation_id = self._ids.take()
-
-        def touch(stage: Stage, key: bytes) -> bool:
-            now_ms = self._now_ms()
-            value = stage.value(key)
-            if value is None or expiry_of(value) < now_ms:
-                return False
-            self._touches.pop(key, None)
-            stage.touch(key, ACCESSED.pack(now_ms), operation_id, Reason.GROUP)
-            return True
-
-        return self._change_all(self._term(labels.GROUP, group, "a group"), touch, durability, operation_id)
-
-    def cleanup_orphans(self, members: Iterable[str], *, durability: str | None = None) -> int:
-        """Remove the sessions whose home node is not among `members`; answers how many.
-
-        As delete_group, one home node after the other. Raises UsageError if there are no members.
-        """
-        return sum(
-            self._remove_all(term, Reason.ORPHANED, durability).sessions for term in self._orphaned(members)
-        )
-
-    def adopt_orphans(self, members: Iterable[str], home_node: str, *, durability: str | None = None) -> int:
-        """Give the sessions whose home node is not among `members` to `home_node`, which must be.
-
-        Answers how many. Their version grows; their life is not extended. Raises UsageError.
-        """
-        known = list(members)
-        if home_node not in known:
-            raise UsageError(f"{home_node!r} is not among the members: its sessions would be orphans again")
-        operation_id = self._ids.take()
-
-        def adopt(stage: Stage, key: bytes) -> bool:
-            value = stage.value(key)
-            if value is None or expiry_of(value) < self._now_ms():
-                return False
-            id, plain = self._sealer.open_with_id(key, value)
-            old = Session(id, plain)
-            adopted = stored_bytes(old.replace(home_node=home_node))
-            adopted = with_stamps(adopted, old.version + 1, old.created_at, old.last_accessed)
-            stage.put(key, self._sealed(id, key, adopted, value), Reason.ADOPTED, operation_id)
-            return True
-
-        return sum(
-            self._change_all(term, adopt, durability, operation_id).sessions  # those that expired keep it
-            for term in self._orphaned(known)
-        )
-
-    def _remove_all(self, term: bytes, reason: Reason, durability: str | None) -> Bulk:
-        operation_id = self._ids.take()
-
-        def remove(stage: Stage, key: bytes) -> bool:
-            value = stage.value(key)
-            is_live = value is not None and expiry_of(value) >= self._now_ms()
-            self._touches.pop(key, None)
-            if is_live:
-                stage.remove(key, Kind.DELETE, reason, operation_id)
-            else:
-                stage.remove(key, Kind.EXPIRE, Reason.EXPIRED, operation_id)
-            return is_live
-
-        return self._change_all(term, remove, durability, operation_id, removes=True)
-
-    def _change_all(
-        self,
-        term: bytes,
-        change: Change,
-        durability: str | None,
-        operation_id: bytes,
-        *,
-        removes: bool = False,
-    ) -> Bulk:
-        def commit(evaluate: Evaluate) -> tuple[int, bytes | None]:
-            done: tuple[int, bytes | None] = self._commit(evaluate, durability, operation_id)
-            return done
-
-        return change_all(self._view, term, change, commit, removes=removes)
-
-    def cleanup_expired(self, limit: int | None = None) -> int:
-        """Remove sessions that have expired, as logged events; answers how many.
-
-        At most `limit` of them, all without it. Visits none that is alive, unless it was used since its
-        deadline was last looked at. Raises as a write, and UsageError for a limit below 1.
-        """
-        if limit is not None:
-            check_limit(limit)
-        return self._keeper.sweep(limit)
-
-    def reseal(self, progress: ResealProgress | None = None, *, recompress: bool = True) -> Resealed:
-        """Store every session as new ones are: sealed under the active key, compressed as the options say.
-
-        Without `recompress` each stays compressed or uncompressed.
-
-        Nothing else of a session changes, and one that is changed meanwhile is left to a later pass; passes
-        go on until one finds nothing to do. May be broken off at any time, and called again.
-        `progress` is told (sessions looked at, sessions there are). Raises KeyMissingError, after all others
-        are done, if there are sessions that cannot be opened; NotPrimaryError, and as a write does.
-        """
-        return reseal(
-            self._view, self._sealer, self._commit_all, self._options.wall_ms, progress, recompress=recompress
-        )
-
-    def _commit_all(self, evaluate: Callable[[Stage], int]) -> int:
-        changed: int = self._commit(evaluate, None, self._ids.take())
-        return changed
-
     # -- durability and fold ---------------------------------------------------------------------
 
     def flush(self) -> Position:
@@ -675,143 +487,3 @@ class SessionStore(SessionReader):
             "background_error": None if error is None else str(error),
             "refreshes_dropped": self._refreshes_dropped,
         }
-
-    # -- inside ----------------------------------------------------------------------------------
-
-    def _commit(self, evaluate: Callable[[Stage], Any], durability: str | None, operation_id: bytes) -> Any:
-        if durability is not None:
-            parse_durability(durability)
-        try:
-            if self._evictor is None:
-                result, position = self._writer.commit(evaluate, operation_id)
-            else:
-                result, position = self._commit_bounded(self._evictor, evaluate, operation_id)
-        except (SessionNotFoundError, VersionConflictError):
-            self._writer.wait_visible()  # it may rest on what is not committed yet
-            raise
-        if position is not None:
-            self._finish(position, durability, operation_id)
-        else:
-            self._writer.wait_visible()
-        return result
-
-    def _commit_bounded(
-        self, evictor: Evictor, evaluate: Evaluate, operation_id: bytes
-    ) -> tuple[Any, StatePosition | None]:
-        """As Writer.commit, with evictions for the sessions that are added."""
-        evaluate = evictor.bounded(evaluate, operation_id)
-        for _ in range(EVICT_TRIES):
-            try:
-                return self._writer.commit(evaluate, operation_id)
-            except NothingToEvict:
-                if not evictor.search():
-                    self._writer.wait_visible()
-        return self._writer.commit(evaluate, operation_id)
-
-    def _is_still_ours(self) -> bool:
-        """Did nothing change since the append that an acknowledgement depends on?"""
-        log = self._log
-        try:
-            return bool(log.words[_GENERATION] == log.generation)
-        except (StoreClosedError, ValueError):
-            return False  # another thread closed the store meanwhile
-
-    def _finish(self, position: StatePosition, durability: str | None, operation_id: bytes) -> None:
-        level = self._durability
-        if durability is not None:
-            level = max(level, parse_durability(durability))
-        try:
-            self._writer.finish(position, level, operation_id)
-        except Indeterminate as error:
-            error.operation_id = operation_id.hex()
-            raise
-
-    def _sealed(self, id: str, key: bytes, value: bytes, old: bytes | None) -> bytes:
-        """What is stored for a plain value in place of `old`. Raises KeyMissingError."""
-        if self._seals is not None:
-            return self._seals.seal(id, key, value)
-        if old is not None and old[1]:
-            self._sealer.refuse_plain(id, old)
-        return value
-
-    def _outlined(self, id: str, value: bytes | None, now_ms: int) -> Session | None:
-        """The session that a stored value is, if it has not expired; of a sealed one without its metadata."""
-        if value is None or expiry_of(value) < now_ms:
-            return None
-        if value[1]:
-            if value[1] not in KNOWN_FLAGS:
-                raise self._unknown_format(id)
-            value = outline(value)
-        session = Session(id, value)
-        session.check()
-        return session
-
-    def _too_large(self, id: str, value: bytes) -> SessionTooLargeError:
-        return SessionTooLargeError(
-            f"session {id!r} takes {len(value)} bytes, the limit is {self._size_bytes_max}",
-            hint="Keep large data elsewhere, or raise max_session_size_bytes.",
-        )
-
-    def _make_room_for_refreshes(self) -> None:
-        """Write what waits; a reader is never refused because that cannot be done."""
-        try:
-            self._flush_touches()
-        except PerdureError as error:
-            self._keeper.last_error = error
-            self._refreshes_dropped += len(self._touches)
-            self._touches.clear()
-
-    def _refresh_at_once(self, key: bytes, now_ms: int) -> None:
-        """Write one refresh; what cannot be written now waits for the others' next turn."""
-        if not self._log.is_primary:
-            self._refreshes_dropped += 1
-            return
-        try:
-            self._writer.commit(partial(self._refresh, {key: now_ms}))
-        except PerdureError:  # also inside an update function, where nothing else may be written
-            if len(self._touches) < REFRESHES_MAX:
-                self._touches[key] = now_ms
-            else:
-                self._refreshes_dropped += 1
-
-    def _refresh(self, touches: Mapping[bytes, int], stage: Stage) -> None:
-        """Put refreshes on the stage, of sessions that had not expired when they were used."""
-        operation_id = self._ids.take()
-        for key, accessed_ms in touches.items():
-            value = stage.value(key)
-            if value is None:
-                continue
-            written_ms: int = ACCESSED.unpack_from(value, ACCESSED_OFFSET)[0]
-            if written_ms < accessed_ms <= expiry_of(value):
-                stage.touch(key, ACCESSED.pack(accessed_ms), operation_id)
-
-    def _flush_touches(self) -> None:
-        """Write the coalesced refreshes, as one frame. A node that is not primary drops them."""
-        waiting = self._touches
-        taken: dict[bytes, int] = {}
-        with contextlib.suppress(KeyError):  # readers go on adding to it, and writers take out of it
-            while waiting and len(taken) < REFRESHES_MAX:
-                key, accessed_ms = waiting.popitem()
-                taken[key] = accessed_ms
-        if not taken:
-            return
-        if not self._log.is_primary:
-            self._refreshes_dropped += len(taken)
-            return
-        try:
-            self._writer.commit(partial(self._refresh, taken))
-        except PerdureError:
-            for key, accessed_ms in taken.items():
-                waiting.setdefault(key, accessed_ms)
-            raise
-
-
-def check_version(id: str, old: Session | None, expected: int | None) -> None:
-    """Raise VersionConflictError unless the session has the expected version (0: is not there)."""
-    actual = old.version if old else 0
-    if expected is not None and expected != actual:
-        raise VersionConflictError(
-            f"session {id!r} has version {actual}, expected {expected}",
-            expected=expected,
-            actual=actual or None,
-        )

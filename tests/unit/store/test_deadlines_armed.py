@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from perdure.store.committing import RandomIds
 from perdure.store.fold import HASH_BYTES
 from perdure.store.opening import OpenOptions, open_store
 from perdure.store.session import NEVER_MS, expiry_of
-from perdure.store.sessions import SessionStore, _Ids
+from perdure.store.sessions import SessionStore
 from perdure.store.tail_map import KEPT_MS, NEW_MS, UNKNOWN_MS, arm_after
 
 FOR_EVER_MS = 1 << 62
@@ -127,7 +128,7 @@ def test_what_is_left_to_arm_never_loses_what_was_to_be_armed(before: int | None
 
 
 def test_ids_that_threads_take_at_once_are_all_different() -> None:
-    ids = _Ids()
+    ids = RandomIds()
     taken: list[list[bytes]] = [[] for _ in range(8)]
 
     def take(mine: list[bytes]) -> None:

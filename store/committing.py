@@ -1,0 +1,229 @@
+"""Committing: how a public call becomes a frame, and when it may answer.
+
+Owns the handle's writer, keeper, evictor and random ids, what a call waits for before it answers, and the
+refreshes that wait in memory. What the calls are is in sessions.py and many.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from .capacity import Evictor, NothingToEvict
+from .commit import Durability, Evaluate, Writer, parse_durability
+from .errors import (
+    Indeterminate,
+    PerdureError,
+    SessionNotFoundError,
+    SessionTooLargeError,
+    StoreClosedError,
+    VersionConflictError,
+)
+from .ids import StatePosition
+from .keeper import Keeper
+from .opening import Opened, OpenOptions
+from .page import Word
+from .ports import CommitGate
+from .reading import REFRESHES_MAX, SessionReader
+from .sealed import KNOWN_FLAGS, outline
+from .session import ACCESSED, ACCESSED_OFFSET, Session, check_timeout, expiry_of, with_window
+from .stage import Stage
+
+EVICT_TRIES = 8
+"""Beside others that evict, too, what was found may be gone when it is needed."""
+_GENERATION = int(Word.GENERATION)
+_ID_POOL_BYTES = 4096
+
+
+class RandomIds:
+    """Random ids from a pool, so that each does not cost a system call. Safe for threads: pop is atomic."""
+
+    def __init__(self) -> None:
+        self._pool: list[bytes] = []
+
+    def take(self) -> bytes:
+        """16 random bytes, never given before."""
+        try:
+            return self._pool.pop()
+        except IndexError:
+            random = os.urandom(_ID_POOL_BYTES)
+            fresh = [random[at : at + 16] for at in range(16, _ID_POOL_BYTES, 16)]
+            self._pool = fresh
+            return random[:16]
+
+
+class CommittingStore(SessionReader):
+    """A handle that writes."""
+
+    def __init__(self, opened: Opened, options: OpenOptions, gate: CommitGate | None) -> None:
+        super().__init__(opened, options)
+        self._is_lazy = options.durability <= Durability.OS and gate is None
+        self._size_bytes_max = options.session_bytes_max
+        self._seals = self._sealer if self._sealer.changes else None
+        """None where values are stored as they are."""
+        self._window_ms = options.refresh_window_ms
+        self._default_timeout = check_timeout(options.default_timeout_ms)
+        self._default_lifetime = with_window(self._default_timeout, self._window_ms)
+        self._ids = RandomIds()
+        self._keeper = Keeper(opened, options, self._flush_touches)
+        self._writer = Writer(
+            opened.log,
+            opened.view,
+            gate=gate,
+            write_timeout_ms=options.write_timeout_ms,
+            after_append=self._keeper.after_append,
+            make_room=self._keeper.make_room,
+        )
+        if self._sealer.keys is not None:
+            self._keeper.refresh_keys = self._sealer.refresh
+        self._home_node = options.home_node
+        self._evictor: Evictor | None = None
+        if options.sessions_max is not None:
+            self._evictor = Evictor(
+                self._keeper, self._view, lambda: self._touches, self._flush_touches, options.sessions_max
+            )
+        self._gate = gate
+        self._is_closed = False
+        self._refreshes_dropped = 0
+        self._keeper.start(self._writer)
+
+    def _commit(self, evaluate: Callable[[Stage], Any], durability: str | None, operation_id: bytes) -> Any:
+        if durability is not None:
+            parse_durability(durability)
+        try:
+            if self._evictor is None:
+                result, position = self._writer.commit(evaluate, operation_id)
+            else:
+                result, position = self._commit_bounded(self._evictor, evaluate, operation_id)
+        except (SessionNotFoundError, VersionConflictError):
+            self._writer.wait_visible()  # it may rest on what is not committed yet
+            raise
+        if position is not None:
+            self._finish(position, durability, operation_id)
+        else:
+            self._writer.wait_visible()
+        return result
+
+    def _commit_bounded(
+        self, evictor: Evictor, evaluate: Evaluate, operation_id: bytes
+    ) -> tuple[Any, StatePosition | None]:
+        """As Writer.commit, with evictions for the sessions that are added."""
+        evaluate = evictor.bounded(evaluate, operation_id)
+        for _ in range(EVICT_TRIES):
+            try:
+                return self._writer.commit(evaluate, operation_id)
+            except NothingToEvict:
+                if not evictor.search():
+                    self._writer.wait_visible()
+        return self._writer.commit(evaluate, operation_id)
+
+    def _is_still_ours(self) -> bool:
+        """Did nothing change since the append that an acknowledgement depends on?"""
+        log = self._log
+        try:
+            return bool(log.words[_GENERATION] == log.generation)
+        except (StoreClosedError, ValueError):
+            return False  # another thread closed the store meanwhile
+
+    def _finish(self, position: StatePosition, durability: str | None, operation_id: bytes) -> None:
+        level = self._durability
+        if durability is not None:
+            level = max(level, parse_durability(durability))
+        try:
+            self._writer.finish(position, level, operation_id)
+        except Indeterminate as error:
+            error.operation_id = operation_id.hex()
+            raise
+
+    def _sealed(self, id: str, key: bytes, value: bytes, old: bytes | None) -> bytes:
+        """What is stored for a plain value in place of `old`. Raises KeyMissingError."""
+        if self._seals is not None:
+            return self._seals.seal(id, key, value)
+        if old is not None and old[1]:
+            self._sealer.refuse_plain(id, old)
+        return value
+
+    def _outlined(self, id: str, value: bytes | None, now_ms: int) -> Session | None:
+        """The session that a stored value is, if it has not expired; of a sealed one without its metadata."""
+        if value is None or expiry_of(value) < now_ms:
+            return None
+        if value[1]:
+            if value[1] not in KNOWN_FLAGS:
+                raise self._unknown_format(id)
+            value = outline(value)
+        session = Session(id, value)
+        session.check()
+        return session
+
+    def _too_large(self, id: str, value: bytes) -> SessionTooLargeError:
+        return SessionTooLargeError(
+            f"session {id!r} takes {len(value)} bytes, the limit is {self._size_bytes_max}",
+            hint="Keep large data elsewhere, or raise max_session_size_bytes.",
+        )
+
+    def _make_room_for_refreshes(self) -> None:
+        """Write what waits; a reader is never refused because that cannot be done."""
+        try:
+            self._flush_touches()
+        except PerdureError as error:
+            self._keeper.last_error = error
+            self._refreshes_dropped += len(self._touches)
+            self._touches.clear()
+
+    def _refresh_at_once(self, key: bytes, now_ms: int) -> None:
+        """Write one refresh; what cannot be written now waits for the others' next turn."""
+        if not self._log.is_primary:
+            self._refreshes_dropped += 1
+            return
+        try:
+            self._writer.commit(partial(self._refresh, {key: now_ms}))
+        except PerdureError:  # also inside an update function, where nothing else may be written
+            if len(self._touches) < REFRESHES_MAX:
+                self._touches[key] = now_ms
+            else:
+                self._refreshes_dropped += 1
+
+    def _refresh(self, touches: Mapping[bytes, int], stage: Stage) -> None:
+        """Put refreshes on the stage, of sessions that had not expired when they were used."""
+        operation_id = self._ids.take()
+        for key, accessed_ms in touches.items():
+            value = stage.value(key)
+            if value is None:
+                continue
+            written_ms: int = ACCESSED.unpack_from(value, ACCESSED_OFFSET)[0]
+            if written_ms < accessed_ms <= expiry_of(value):
+                stage.touch(key, ACCESSED.pack(accessed_ms), operation_id)
+
+    def _flush_touches(self) -> None:
+        """Write the coalesced refreshes, as one frame. A node that is not primary drops them."""
+        waiting = self._touches
+        taken: dict[bytes, int] = {}
+        with contextlib.suppress(KeyError):  # readers go on adding to it, and writers take out of it
+            while waiting and len(taken) < REFRESHES_MAX:
+                key, accessed_ms = waiting.popitem()
+                taken[key] = accessed_ms
+        if not taken:
+            return
+        if not self._log.is_primary:
+            self._refreshes_dropped += len(taken)
+            return
+        try:
+            self._writer.commit(partial(self._refresh, taken))
+        except PerdureError:
+            for key, accessed_ms in taken.items():
+                waiting.setdefault(key, accessed_ms)
+            raise
+
+
+def check_version(id: str, old: Session | None, expected: int | None) -> None:
+    """Raise VersionConflictError unless the session has the expected version (0: is not there)."""
+    actual = old.version if old else 0
+    if expected is not None and expected != actual:
+        raise VersionConflictError(
+            f"session {id!r} has version {actual}, expected {expected}",
+            expected=expected,
+            actual=actual or None,
+        )
