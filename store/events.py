@@ -12,7 +12,7 @@ from typing import Any
 
 from .consumers import Consumer, ConsumerFile, drop_consumer, list_consumers
 from .cursor import list_segments
-from .errors import PerdureError, UsageError
+from .errors import PerdureError, StoreClosedError, UsageError
 from .event_reader import EventPlace, EventReader, committed_end
 from .feed import AckPolicy, Feed, progress_of
 from .ids import LSN_LIMIT, Position, StatePosition, parse_position
@@ -34,6 +34,7 @@ class Events:
         opened.log.thread_locks.append(self._threads)
         self._feeds: dict[int, Feed] = {}
         self._subscribers: Subscribers | None = None
+        self._is_over = False
 
     def feed(
         self,
@@ -86,12 +87,18 @@ class Events:
         with self._threads:
             self._feeds[id(feed)] = feed
             self._opened.log.thread_locks.append(feed.threads)
+            is_late = self._is_over
+        if is_late:  # nobody else would close it, and its consumer would stay taken
+            feed.close(is_store_closed=True)
+            raise self._store_closed()
         return feed
 
     def on(self, kinds: Iterable[str] | str, callback: Callback) -> Subscription:
         """See SessionReader.on."""
         wanted = parse_kinds(kinds)
         with self._threads:
+            if self._is_over:
+                raise self._store_closed()
             if self._subscribers is None:
                 log = self._opened.log
                 self._subscribers = Subscribers(log, self._opened.view, self._open_session)
@@ -123,6 +130,8 @@ class Events:
     def close(self) -> PerdureError | None:
         """End every feed and subscription; answers why the progress of a consumer could not be written."""
         failed: PerdureError | None = None
+        with self._threads:
+            self._is_over = True
         if self._subscribers is not None:
             self._subscribers.close()
         for feed in list(self._feeds.values()):
@@ -131,6 +140,9 @@ class Events:
             except PerdureError as error:
                 failed = error
         return failed
+
+    def _store_closed(self) -> StoreClosedError:
+        return StoreClosedError("the store was closed", path=self._opened.store)
 
     def _closed(self, feed: Feed) -> None:
         with self._threads:

@@ -136,6 +136,7 @@ class Keeper:
         if self._writer is not None:
             self._writer.refuse_reentry()  # a sweep holds this lock while it waits to write
         with self._fold_threads:
+            self._fold_lock.check_open()  # another thread may have closed the store meanwhile
             try:  # also around the lock: to release what is not held does nothing, and a C call is never
                 # broken off at its beginning
                 self._fold_lock.acquire(self._options.write_timeout_ms)
@@ -147,6 +148,8 @@ class Keeper:
         if self._fold_threads.locked():
             return
         with self._fold_threads:
+            if self._fold_lock.descriptor < 0:
+                return  # another thread has closed the store, and folded
             try:
                 if self._fold_lock.try_acquire():
                     self._fold()

@@ -81,6 +81,11 @@ class FileLock:
             hint="See whether that process hangs or is stopped.",
         )
 
+    def check_open(self) -> None:
+        """Raise StoreClosedError, or ForkedError in a child, if it was closed."""
+        if self.descriptor < 0:
+            raise self._closed()
+
     def release(self) -> None:
         if self.descriptor >= 0:
             flock(self.descriptor, _RELEASE)

@@ -468,7 +468,10 @@ class SessionStore(ManySessions):
         """Make everything that was written durable on this node's disk; says up to where."""
         self._flush_touches()
         position = self.position()
-        self._log.flush(position.lsn)
+        try:
+            self._log.flush(position.lsn)
+        except ValueError as error:  # the page was closed meanwhile
+            raise StoreClosedError("the store was closed", path=self._opened.store) from error
         return position
 
     def fold(self) -> int:

@@ -58,6 +58,7 @@ class Subscribers:
         self._changed = threading.Condition(self.threads)
         self._subscriptions: tuple[Subscription, ...] = ()
         self._dispatcher: _Dispatcher | None = None
+        self._is_over = False
         self.errors = 0
         """Failures of callbacks, and of reading for them."""
         self.last_error = ""
@@ -72,6 +73,8 @@ class Subscribers:
         end, _, _ = committed_end(self._log, self._view)
         subscription = Subscription(kinds, callback, end.lsn, self)
         with self._changed:
+            if self._is_over:
+                raise StoreClosedError("the store was closed", path=self._log.store)
             self._subscriptions += (subscription,)
             if self._dispatcher is None:
                 place = EventPlace(end.lsn + 1, end.position if end.lsn else None)
@@ -109,6 +112,7 @@ class Subscribers:
     def close(self) -> None:
         """Cancel every subscription, and wait (up to CLOSE_S) for a callback that is under way elsewhere."""
         with self._changed:
+            self._is_over = True
             for subscription in self._subscriptions:
                 subscription.is_cancelled = True
             self._subscriptions = ()

@@ -64,6 +64,7 @@ class Sweeper:
         while limit is None or expired < limit:
             chunk = SWEEP_CHUNK if limit is None else min(SWEEP_CHUNK, limit - expired)
             with self._fold_threads:
+                self._fold_lock.check_open()
                 try:
                     self._fold_lock.acquire(self._options.write_timeout_ms)
                     found, done = self._sweep_chunk(writer, chunk, waits=True)

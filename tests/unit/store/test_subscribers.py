@@ -199,3 +199,14 @@ def test_only_what_can_be_called_subscribes_and_only_to_known_kinds(store: Sessi
         store.on("created", "print")  # type: ignore[arg-type]
     with pytest.raises(UsageError):
         store.on("gone", print)
+
+
+def test_what_would_listen_to_a_store_that_is_being_closed_is_refused(tmp_path: Path) -> None:
+    with SessionStore.open(tmp_path / "store") as store:
+        store._events.close()  # what close() does first
+        with pytest.raises(StoreClosedError):
+            store.on("*", print)
+        with pytest.raises(StoreClosedError):
+            store.feed(consumer="late")
+        assert [consumer.is_active for consumer in store.consumers()] == [False]
+        assert "perdure-events" not in [thread.name for thread in threading.enumerate()]

@@ -25,6 +25,7 @@ from perdure.store.errors import (
     LockTimeoutError,
     MetadataError,
     StorageError,
+    StoreClosedError,
     UsageError,
     VersionConflictError,
 )
@@ -523,3 +524,31 @@ def test_a_child_that_closes_the_handle_leaves_the_parents_locks_alone(
     store._keeper._fold_lock.release()
     assert other.try_acquire()
     other.close()
+
+
+@pytest.mark.parametrize("call", ["fold", "cleanup_expired"])
+def test_a_call_that_waits_for_a_fold_while_the_store_is_closed_says_so(open_one: Open, call: str) -> None:
+    store = open_one()
+    store.put("a", {}, None)
+    found: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            getattr(store, call)()
+        except BaseException as error:  # noqa: BLE001 - it is looked at below
+            found.append(error)
+
+    waiting = threading.Thread(target=run)
+    with store._keeper._fold_threads:
+        waiting.start()
+        time.sleep(0.05)  # it is at the lock, or will find the store closed before it
+        store._keeper._fold_lock.close()
+    waiting.join()
+    assert [type(error) for error in found] == [StoreClosedError]
+
+
+def test_a_write_that_would_fold_while_the_store_is_closed_is_no_failure(open_one: Open) -> None:
+    store = open_one()
+    store._keeper._fold_lock.close()
+    store._keeper._fold_at = 1
+    assert store.put("a", {}, None).version == 1
