@@ -233,6 +233,7 @@ def _check_backend(identity: Identity, store: Path, options: OpenOptions) -> Non
 
 
 def _create(store: Path, options: OpenOptions) -> Identity:
+    backend_kind(options.backend or DEFAULT_BACKEND)  # nothing is made for one that there is not
     with translated("cannot make a store", store):
         store.mkdir(parents=True, exist_ok=True)
         strange = [name for name in os.listdir(store) if name not in (names.WRITE_LOCK, names.CONFIG_FILE)]
@@ -253,7 +254,6 @@ def _create(store: Path, options: OpenOptions) -> Identity:
 
 def _new_identity(options: OpenOptions) -> Identity:
     backend = options.backend or DEFAULT_BACKEND
-    backend_kind(backend)
     now_ms = options.clock.now_ms() if options.clock else options.wall_ms()
     return Identity(new_cluster_id(), STANDALONE_NODE, 0, now_ms, backend)
 

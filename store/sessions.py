@@ -62,6 +62,7 @@ from .session import (
     expiry_at,
     expiry_of,
     stored_bytes,
+    tags_of,
     unpack_record,
     with_stamps,
     with_window,
@@ -264,7 +265,7 @@ class SessionStore(SessionReader):
             metadata if metadata is not None else {},
             priority,
             group=group,
-            tags=tuple(tags) if tags else (),
+            tags=tags_of(tags) if tags else (),
             home_node=self._home_node if home_node is None else home_node,
         )
         take = self._ids.take
@@ -311,7 +312,7 @@ class SessionStore(SessionReader):
         key = self._key_of(id)
         ttl = self._default_timeout if ttl_ms is DEFAULT_TIMEOUT_MS else check_timeout(ttl_ms)
         lifetime = with_window(ttl, self._window_ms) if sliding else 0
-        tagged = tuple(tags)
+        tagged = tags_of(tags) if tags else ()
         home = self._home_node if home_node is None else home_node
         value = encode_session(
             version=1,
@@ -570,7 +571,7 @@ class SessionStore(SessionReader):
 
         Answers how many. Their version grows; their life is not extended. Raises UsageError.
         """
-        known = list(members)
+        known = labels.members_of(members)
         if home_node not in known:
             raise UsageError(f"{home_node!r} is not among the members: its sessions would be orphans again")
         operation_id = self._ids.take()
