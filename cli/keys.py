@@ -13,7 +13,7 @@ import typer
 from ..store import PerdureError
 from . import render
 from .exits import Exit, code_of, leave, reporting
-from .options import AsJson, Yes
+from .options import AsJson, Yes, find_stores
 
 if TYPE_CHECKING:
     from ..recovery import KeyUse
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 Algorithm: TypeAlias = Literal["aes-256-gcm", "chacha20-poly1305"]
 KeyFile: TypeAlias = Annotated[Path, typer.Argument(metavar="FILE", help="The key file.")]
 Directories: TypeAlias = Annotated[
-    list[Path] | None, typer.Argument(metavar="[DIR]...", help="Stores that are opened with these keys.")
+    list[Path] | None,
+    typer.Argument(
+        metavar="[DIR]...", help="Stores (or @NAME) that are opened with these keys.", callback=find_stores
+    ),
 ]
 Kind: TypeAlias = Literal["id", "group", "tag", "home-node"]
 COLUMNS = ("key", "algorithm", "created", "is_active", "sessions", "snapshots", "segments")
@@ -118,7 +121,10 @@ def rotate(
 @reporting
 def reseal(
     file: KeyFile,
-    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Stores of these keys.")],
+    directories: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Stores (or @NAME) of these keys.", callback=find_stores),
+    ],
     compression: Annotated[
         Literal["none", "zstd"] | None,
         typer.Option("--compression", help="Compress or uncompress all sessions as well."),
@@ -149,7 +155,12 @@ def retire(
     file: KeyFile,
     key: Annotated[str, typer.Argument(metavar="KEY", help="The key's id, as `keys list` shows it.")],
     directories: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="All stores, of all nodes, that use the file.")
+        list[Path],
+        typer.Argument(
+            metavar="DIR...",
+            help="All stores (or @NAME), of all nodes, that use the file.",
+            callback=find_stores,
+        ),
     ],
     without_history: Annotated[
         bool,

@@ -12,7 +12,7 @@ import typer
 
 from . import render
 from .exits import Exit, leave, reporting
-from .options import LSN_MAX, AsJson, Directory
+from .options import LSN_MAX, AsJson, Directory, find_store
 
 SEGMENT_COLUMNS = (
     "name",
@@ -33,7 +33,12 @@ group = typer.Typer(help="Read a log: dump, stat.", no_args_is_help=True)
 @reporting
 def dump(
     place: Annotated[
-        Path, typer.Argument(metavar="DIR_OR_SEGMENT", help="A store's directory, or one segment file.")
+        Path,
+        typer.Argument(
+            metavar="DIR_OR_SEGMENT",
+            help="A store's directory, @NAME, or one segment file.",
+            callback=find_store,
+        ),
     ],
     from_lsn: Annotated[int, typer.Option("--from-lsn", min=1, max=LSN_MAX, help="The first LSN.")] = 1,
     to_lsn: Annotated[int | None, typer.Option("--to-lsn", min=1, max=LSN_MAX, help="The last LSN.")] = None,

@@ -28,7 +28,7 @@ _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)\Z")
 _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
-def _find_store(context: typer.Context, directory: Path) -> Path:
+def find_store(context: typer.Context, directory: Path) -> Path:
     """The directory of a named store for @NAME. Raises BadParameter, as any argument that cannot be read."""
     text = str(directory)
     if not text.startswith("@") or context.resilient_parsing:
@@ -39,12 +39,17 @@ def _find_store(context: typer.Context, directory: Path) -> Path:
         raise typer.BadParameter(str(error)) from error
 
 
+def find_stores(context: typer.Context, directories: list[Path] | None) -> list[Path] | None:
+    """As find_store, of several."""
+    return None if directories is None else [find_store(context, path) for path in directories]
+
+
 Directory: TypeAlias = Annotated[
     Path,
     typer.Argument(
         metavar="DIR",
         help="The store's directory, or @NAME for a named store of the configuration.",
-        callback=_find_store,
+        callback=find_store,
     ),
 ]
 NewDirectory: TypeAlias = Annotated[

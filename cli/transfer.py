@@ -112,6 +112,9 @@ def _sink(file: str, may_replace: bool) -> Generator[BinaryIO, None, None]:
         sys.stdout.buffer.flush()
         return
     path = Path(file)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        # A rename would put a file in the place of a device or a pipe.
+        raise UsageError("it is a device or a pipe", path=path, hint="Write to - and redirect that.")
     if path.exists() and not may_replace:
         raise UsageError("there is such a file already", path=path, hint="Give --yes to replace it.")
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)

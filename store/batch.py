@@ -16,6 +16,7 @@ from .session import (
     check_timeout,
     encode_session,
     expiry_of,
+    tags_of,
     unpack_header,
     with_cap,
     with_stamps,
@@ -104,7 +105,7 @@ class Batch:
             metadata if metadata is not None else {},
             priority,
             group=group,
-            tags=tuple(tags) if tags else (),
+            tags=tags_of(tags) if tags else (),
             home_node=self._home_node if home_node is None else home_node,
         )
         self._check_size(id, value)
@@ -130,7 +131,7 @@ class Batch:
         """A session under the caller's id, new or in place of the old one; as SessionStore.put."""
         key, ttl = self._sealer.key_of(id), self._timeout(ttl_ms)
         lifetime = with_window(ttl, self._window_ms) if sliding else 0
-        tagged = tuple(tags)
+        tagged = tags_of(tags) if tags else ()
         home = self._home_node if home_node is None else home_node
 
         # Encoded now: what the caller does to its metadata before the batch ends is not for this change.

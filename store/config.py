@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
@@ -160,7 +160,7 @@ def inspect_config(
         found.file = Path(named).expanduser().absolute()
         data = read_small(found.file, FILE_BYTES_MAX)
         if data is None:
-            by = "" if config is not None else f" (as {FILE_VARIABLE} says)"
+            by = "" if config is not None else f" (as --config or {FILE_VARIABLE} says)"
             raise UsageError(f"there is no configuration file{by}", path=found.file)
     elif directory is not None:
         path = Path(directory).absolute() / CONFIG_FILE
@@ -178,24 +178,39 @@ def with_keywords(given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
     Keywords are SessionStore.open's to check. Raises UsageError for a name that no option has.
     """
     names = names_of(STORE)
-    merged, notes = dict(given), Configuration()
+    notes = Configuration()
+    merged: dict[str, Any] = {}
+    givers: dict[str, str] = {}
     for name, value in values.items():
         if name in names or name == "create":
-            merged[name] = find_backend(value) if name == "backend" else value
+            ours = {name: value}
         elif name in OLD_OPTIONS:
-            for (section, ours), mapped in _old_values(notes, OLD_OPTIONS[name], value, "keyword").items():
-                if section == STORE:
-                    merged[ours] = mapped
+            ours = _old_keyword(notes, OLD_OPTIONS[name], value)
         else:
             raise UsageError(f"there is no option {name!r}{nearest(name, names)}")
+        for key, mapped in ours.items():
+            if key in merged:
+                raise UsageError(
+                    f"{name} gives {key}, which {givers[key]} gives already", hint="Give one of them."
+                )
+            merged[key], givers[key] = _without_old_word(key, mapped), name
     notes.require()
-    return merged
+    return {**given, **merged}
 
 
-def find_backend(value: Any) -> Any:
-    """Our name of a back end, where `value` is the old system's."""
-    known = option(STORE, "backend")
-    return known.old_values.get(value, value) if isinstance(value, str) else value
+def _old_keyword(notes: Configuration, old: OldOption, value: Any) -> dict[str, Any]:
+    """What an old option gives as a keyword: options of a store alone. Raises UsageError."""
+    try:
+        values = _old_values(notes, old, value, "keyword", {STORE})
+    except ValueError as error:
+        raise UsageError(f"{old.name}: {error}") from error
+    return {name: mapped for (section, name), mapped in values.items() if section == STORE}
+
+
+def _without_old_word(name: str, value: Any) -> Any:
+    """A keyword's value, ours where it is a word of the old system."""
+    known = find_option(STORE, name)
+    return known.old_values.get(value, value) if known and isinstance(value, str) else value
 
 
 def _parsed(data: bytes, path: Path) -> dict[str, Any]:
@@ -207,8 +222,17 @@ def _parsed(data: bytes, path: Path) -> dict[str, Any]:
         raise UsageError(f"the configuration is not TOML: {error}", path=path) from error
 
 
-def _old_values(found: Configuration, old: OldOption, value: Any, where: str) -> dict[tuple[str, str], Any]:
-    """What an old option gives, noted. Raises ValueError for a value of another type."""
+def _old_values(
+    found: Configuration,
+    old: OldOption,
+    value: Any,
+    where: str,
+    within: Collection[str] = (*SECTIONS, STORES),
+) -> dict[tuple[str, str], Any]:
+    """What an old option gives, noted; `within` are the sections that can be given in that place.
+
+    Raises ValueError for a value of another type.
+    """
     checked = old.shape.check(value) if not isinstance(value, _Text) else old.shape.parse(value)
     try:
         values = dict(old.gives(checked))
@@ -216,7 +240,11 @@ def _old_values(found: Configuration, old: OldOption, value: Any, where: str) ->
         message = error.message if isinstance(error, UsageError) else str(error)
         found.notes.append(Note(where, old.name, f"it has no effect: {message}"))
         return {}
-    if old.has_effect:
+    is_named = old.name in ("table_name", "file_path")
+    has_effect = any(section in within for section, _ in values) if values or is_named else old.has_effect
+    if old.has_effect and not has_effect:
+        found.notes.append(Note(where, old.name, f"it has no effect here: {old.ours}"))
+    elif old.has_effect:
         found.notes.append(Note(where, old.name, f"an old name, understood as {old.ours}"))
     else:
         found.notes.append(Note(where, old.name, f"it has no effect: {old.ours}"))
@@ -318,6 +346,10 @@ class _FileReader:
             if not _STORE_NAME.match(name):
                 self._problem(f"table_name: {name!r} is no name of a store")
                 return
+            if name in self._found.stores:
+                self._problem(
+                    f"table_name, file_path and [stores.{name}] give one store", "Give one of them."
+                )
             self._read_path(name, "file_path", self._old_store["file_path"])
             self._found.notes.append(
                 Note(
@@ -341,8 +373,7 @@ class _FileReader:
             self._problem(f"{name} in {where} gives {known.key}, which is given already", "Give one of them.")
             return
         if not by and isinstance(value, str) and value in known.old_values:
-            text = f"{value!r} is an old word, understood as {checked!r}"
-            self._found.notes.append(Note(f"{self._path} {where}", name, text))
+            self._found.notes.append(Note(f"{self._path} {where}", name, _old_word(value, checked)))
         self._found.in_file[key] = Setting(checked, "file", where)
 
     def _items(self, title: str, table: Any) -> Iterator[tuple[str, Any]]:
@@ -353,6 +384,10 @@ class _FileReader:
 
     def _problem(self, message: str, hint: str = "") -> None:
         self._found.problems.append(UsageError(message, path=self._path, hint=hint))
+
+
+def _old_word(text: str, value: Any) -> str:
+    return f"{text!r} is an old word, understood as {value!r}"
 
 
 def _title(scope: str, section: str) -> str:
@@ -370,11 +405,15 @@ def _read_environment(found: Configuration, variables: Mapping[str, str]) -> Non
         try:
             if name in known:
                 scope, into = known[name]
-                _set_variable(found, scope, into, into.parse(text), name)
+                value = into.parse(text)
+                _set_variable(found, scope, into, value, name)
+                if text in into.old_values:
+                    found.notes.append(Note("environment", name, _old_word(text, value)))
             elif old is not None:
-                for (section, ours), value in _old_values(found, old, _Text(text), name).items():
-                    into = STORE_PATH if section == STORES else option(section, ours)
-                    _set_variable(found, "", into, into.check(value), name)
+                for (section, ours), value in _old_values(found, old, _Text(text), name, SECTIONS).items():
+                    if section != STORES:
+                        into = option(section, ours)
+                        _set_variable(found, "", into, into.check(value), name)
             else:
                 # Not refused: container platforms set variables such as PERDURE_SERVICE_HOST by themselves.
                 said = f"no option has this variable{nearest(name, known)}"

@@ -162,12 +162,16 @@ class _Lines:
                 id, value = read_line(text)
                 check_size(id, value, size_bytes_max)
             except UsageError as error:
+                if not text.endswith(b"\n"):
+                    raise self._cut("the export breaks off in the middle of a line") from error
                 error.path, error.message = self._name, f"line {self.number}: {error.message}"
                 raise
             sessions += 1
             digest = (digest + hash_of(id.encode(), value)) & MASK64
             yield id, value
         end = self._frame(text)
+        if end is None and not text.endswith(b"\n"):
+            raise self._cut("the export breaks off in the middle of a line")
         if not isinstance(end, End):
             raise self._bad("neither a session nor the end of the export")
         if (sessions, f"{digest:016x}") != (end.sessions, end.digest):

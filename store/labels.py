@@ -62,6 +62,13 @@ def checked_term(kind: bytes, label: object, what: str) -> bytes:
         raise UsageError(f"{what} is valid Unicode, not {label!r}") from error
 
 
+def members_of(members: Iterable[str]) -> list[str]:
+    """The names of nodes that a caller gives. Raises UsageError for one text: its characters are no nodes."""
+    if isinstance(members, str):
+        raise UsageError(f"members are a list of node names, not {members!r}", hint="Give a list.")
+    return list(members)
+
+
 def priority_term(priority: object) -> bytes:
     """The term of a priority: NORMAL for the normal one, which is not in the index. Raises UsageError."""
     try:

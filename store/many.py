@@ -61,7 +61,7 @@ class ManySessions(CommittingStore):
 
         Answers how many. Their version grows; their life is not extended. Raises UsageError.
         """
-        known = list(members)
+        known = labels.members_of(members)
         if home_node not in known:
             raise UsageError(f"{home_node!r} is not among the members: its sessions would be orphans again")
         operation_id = self._ids.take()

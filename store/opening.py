@@ -238,6 +238,7 @@ def _check_backend(identity: Identity, store: Path, options: OpenOptions) -> Non
 
 
 def _create(store: Path, options: OpenOptions) -> Identity:
+    backend_kind(options.backend or DEFAULT_BACKEND)  # nothing is made for one that there is not
     with translated("cannot make a store", store):
         store.mkdir(parents=True, exist_ok=True)
         strange = [name for name in os.listdir(store) if name not in (names.WRITE_LOCK, names.CONFIG_FILE)]
@@ -258,7 +259,6 @@ def _create(store: Path, options: OpenOptions) -> Identity:
 
 def _new_identity(options: OpenOptions) -> Identity:
     backend = options.backend or DEFAULT_BACKEND
-    backend_kind(backend)
     is_cache = options.durability is Durability.CACHE
     if is_cache:
         check_cache_backend(backend)

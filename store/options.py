@@ -189,6 +189,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
         KEYS,
         None,
         "What sessions are encrypted with. none: they are not encrypted.",
+        1,
         can_be_none=True,
     ),
     Option(

@@ -279,11 +279,7 @@ class SessionReader(ABC):
 
     def _orphaned(self, members: Iterable[str]) -> list[bytes]:
         """The terms of home nodes that are no member."""
-        if isinstance(members, str):
-            raise UsageError(
-                f"members are the names of nodes, not the letters of one: {members!r}", hint="Give a list."
-            )
-        known = {self._term(labels.HOME_NODE, member, "a member") for member in members}
+        known = {self._term(labels.HOME_NODE, member, "a member") for member in labels.members_of(members)}
         if not known:
             raise UsageError(
                 "without members every session would be an orphan", hint="Name the nodes that there are."

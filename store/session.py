@@ -240,7 +240,7 @@ class Session(msgspec.Struct, eq=False, repr_omit_defaults=True):
             priority=self._fields[2] if priority is None else int(Priority(priority)),
             home_node=self.home_node if home_node is None else home_node,
             group=self.group if group is None else group,
-            tags=self.tags if tags is None else tuple(tags),
+            tags=self.tags if tags is None else tags_of(tags),
             metadata=self.metadata if metadata is None else metadata,
         )
         return Session(self.id, value)
@@ -282,6 +282,14 @@ class Session(msgspec.Struct, eq=False, repr_omit_defaults=True):
 def stored_bytes(session: Session) -> bytes:
     """The stored form of a session."""
     return session._value
+
+
+def tags_of(tags: Iterable[str]) -> tuple[str, ...]:
+    """Tags that a caller gives. Raises UsageError for one text, of which each character would be a tag."""
+    listed = () if isinstance(tags, str) else tuple(tags)
+    if isinstance(tags, str) or "" in listed:
+        raise UsageError(f"tags are a list of texts that are not empty, not {tags!r}")
+    return listed
 
 
 def encode_session(

@@ -21,6 +21,7 @@ from .commit import parse_durability
 from .committing import check_version
 from .errors import (
     SessionNotFoundError,
+    StoreClosedError,
     UsageError,
     VersionConflictError,
 )
@@ -46,6 +47,7 @@ from .session import (
     check_timeout,
     encode_session,
     expiry_at,
+    tags_of,
     unpack_record,
     with_stamps,
     with_window,
@@ -196,7 +198,7 @@ class SessionStore(ManySessions):
             metadata if metadata is not None else {},
             priority,
             group=group,
-            tags=tuple(tags) if tags else (),
+            tags=tags_of(tags) if tags else (),
             home_node=self._home_node if home_node is None else home_node,
         )
         take = self._ids.take
@@ -243,7 +245,7 @@ class SessionStore(ManySessions):
         key = self._key_of(id)
         ttl = self._default_timeout if ttl_ms is DEFAULT_TIMEOUT_MS else check_timeout(ttl_ms)
         lifetime = with_window(ttl, self._window_ms) if sliding else 0
-        tagged = tuple(tags)
+        tagged = tags_of(tags) if tags else ()
         home = self._home_node if home_node is None else home_node
         value = encode_session(
             version=1,

@@ -98,6 +98,20 @@ def test_the_option_config_names_the_file_for_one_command_only(
     assert "PERDURE_CONFIG" not in os.environ
 
 
+def test_a_named_store_stands_for_its_directory_in_keys_and_log_too(config: Path, tmp_path: Path) -> None:
+    perdure.open("@web", config=config).close()
+    file = tmp_path / "keys"
+    named = ("--config", config)
+    assert run("keys", "init", file).exit_code == 0
+    old = run_json("keys", "list", file)["keys"][0]["key"]
+    run_json(*named, "keys", "rotate", file, "@web")
+    run_json(*named, "keys", "reseal", file, "@web")
+    assert run_json(*named, "keys", "list", file, "@web")["keys"][0]["sessions"] == 0
+    run_json(*named, "keys", "retire", file, old, "@web", "--yes")
+    assert "epoch_start" in run(*named, "log", "dump", "@web").stdout
+    assert run(*named, "keys", "list", file, "@wbe").exit_code == 2
+
+
 def test_named_stores_are_listed_with_their_status(config: Path) -> None:
     rows = run_json("stores", code=1)["stores"]
     assert [(row["store"], row["sessions"], bool(row["problem"])) for row in rows] == [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -159,3 +160,23 @@ def test_the_lines_are_read_by_any_json_tool(store: Path) -> None:
     result = run("export", store)
     rows = [json.loads(line) for line in io.StringIO(result.stdout)]
     assert [row["metadata"] for row in rows[1:-1]] == [{"n": n, "b": {"$bytes": "AA=="}} for n in range(5)]
+
+
+def test_an_export_never_takes_the_place_of_a_device_or_a_pipe(store: Path, tmp_path: Path) -> None:
+    """A rename would: as root even that of /dev/null."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    said = run_json("export", str(store), str(pipe), "--yes", code=2)
+    assert said["error"]["path"] == str(pipe)
+    assert pipe.is_fifo()
+
+
+def test_a_file_that_is_cut_in_the_middle_of_a_line_is_damaged(store: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    run_json("export", str(store), str(whole))
+    for left_out in (5, whole.read_bytes().count(b"") // 2):
+        cut.write_bytes(whole.read_bytes()[:-left_out])
+        with SessionStore.open(tmp_path / "new"):
+            pass
+        said = run_json("import", str(tmp_path / "new"), str(cut), code=4)
+        assert "breaks off" in said["error"]["message"]

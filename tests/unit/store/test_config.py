@@ -324,6 +324,62 @@ def test_old_names_in_the_environment_and_as_keywords_are_understood(
     assert "batch_size: it has no effect" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cleanup_interval": "x"},
+        {"enabled": "x"},
+        {"nodes": "n1"},
+        {"cleanup_interval": 5, "sweep_interval_ms": 7},
+        {"compression": "none", "enable_compression": True},
+        {"backend": "redis"},
+    ],
+)
+def test_a_wrong_old_keyword_is_a_usage_error_and_makes_nothing(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError):
+        perdure.open(tmp_path / "s", **options)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("name", ["storage_mode", "backend"])
+def test_an_old_word_is_understood_as_a_keyword(tmp_path: Path, name: str) -> None:
+    options: dict[str, Any] = {name: "dets", "default_timeout_ms": "infinity"}
+    with perdure.open(tmp_path / "s", **options) as store:
+        assert store._opened.identity.backend == "sqlite"
+        assert store.put("a", {}).expires_at is None
+
+
+@pytest.mark.parametrize("name", ["snapshot_interval", "nodes", "table_name", "file_path"])
+def test_an_old_keyword_that_reaches_no_option_of_a_store_is_not_said_to_be_understood(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    values: dict[str, Any] = {"snapshot_interval": 5, "nodes": ["n2=h:1"]}
+    with perdure.open(tmp_path / "s", **{name: values.get(name, "x")}):
+        assert f"{name}: it has no effect here" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["PERDURE_TABLE_NAME", "PERDURE_FILE_PATH"])
+def test_an_old_variable_that_names_a_store_is_said_to_have_no_effect(name: str) -> None:
+    (note,) = load_config(environ={name: "x"}).notes
+    assert "it has no effect here" in note.text
+
+
+def test_an_old_word_in_the_environment_is_noted() -> None:
+    found = load_config(environ={"PERDURE_BACKEND": "dets"})
+    assert found.given(STORE) == {"backend": "sqlite"}
+    assert "understood as 'sqlite'" in found.notes[0].text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["table_name = 'a'\nfile_path = 'p'\n[stores.a]\npath = 'q'\n", "[store]\nkeys = ''\n"],
+)
+def test_a_store_given_twice_and_an_empty_path_of_keys_are_problems(tmp_path: Path, text: str) -> None:
+    assert len(inspect_config(write(tmp_path / "c.toml", text), environ={}).problems) == 1
+
+
 def test_a_note_is_logged_when_a_store_is_opened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "s" / "perdure.toml", "replication_factor = 3\n")
     with caplog.at_level(logging.WARNING):

@@ -349,7 +349,7 @@ def test_orphans_that_one_frame_does_not_take_are_adopted(
 
 def test_members_that_are_one_text_are_refused(store: SessionStore) -> None:
     store.put("a", {}, home_node="app-1")
-    with pytest.raises(UsageError, match="not the letters"):
+    with pytest.raises(UsageError, match="a list of node names"):
         store.cleanup_orphans("app-1")
     with pytest.raises(UsageError, match="Unicode"):
         list(store.orphans(["app-2"], after="\ud800"))
@@ -395,3 +395,35 @@ def index_of(store: SessionStore) -> list[tuple[bytes, bytes]]:
 def expected_index(store: SessionStore) -> list[tuple[bytes, bytes]]:
     keys = [id.encode() for id in store.ids()]
     return sorted((term, key) for key in keys for term in terms_of_record(store._read_record(key)))
+
+
+@pytest.mark.parametrize("tags", ["mobile", [""], ["a", ""]])
+def test_one_text_or_an_empty_one_is_no_tags_and_nothing_is_written(tmp_path: Path, tags: Any) -> None:
+    with SessionStore.open(tmp_path / "s") as store:
+        store.put("a", {})
+        for call in (
+            lambda: store.create({}, tags=tags),
+            lambda: store.put("b", {}, tags=tags),
+            lambda: store.update("a", lambda session: session.replace(tags=tags)),
+        ):
+            with pytest.raises(UsageError, match="tags are a list of texts"):
+                call()
+        for add in ("create", "put"):
+            with pytest.raises(UsageError, match="tags are"), store.batch() as batch:
+                batch.create({}, tags=tags) if add == "create" else batch.put("b", {}, tags=tags)
+        assert (store.count(), store["a"].version) == (1, 1)
+
+
+def test_one_text_is_no_list_of_members_and_no_session_is_removed(tmp_path: Path) -> None:
+    """Its characters would be the members, and every session an orphan."""
+    with SessionStore.open(tmp_path / "s", home_node="n1") as store:
+        store.put("a", {})
+        for call in (
+            lambda: list(store.orphans("n1")),
+            lambda: store.count_orphans("n1"),
+            lambda: store.cleanup_orphans("n1"),
+            lambda: store.adopt_orphans("n1", "n"),
+        ):
+            with pytest.raises(UsageError, match="a list of node names"):
+                call()
+        assert store["a"].home_node == "n1"
