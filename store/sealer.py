@@ -141,7 +141,7 @@ def are_ids_hidden(view: View) -> bool | None:
 
 
 def _any_record(view: View) -> Record | None:
-    scan = view.backend.scan()
+    scan = view.scan()
     try:
         return next((record for _, record in scan if len(record) >= RECORD_BYTES_MIN), None)
     finally:

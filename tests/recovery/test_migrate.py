@@ -33,6 +33,7 @@ from perdure.store.backends import open_backend
 from perdure.store.cursor import list_segments
 from perdure.store.identity import read_identity
 from perdure.store.page import Word
+from perdure.store.ports import Scan
 from tests.cluster.nodes import cluster_of, until
 from tests.recovery.busy import busy
 from tests.recovery.busy_process import COUNTER
@@ -573,3 +574,22 @@ def test_nodes_whose_states_go_to_memory_and_back_ship_receive_and_fold(tmp_path
         assert cluster.state_of("n1") == cluster.state_of("n2")
         for name in cluster.names:
             assert summarise(verify(cluster.path(name))).exit_code in (0, 1)
+
+
+def test_a_scan_that_begins_as_the_state_is_switched_and_dropped_is_of_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    known = filled(path, 50, backend="sqlite")
+    with SessionStore.open(path) as store:
+        backend = store._opened.backend
+        scan = backend.scan
+
+        def scan_late(after: bytes = b"") -> Scan:
+            migrate(path, to_backend="lmdb")
+            drop_previous(path)
+            return scan(after)
+
+        monkeypatch.setattr(backend, "scan", scan_late)
+        assert set(store.ids()) == {*known, COUNTER}
+        assert store.stats()["backend"] == "lmdb"
