@@ -163,8 +163,8 @@ class Evictor:
         """Give each session its pair. A crash, or a switch of the state, leaves it begun, to be redone."""
         self._add([USED_BEGUN])
         with self._view.mutex:
+            scan = self._view.scan()
             built = self._view.backend
-            scan = built.scan()
         try:
             records = iter(scan)
             while batch := list(islice(records, BUILD_AT_ONCE)):

@@ -180,4 +180,4 @@ def _image(store: SessionStore, prefix: str) -> Scan:
     with store._view.mutex:
         # A scan begins above a key: the greatest below the prefix is the prefix with its last byte one less.
         below = start[:-1] + bytes([start[-1] - 1]) + b"\xff" * 8 if start and start[-1] else b""
-        return store._opened.backend.scan(below)
+        return store._view.scan(below)

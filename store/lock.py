@@ -91,6 +91,10 @@ class FileLock:
             flock(self.descriptor, _RELEASE)
 
     def close(self) -> None:
+        self.release()  # a process that was forked a moment ago may still have the descriptor
+        self._forget()
+
+    def _forget(self) -> None:
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -104,7 +108,7 @@ class FileLock:
 
     def sever(self) -> None:
         """In a child: its descriptor shares the parent's lock, would keep it held, and could release it."""
-        self.close()
+        self._forget()
         self._is_inherited = True
 
 

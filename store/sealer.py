@@ -146,7 +146,7 @@ def some_records(view: View, limit: int) -> list[tuple[bytes, Record]]:
 
 def _of_state(view: View, limit: int) -> list[tuple[bytes, Record]]:
     try:
-        scan = view.backend.scan()
+        scan = view.scan()
         try:
             return list(islice((pair for pair in scan if len(pair[1]) >= RECORD_BYTES_MIN), limit))
         finally:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import msgspec
 
 from .cursor import READ_BYTES, Run
-from .errors import CorruptError, DivergedError, PositionGoneError
+from .errors import CorruptError, DivergedError, PerdureError, PositionGoneError
 from .event import Event, Kind, Reason
 from .fold import HASH_BYTES, record_of, touched, unreadable
 from .ids import NOWHERE, StatePosition
@@ -39,7 +39,7 @@ from .labels import (
 from .log import EventLog
 from .page import Word
 from .placing import place
-from .ports import Backend, Change, Deadline, Labelled, Record
+from .ports import Backend, Change, Deadline, Labelled, Record, Scan
 from .session import NEVER_MS, expiry_of
 from .tail_map import KEPT_MS, NEW_MS, UNKNOWN_MS, Entry, arm_after, follow_frames
 
@@ -244,6 +244,17 @@ class View:
         self.is_open = True
         self.follow_config()
         return self.state
+
+    def scan(self, after: bytes = b"") -> Scan:
+        """An image of the state, from the first key above `after`. The caller holds the mutex."""
+        while True:
+            generation = self.log.generation
+            try:
+                return self.backend.scan(after)
+            except PerdureError:
+                self.catch_up()  # another state was put in place of this one, and its files may be gone
+                if self.log.generation == generation:
+                    raise
 
     # -- taking frames ---------------------------------------------------------------------------
 
@@ -465,7 +476,7 @@ class View:
             self.advance()
             self.refresh()
             tail = dict(self.tail)
-            scan = self.backend.scan(max(after, prefix_floor(prefix)))
+            scan = self.scan(max(after, prefix_floor(prefix)))
         new = sorted(key for key, entry in tail.items() if entry[1] is not None)
         found: list[bytes] = []
         try:

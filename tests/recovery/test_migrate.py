@@ -33,6 +33,7 @@ from perdure.store.backends import open_backend
 from perdure.store.cursor import list_segments
 from perdure.store.identity import read_identity
 from perdure.store.page import Word
+from perdure.store.ports import Scan
 from tests.cluster.nodes import cluster_of, until
 from tests.recovery.busy import busy
 from tests.recovery.busy_process import COUNTER
@@ -542,3 +543,53 @@ def test_a_thread_that_folds_its_own_state_keeps_it_until_it_is_done(tmp_path: P
         assert not other.try_acquire()
         lock.close()
         other.close()
+
+
+def test_nodes_whose_states_go_to_memory_and_back_ship_receive_and_fold(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 2, sync_replicas=1) as cluster:
+        cluster.start_all()
+        store = cluster.open("n1")
+        replica = SessionStore.open(cluster.path("n2"), create=False)
+        for number in range(240):
+            store.create({"n": number})
+            if number == 60:
+                assert migrate(cluster.path("n2"), to_backend="memory").to_backend == "memory"
+            if number == 100:
+                assert migrate(cluster.path("n1"), to_backend="memory").to_backend == "memory"
+            if number == 140:
+                assert migrate_back(cluster.path("n2")).to_backend == "lmdb"
+            if number == 180:
+                assert migrate_back(cluster.path("n1")).to_backend == "lmdb"
+            if number == 200:
+                assert migrate_back(cluster.path("n2")).to_backend == "memory"
+            assert replica.count() <= number + 1
+        cluster.wait_applied(cluster.word("n1", Word.APPENDED))
+        until(lambda: replica.count() == 240, "the replica's reader sees all")
+        assert contents(replica) == contents(store)
+        assert (replica.stats()["backend"], store.stats()["backend"]) == ("memory", "lmdb")
+        replica.close()
+        assert migrate_back(cluster.path("n2")).to_backend == "lmdb"
+        store.create({"n": 240})
+        cluster.wait_applied(cluster.word("n1", Word.APPENDED))
+        assert cluster.state_of("n1") == cluster.state_of("n2")
+        for name in cluster.names:
+            assert summarise(verify(cluster.path(name))).exit_code in (0, 1)
+
+
+def test_a_scan_that_begins_as_the_state_is_switched_and_dropped_is_of_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    known = filled(path, 50, backend="sqlite")
+    with SessionStore.open(path) as store:
+        backend = store._opened.backend
+        scan = backend.scan
+
+        def scan_late(after: bytes = b"") -> Scan:
+            migrate(path, to_backend="lmdb")
+            drop_previous(path)
+            return scan(after)
+
+        monkeypatch.setattr(backend, "scan", scan_late)
+        assert set(store.ids()) == {*known, COUNTER}
+        assert store.stats()["backend"] == "lmdb"

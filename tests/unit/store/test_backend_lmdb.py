@@ -153,7 +153,7 @@ def test_the_file_is_no_larger_than_what_is_in_it_although_its_map_is(place: Pat
 
 def test_files_of_the_other_engine_are_refused(place: Path) -> None:
     lmdb.open(str(place), lib_version=1).close()
-    with pytest.raises(FormatError, match="repair"):
+    with pytest.raises(FormatError, match="perdure repair"):
         LmdbBackend(place)
 
 

@@ -133,3 +133,13 @@ def test_lock_when_its_file_has_content_leaves_it_alone(path: Path) -> None:
     lock.acquire(0)
     lock.close()
     assert path.read_bytes() == b"something"
+
+
+def test_a_closed_lock_is_free_though_a_child_still_has_its_descriptor(tmp_path: Path) -> None:
+    lock, other = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
+    assert lock.try_acquire()
+    inherited = os.dup(lock.descriptor)  # what a child has between its fork and what is done after it
+    lock.close()
+    assert other.try_acquire()
+    other.close()
+    os.close(inherited)
