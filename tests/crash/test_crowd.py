@@ -218,6 +218,7 @@ def test_a_crowd_that_is_killed_for_seconds_loses_nothing(
 
 
 @pytest.mark.lab
+@pytest.mark.xdist_group("crowd")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("durability", ["os", "disk"])
 @pytest.mark.parametrize("backend", BACKENDS)
