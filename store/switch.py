@@ -17,8 +17,12 @@ old state and the log behind it still give every session. If the one who switche
 that way until the next opening finishes the switch. After a power loss neither state is trusted, and
 whichever the identity names is made anew.
 
+A state in the memory of each process has an empty directory, so that it comes and goes by the same steps;
+who goes over to one makes it from snapshot and log. Who folds into one holds no lock of the store, and so
+goes over to another state only between folds.
+
 Invariant: a new state stands where the old one stood or further, so that a process which looks never
-goes back in time.
+goes back in time; from a state that is no file's, what it lacks is in the log, which is followed first.
 """
 
 from __future__ import annotations

@@ -381,11 +381,11 @@ def test_nodes_migrate_by_themselves_while_they_ship_receive_and_fold(tmp_path: 
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
-@pytest.mark.parametrize("backend", ["lmdb", "sqlite"])
+@pytest.mark.parametrize("backend", ["lmdb", "sqlite", "memory"])
 def test_a_disk_that_gets_full_ends_it_with_nothing_left_and_the_store_goes_on(
     backend: str, kind: str, tmp_path: Path
 ) -> None:
-    other = {"lmdb": "sqlite", "sqlite": "lmdb"}[backend]
+    other = {"lmdb": "sqlite", "sqlite": "lmdb", "memory": "lmdb"}[backend]
     with small_file_system(kind, tmp_path, size_mib=64) as file_system:
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
         words = [
