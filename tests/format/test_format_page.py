@@ -46,7 +46,7 @@ STRUCTS: dict[str, struct.Struct] = {
     "snapshot_format.ENTRY": snapshot_format.ENTRY,
     "snapshot_format.TRAILER": snapshot_format.TRAILER,
 }
-PARTS = {"frame.CHAIN", "frame.BODY_HEADER", "session.ACCESSED", "snapshot_format.CHECK"}
+PARTS = {"frame.CHAIN", "frame.BODY_HEADER", "session.ACCESSED", "session.CAP", "snapshot_format.CHECK"}
 """Structs that are a part of another one, which the page has."""
 
 MAGICS: dict[str, tuple[str, bytes]] = {

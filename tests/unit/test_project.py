@@ -176,7 +176,7 @@ def test_a_wheel_holds_every_module_of_every_room(tmp_path: Path) -> None:
     (wheel,) = (tmp_path / "dist").glob("perdure-*.whl")
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {f"perdure/{path.relative_to(copy)}" for room in ROOMS for path in (copy / room).rglob("*.py")}
-    assert inside == expected | {"perdure/__init__.py", "perdure/py.typed"}
+    assert inside == expected | {"perdure/__init__.py", "perdure/__main__.py", "perdure/py.typed"}
 
 
 def test_the_licence_is_stated_and_its_text_is_there() -> None:
