@@ -73,6 +73,7 @@ HEAD_LABELS_SHIFT: Final = 24
 """What is above in the HEAD word is the lengths of the labels: 0 if it has none."""
 _SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes, bytearray, memoryview})
 """Types whose values are stored as they are (the last two come back as bytes)."""
+_are_scalars = _SCALARS.issuperset
 _MISSING: Final = object()
 
 
@@ -213,7 +214,7 @@ class Session(msgspec.Struct, eq=False, repr_omit_defaults=True):
         """A copy whose metadata has these keys set."""
         start = self._start or self.check()
         merged = {**self.metadata, **changes}
-        return Session(self._id, self._value[:start] + encode_checked(merged), start)
+        return Session(self._id, self._value[:start] + encode_merged(merged, changes), start)
 
     def replace(
         self,
@@ -311,9 +312,10 @@ def encode_session(
     """
     try:
         "".join(metadata)  # see encode_checked: every key must be text
-        if not _SCALARS.issuperset(map(type, metadata.values())):
-            _check_values(metadata, "metadata", 0)
-        data = encode_metadata(metadata)
+        if _are_scalars(map(type, metadata.values())) or _are_plain(metadata.values()):
+            data = encode_metadata(metadata)
+        else:
+            data = b""
     except (AttributeError, TypeError, OverflowError, RecursionError, ValueError):
         data = b""
     if not data or not (data[0] & 0xF0 == 0x80 or data[0] in (0xDE, 0xDF)):
@@ -367,13 +369,24 @@ def with_accessed(value: bytes, accessed: bytes) -> bytes:
     return value[:ACCESSED_OFFSET] + accessed + value[ACCESSED_OFFSET + 8 :]
 
 
+def encode_merged(merged: dict[str, Any], changes: Mapping[str, Any]) -> bytes:
+    """encode_checked() of stored metadata with changes: what was stored is known to be right."""
+    try:
+        "".join(changes)
+        if _are_scalars(map(type, changes.values())) or _are_plain(changes.values()):
+            return encode_metadata(merged)
+    except (AttributeError, TypeError, OverflowError, RecursionError, ValueError):
+        pass  # said below, with the path
+    return encode_checked(merged)
+
+
 def encode_checked(metadata: Mapping[str, Any]) -> bytes:
     """Metadata as MessagePack; MetadataError with the path to what cannot be stored."""
     try:
         "".join(metadata)  # raises TypeError unless every key is text: another one could never be read
-        if _SCALARS.issuperset(map(type, metadata.values())):
+        if _are_scalars(map(type, metadata.values())) or _are_plain(metadata.values()):
             return encode_metadata(metadata)
-    except (AttributeError, TypeError, OverflowError, ValueError):
+    except (AttributeError, TypeError, OverflowError, RecursionError, ValueError):
         pass  # said below, with the path
     if not isinstance(metadata, Mapping):
         raise MetadataError(f"metadata must be a mapping, not {type(metadata).__name__}")
@@ -383,6 +396,26 @@ def encode_checked(metadata: Mapping[str, Any]) -> bytes:
     except (TypeError, OverflowError, RecursionError, UnicodeEncodeError) as error:
         where = _path_to_offender(metadata)
         raise MetadataError(f"metadata cannot be stored at {where}: {error}") from error
+
+
+def _are_plain(values: Iterable[object]) -> bool:
+    """Is there surely nothing among them, however deep, that _check_values() would refuse? Quick.
+
+    Raises TypeError for some of it, and RecursionError for what has no end.
+    """
+    for value in values:
+        kind = type(value)
+        if kind in _SCALARS:
+            continue
+        inner: Any = value
+        if kind is dict:
+            "".join(inner)
+            inner = inner.values()
+        elif kind is not list:
+            return False
+        if not _are_scalars(map(type, inner)) and not _are_plain(inner):
+            return False
+    return True
 
 
 def _check_values(value: Mapping[Any, Any] | Iterable[Any], path: str, depth: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import xxhash
 
 from .batch import Batch
-from .commit import parse_durability
+from .commit import Evaluate, parse_durability
 from .committing import check_version
 from .errors import (
     SessionNotFoundError,
@@ -210,11 +210,7 @@ class SessionStore(ManySessions):
             key = self._key_of(id)
             value = self._seals.seal(id, key, value)
         if self._evictor is not None:
-            self._commit(
-                lambda stage: stage.put(key, value, Reason.CREATED, operation_id),
-                durability,
-                operation_id,
-            )
+            self._commit(_creation(key, value, operation_id), durability, operation_id)
             return id
         expiry_ms = expiry_at(now_ms, timeout, cap)
         position = self._writer.create(key, value, operation_id, now_ms, expiry_ms)
@@ -492,3 +488,8 @@ class SessionStore(ManySessions):
             "background_error": None if error is None else str(error),
             "refreshes_dropped": self._refreshes_dropped,
         }
+
+
+def _creation(key: bytes, value: bytes, operation_id: bytes) -> Evaluate:
+    """A creation as an operation. Apart, so that create() has no variables that a closure shares."""
+    return lambda stage: stage.put(key, value, Reason.CREATED, operation_id)
