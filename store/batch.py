@@ -57,6 +57,7 @@ class Batch:
         self._durability = durability
         self._window_ms = refresh_window_ms
         self._default_timeout = default_timeout
+        self._default_lifetime = with_window(default_timeout, refresh_window_ms)
         self._changes: list[_Change] = []
         self._operation_id = take()
         self._is_entered = self._is_over = False
@@ -100,7 +101,9 @@ class Batch:
             1,
             now_ms,
             now_ms,
-            with_window(self._timeout(timeout_ms), self._window_ms),
+            self._default_lifetime
+            if timeout_ms is DEFAULT_TIMEOUT_MS
+            else with_window(check_timeout(timeout_ms), self._window_ms),
             0 if max_lifetime_ms is None else now_ms + check_timeout(max_lifetime_ms),
             metadata if metadata is not None else {},
             priority,
