@@ -312,10 +312,15 @@ def encode_session(
     """
     try:
         "".join(metadata)  # see encode_checked: every key must be text
-        if _are_scalars(map(type, metadata.values())) or _are_plain(metadata.values()):
-            data = encode_metadata(metadata)
+        for child in metadata.values():  # as _are_plain(), in place: most need no call
+            kind = type(child)
+            if kind in _SCALARS or (kind is list and _are_scalars(map(type, child))):
+                continue
+            if not _are_plain((child,)):
+                data = b""
+                break
         else:
-            data = b""
+            data = encode_metadata(metadata)
     except (AttributeError, TypeError, OverflowError, RecursionError, ValueError):
         data = b""
     if not data or not (data[0] & 0xF0 == 0x80 or data[0] in (0xDE, 0xDF)):
