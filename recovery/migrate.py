@@ -18,6 +18,7 @@ import msgspec
 
 from ..store import names
 from ..store.backends import backend_kind, shares_state
+from ..store.cache import refuse_cache
 from ..store.errors import PerdureError, StorageFullError, UsageError
 from ..store.files import make_directory, rename_durably, translated
 from ..store.identity import read_identity
@@ -117,7 +118,7 @@ def migrate(
     """
     path = Path(store)
     backend_kind(to_backend)
-    read_identity(path)
+    refuse_cache(read_identity(path), path)
     lock = take_migration_lock(path)
     try:
         return _Migration(path, on_progress or _silent, boot_id()).forward(to_backend)

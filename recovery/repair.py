@@ -19,6 +19,7 @@ from ..shipping.faults import clear_fault
 from ..shipping.nodelog import NodeLog, open_node_log
 from ..store import names
 from ..store.backends import shares_state
+from ..store.cache import refuse_cache
 from ..store.errors import UsageError
 from ..store.identity import read_identity
 from ..store.ids import StatePosition
@@ -95,7 +96,7 @@ def repair(
     makes in its memory has nothing to repair: log and snapshots are checked, unless `unchecked`.
     """
     path = Path(store)
-    read_identity(path)
+    refuse_cache(read_identity(path), path)
     started_ns = time.monotonic_ns()
     lock = take_migration_lock(path)
     try:

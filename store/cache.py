@@ -55,6 +55,16 @@ def check_cache_backend(backend: str) -> None:
         )
 
 
+def refuse_cache(identity: Identity, store: Path) -> None:
+    """Raise UsageError where a state is to be made from snapshot and log, which a cache does not have."""
+    if identity.is_cache:
+        raise UsageError(
+            "the store is a cache: it keeps no log to make another state from",
+            path=store,
+            hint="Export its sessions; a damaged one begins anew by itself at its next opening.",
+        )
+
+
 def empty_if_lost(store: Path, identity: Identity, boot_id: str) -> str:
     """Begin anew if the state cannot be trusted; says why, empty if it can be.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from perdure.recovery import migrate, repair
 from perdure.store import SessionStore, UsageError
 from perdure.store.cache import KEEP_S, drop_folded
 from perdure.store.commit import Durability
@@ -139,6 +140,19 @@ def test_a_store_is_what_it_was_made_as(tmp_path: Path) -> None:
         assert store.stats()["durability"] == "cache"
     with pytest.raises(UsageError, match="cannot keep its state in 'memory'"):
         SessionStore.open(tmp_path / "other", durability="cache", backend="memory")
+
+
+def test_no_other_state_is_made_from_a_log_that_is_not_kept(tmp_path: Path) -> None:
+    with SessionStore.open(tmp_path / "cache", durability="cache") as store:
+        store.put("a", {}, None)
+    for refused in (
+        lambda: migrate(tmp_path / "cache", to_backend="memory"),
+        lambda: repair(tmp_path / "cache"),
+    ):
+        with pytest.raises(UsageError, match="keeps no log"):
+            refused()
+    with SessionStore.open(tmp_path / "cache") as store:
+        assert "a" in store
 
 
 def test_what_can_be_lost_is_said_for_each_durability(tmp_path: Path) -> None:
