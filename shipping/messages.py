@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Annotated, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
 from ..store import zstd
 from ..store.errors import CorruptError, WireError
 from ..store.frame import FRAME_BYTES_MAX
+from .wire_types import Count, WirePosition, WireState
 
 PROTOCOL: Final = 1
 ENVELOPE = struct.Struct("<IBBH")
@@ -39,15 +40,6 @@ GREETING_BYTES_MAX: Final = 1024
 """Largest message before the peer has proved that it knows the secret."""
 EPOCHS_MAX: Final = 1024
 """So many of the newest epochs are told in a handshake."""
-
-Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
-"""A number that is never below 0; MessagePack itself keeps it below 2^64."""
-
-WirePosition: TypeAlias = tuple[Count, Count, Count]
-"""(epoch, LSN, chain)."""
-
-WireState: TypeAlias = tuple[Count, Count, Count, Count, Count]
-"""(epoch, LSN, chain, digest, session count)."""
 
 
 class Greet(msgspec.Struct, frozen=True):
