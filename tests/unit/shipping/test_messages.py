@@ -7,7 +7,7 @@ import contextlib
 import pytest
 from hypothesis import strategies as st
 
-from perdure.shipping import messages
+from perdure.shipping import messages, messages_rejoin
 from perdure.shipping.messages import (
     ENVELOPE,
     GREETING_BYTES_MAX,
@@ -53,6 +53,7 @@ EXAMPLES: list[Message] = [
     messages.PromiseReply(4, "n2", POSITION, 9, ""),
     messages.FetchAsk(POSITION, 1000),
     messages.FetchReply(0, POSITION),
+    messages_rejoin.Parted("two primaries", True),
 ]
 
 
