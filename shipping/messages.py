@@ -26,6 +26,8 @@ import msgspec
 from ..store import zstd
 from ..store.errors import CorruptError, WireError
 from ..store.frame import FRAME_BYTES_MAX
+from . import messages_server
+from .messages_server import ServerMessage
 from .wire_types import Count, WirePosition, WireState
 
 PROTOCOL: Final = 1
@@ -269,6 +271,7 @@ Message: TypeAlias = (
     | PromiseReply
     | FetchAsk
     | FetchReply
+    | ServerMessage
 )
 
 KINDS: Final[dict[int, type[Message]]] = {
@@ -295,8 +298,9 @@ KINDS: Final[dict[int, type[Message]]] = {
     43: PromiseReply,
     44: FetchAsk,
     45: FetchReply,
+    **messages_server.KINDS,
 }
-WITH_PAYLOAD: Final = frozenset({20, 32, 45})
+WITH_PAYLOAD: Final = frozenset({20, 32, 45}) | messages_server.WITH_PAYLOAD
 
 FENCED: Final = "fenced"
 FOREIGN: Final = "foreign"
