@@ -26,7 +26,8 @@ import msgspec
 from ..store import zstd
 from ..store.errors import CorruptError, WireError
 from ..store.frame import FRAME_BYTES_MAX
-from . import messages_server
+from . import messages_forward, messages_server
+from .messages_forward import ForwardMessage
 from .messages_server import ServerMessage
 from .wire_types import Count, WirePosition, WireState
 
@@ -275,6 +276,7 @@ Message: TypeAlias = (
     | FetchAsk
     | FetchReply
     | ServerMessage
+    | ForwardMessage
 )
 
 KINDS: Final[dict[int, type[Message]]] = {
@@ -302,8 +304,9 @@ KINDS: Final[dict[int, type[Message]]] = {
     44: FetchAsk,
     45: FetchReply,
     **messages_server.KINDS,
+    **messages_forward.KINDS,
 }
-WITH_PAYLOAD: Final = frozenset({20, 32, 45}) | messages_server.WITH_PAYLOAD
+WITH_PAYLOAD: Final = frozenset({20, 32, 45}) | messages_server.WITH_PAYLOAD | messages_forward.WITH_PAYLOAD
 
 FENCED: Final = "fenced"
 FOREIGN: Final = "foreign"

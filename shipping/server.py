@@ -95,7 +95,7 @@ class Server:
         link, _ = accepted
         with self._mutex:
             is_full = len(self._guests) >= CONNECTIONS_MAX
-            strangers = [guest for guest in self._guests.values() if not guest.is_trusted]
+            strangers = [guest for guest in self._guests.values() if guest.is_strange]
         if is_full:
             logger.warning("too many connections: peer=%s", link.peer)
             _say_farewell(link, f"{CONNECTIONS_MAX} connections are served already")
@@ -103,7 +103,9 @@ class Server:
         if len(strangers) >= STRANGERS_MAX:
             logger.warning("too many strangers: peer=%s", strangers[0].link.peer)
             strangers[0].hang_up()
-        guest = _Guest(link, Listening(self._secret, self._cluster_id, os.urandom(NONCE_BYTES)), self._handlers)
+        guest = _Guest(
+            link, Listening(self._secret, self._cluster_id, os.urandom(NONCE_BYTES)), self._handlers
+        )
         guest.thread = threading.Thread(target=self._serve, args=(guest,), name="perdure-guest", daemon=True)
         with self._mutex:
             self._guests[link] = guest
@@ -135,7 +137,8 @@ class _Guest:
 
     def __init__(self, link: Link, auth: Listening, handlers: Handlers) -> None:
         self.link = link
-        self.is_trusted = False
+        self.is_strange = True
+        """It has not proved itself yet, and was not hung up on."""
         self._auth = auth
         self._handlers = handlers
         self._talk = Conversation(link)
@@ -152,6 +155,7 @@ class _Guest:
 
     def hang_up(self) -> None:
         """End the connection from another thread: the one that serves it wakes, and closes it."""
+        self.is_strange = False
         with contextlib.suppress(OSError):
             self.link.socket.shutdown(socket.SHUT_RDWR)
 
@@ -168,7 +172,7 @@ class _Guest:
             raise WireError(f"a peer greeted as {self._auth.role}, which has no business here")
         self._talk.send(own, b"", deadline)
         self.link.trust()
-        self.is_trusted = True
+        self.is_strange = False
 
     def _expect(self, kind: type[_Said], deadline: float) -> _Said:
         message, _ = self._talk.take(deadline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -157,9 +158,8 @@ def test_who_does_not_know_the_secret_or_belongs_elsewhere_is_not_served() -> No
         with socket.create_connection((HOST, server.port)) as raw:
             raw.sendall(b"GET / HTTP/1.1\r\n\r\n" * 100)
             raw.settimeout(10)
-            with pytest.raises(ConnectionResetError):
+            with contextlib.suppress(ConnectionResetError):
                 assert raw.recv(100) == b""
-                raise ConnectionResetError
         with client(server) as one:
             ask(one)
     assert len(asked) == 1
@@ -171,9 +171,11 @@ def test_the_oldest_stranger_goes_when_another_one_comes() -> None:
         try:
             with client(server) as one:
                 assert ask(one)[0].raw_bytes == 1
-            strangers[0].settimeout(10)
+            for stranger in strangers[:5]:
+                stranger.settimeout(10)
             assert strangers[0].recv(10) == b""
-            assert len(server._guests) <= STRANGERS_MAX + 1
+            assert strangers[4].recv(10) == b""
+            assert sum(guest.is_strange for guest in server._guests.values()) <= STRANGERS_MAX
         finally:
             for stranger in strangers:
                 stranger.close()
@@ -215,7 +217,7 @@ def test_every_error_of_the_tree_goes_over_the_wire_and_back() -> None:
         if kind.__module__ == errors.__name__
         and not issubclass(kind, (VersionConflictError, Indeterminate, KeyMissingError))
     ]
-    assert len(plain) > 30
+    assert len(plain) > 25
     for error in special + plain:
         back = error_of(failed(error))
         assert type(back) is type(error)
