@@ -26,7 +26,10 @@ import msgspec
 from ..store import zstd
 from ..store.errors import CorruptError, WireError
 from ..store.frame import FRAME_BYTES_MAX
-from . import messages_rejoin as rejoin
+from . import messages_forward, messages_rejoin, messages_server
+from .messages_forward import ForwardMessage
+from .messages_rejoin import RejoinMessage
+from .messages_server import ServerMessage
 from .wire_types import Count, WirePosition, WireState
 
 PROTOCOL: Final = 1
@@ -286,7 +289,9 @@ Message: TypeAlias = (
     | PromiseReply
     | FetchAsk
     | FetchReply
-    | rejoin.RejoinMessage
+    | RejoinMessage
+    | ServerMessage
+    | ForwardMessage
 )
 
 KINDS: Final[dict[int, type[Message]]] = {
@@ -313,9 +318,13 @@ KINDS: Final[dict[int, type[Message]]] = {
     43: PromiseReply,
     44: FetchAsk,
     45: FetchReply,
-    **rejoin.KINDS,
+    **messages_rejoin.KINDS,
+    **messages_server.KINDS,
+    **messages_forward.KINDS,
 }
-WITH_PAYLOAD: Final = frozenset({20, 32, 45}) | rejoin.WITH_PAYLOAD
+WITH_PAYLOAD: Final = frozenset({20, 32, 45}).union(
+    messages_rejoin.WITH_PAYLOAD, messages_server.WITH_PAYLOAD, messages_forward.WITH_PAYLOAD
+)
 
 FENCED: Final = "fenced"
 FOREIGN: Final = "foreign"
