@@ -1,8 +1,8 @@
 """Every byte on the wire: shipper and receiver, slots, acknowledgements; imports only the store room."""
 
 from .asking import NodeClient
-from .auth import check_secret
 from .children import Child, Task, spawn_receiver, start_child
+from .credentials import Credentials, Secret, TlsFiles, check_secret
 from .faults import read_fault
 from .folder import run_folder
 from .gate import Gate, open_gate
@@ -16,16 +16,19 @@ from .status import ReplicaStatus, ShippingStatus, shipping_status
 
 __all__ = [
     "Child",
+    "Credentials",
     "Gate",
     "NodeClient",
     "NodeLog",
     "PromiseReply",
     "ReplicaStatus",
+    "Secret",
     "ShipperOptions",
     "ShippingStatus",
     "Slot",
     "StatusReply",
     "Task",
+    "TlsFiles",
     "check_secret",
     "open_gate",
     "open_node_log",

@@ -169,7 +169,7 @@ class Peer:
     def _connect(self) -> None:
         self._since_ms = monotonic_ms()
         self._stage = Stage.CONNECTING
-        link = begin_connect(self._host, self._port, self.name)
+        link = begin_connect(self._host, self._port, self.name, self._reign.secret, node=self.name)
         self._link = link
         self._mask = selectors.EVENT_READ | selectors.EVENT_WRITE
         self._reign.selector.register(link.socket, self._mask, self.on_event)
