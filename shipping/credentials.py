@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from ..store.errors import UsageError
+from ..store.errors import UsageError, WireError
 
 SECRET_BYTES_MIN: Final = 16
 
@@ -34,6 +34,10 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 Secret: TypeAlias = bytes | Credentials
+
+
+class CertificateError(WireError):
+    """A peer's certificate was not accepted here, or this node's was not accepted there."""
 
 
 def secret_of(secret: Secret) -> bytes:

@@ -18,7 +18,7 @@ import threading
 from typing import Any, Final, TypeAlias
 
 from ..store.errors import PerdureError, StorageError, UsageError, WireError
-from .credentials import TlsFiles
+from .credentials import CertificateError, TlsFiles
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +31,6 @@ _NOT_TLS: Final = frozenset(
     {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG", "BAD_RECORD_TYPE"}
 )
 _Stamp: TypeAlias = tuple[tuple[int, int, int], ...]
-
-
-class CertificateError(WireError):
-    """A peer's certificate was not accepted here, or this node's was not accepted there."""
 
 
 # -- contexts ----------------------------------------------------------------------------------------
@@ -221,7 +217,7 @@ class TlsStream:
             told = reason.partition("ALERT_")[2].replace("_", " ").lower()
             return CertificateError(
                 f"{self._peer} refuses this node's TLS: {told}",
-                hint="The other node's tls_ca must have signed this node's certificate, which must be in force.",
+                hint="Its tls_ca must have signed this node's certificate, which must be in force.",
             )
         if reason in _NOT_TLS:
             return WireError(

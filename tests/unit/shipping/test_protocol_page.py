@@ -8,6 +8,7 @@ from pathlib import Path
 from perdure.shipping import (
     auth,
     bootstrap,
+    credentials,
     link,
     messages,
     peer,
