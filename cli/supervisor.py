@@ -18,14 +18,13 @@ from typing import Protocol
 
 import msgspec
 
-from ..shipping import Child, Task, read_fault, shipping_status, start_child
+from ..shipping import Child, NodePorts, Task, read_fault, start_child, write_ports
 from ..store import PerdureError, read_identity
 from .chores import ChoreTask
 
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
-ROLE_EVERY_S = 0.5
 RESTART_S_MIN = 0.1
 RESTART_S_MAX = 10.0
 STEADY_S = 10.0
@@ -131,8 +130,6 @@ class Supervisor:
         self._folder = Post("folder", lambda: start_child(self._task("folder")))
         self._shipper = Post("shipper", self._start_shipper)
         self._chores = Post("chores", lambda: start_chores(plan.chores))
-        self._is_primary = False
-        self._role_s = 0.0
 
     def run(self, should_stop: Callable[[], bool], on_ready: Callable[[int], object]) -> None:
         """Keep the node running until `should_stop` says so; `on_ready` gets the port once it listens.
@@ -141,33 +138,17 @@ class Supervisor:
         """
         try:
             self._receiver.begin()
+            write_ports(self._plan.directory, NodePorts(listen=self._port))
             on_ready(self._port)
             while not should_stop():
-                self._look()
                 self._receiver.tend(True)
                 self._folder.tend(not read_fault(self._plan.directory))
-                self._shipper.tend(self._is_primary and bool(self._others()))
+                self._shipper.tend(bool(self._others()))
                 self._chores.tend(True)
                 time.sleep(TICK_S)
         finally:
             for post in (self._chores, self._shipper, self._folder, self._receiver):
                 post.stop()
-
-    def _look(self) -> None:
-        """See from the node's own files whether it is primary."""
-        now_s = time.monotonic()
-        if now_s - self._role_s < ROLE_EVERY_S:
-            return
-        self._role_s = now_s
-        try:
-            known = shipping_status(self._plan.directory)
-        except PerdureError as error:
-            logger.error("cannot read the node's status: error=%s", error)
-            return
-        is_primary = known.is_primary
-        if is_primary != self._is_primary:
-            logger.warning("role: node=%s is_primary=%s epoch=%d", self._node, is_primary, known.epoch)
-            self._is_primary = is_primary
 
     def _others(self) -> dict[str, tuple[str, int]]:
         return {node: address for node, address in self._plan.replicas.items() if node != self._node}
@@ -195,6 +176,7 @@ class Supervisor:
             replicas=self._others() if kind == "shipper" else {},
             compress=plan.compress,
             slot_budget_bytes=plan.slot_budget_bytes,
+            standby=kind == "shipper",
             log_level=plan.log_level,
         )
 

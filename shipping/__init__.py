@@ -8,10 +8,12 @@ from .folder import run_folder
 from .gate import Gate, open_gate
 from .messages import PromiseReply, StatusReply
 from .nodelog import NodeLog, open_node_log
+from .ports import NodePorts, read_ports, write_ports
 from .receiver import serve_receiver
 from .replica import run_replica
 from .shipper import ShipperOptions, run_shipper
 from .slots import Slot, read_slot, read_slots, remove_slot, write_slot
+from .standby import run_standby
 from .status import ReplicaStatus, ShippingStatus, shipping_status
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "Gate",
     "NodeClient",
     "NodeLog",
+    "NodePorts",
     "PromiseReply",
     "ReplicaStatus",
     "ShipperOptions",
@@ -30,15 +33,18 @@ __all__ = [
     "open_gate",
     "open_node_log",
     "read_fault",
+    "read_ports",
     "read_slot",
     "read_slots",
     "remove_slot",
     "run_folder",
     "run_replica",
     "run_shipper",
+    "run_standby",
     "serve_receiver",
     "shipping_status",
     "spawn_receiver",
     "start_child",
+    "write_ports",
     "write_slot",
 ]

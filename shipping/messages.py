@@ -211,6 +211,9 @@ class StatusReply(msgspec.Struct, frozen=True):
     """Milliseconds since a shipper was last heard, -1 if none was."""
     fault: str
     """Why this node must not become primary, empty if nothing speaks against it."""
+    serve_port: Count = 0
+    """Where its server listens, 0 if it is not known."""
+    monitor_port: Count = 0
 
 
 class PromiseAsk(msgspec.Struct, frozen=True):
