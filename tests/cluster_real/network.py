@@ -128,6 +128,8 @@ class Network:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGSTOP)
             stopped |= new
+        while any(_state(pid) == "R" for pid in stopped):  # the signal has not arrived yet
+            time.sleep(0.0005)
         return stopped
 
     def resume(self, name: str) -> None:
@@ -202,10 +204,15 @@ def _run(holder_pid: int, *words: str) -> None:
 
 
 def _is_dead(pid: int) -> bool:
+    return _state(pid) in {"Z", "X"}
+
+
+def _state(pid: int) -> str:
+    """As /proc has it; X for a process that is gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in {"Z", "X"}
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return True
+        return "X"
 
 
 def _path() -> str:

@@ -66,8 +66,7 @@ def test_a_paused_machine_answers_when_it_goes_on() -> None:
     with network_of("a", "b") as network:
         server = serve(network, "a")
         assert network.pause("a") == {server.pid}
-        state = Path(f"/proc/{server.pid}/stat")
-        assert state.read_text().rpartition(")")[2].split()[0] == "T"
+        assert Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
         network.resume("a")
         assert reaches(network, "b", "a")
 
