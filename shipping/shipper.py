@@ -31,7 +31,7 @@ from .gateserver import GateServer
 from .messages import Peers
 from .nodelog import NodeLog, monotonic_ms, open_node_log, take_process_lock
 from .peer import Peer
-from .progress import Electorate, commit_lsn, voters_connected
+from .progress import Electorate, commit_lsn, electorate_of, voters_connected
 from .reign import SILENCE_MS, SLOT_BUDGET_BYTES, Fenced, Reign
 from .slots import SlotWriter, slot_or_new
 from .wake import POLL_MS, PokeSocket, Wake, Watcher
@@ -209,17 +209,11 @@ class Shipper:
         epoch = log.cursor.header.epoch if log.cursor.header else 0
         starts = [file.first_lsn for file in list_segments(log.cursor.log) if file.epoch == epoch]
         config = log.config
-        if config.sync_replicas > 0 and len(config.voters) <= config.sync_replicas:
+        if config.sync_replicas > 0 and len(config.data_voters) <= config.sync_replicas:
             logger.error(
                 "nothing can be committed: voters=%s sync_replicas=%d", config.voters, config.sync_replicas
             )
-        return Electorate(
-            primary=self._node.node,
-            voters=frozenset(config.voters),
-            sync_replicas=config.sync_replicas,
-            epoch=epoch,
-            epoch_start_lsn=min(starts, default=1),
-        )
+        return electorate_of(config, self._node.node, epoch, min(starts, default=1))
 
     # -- committing ------------------------------------------------------------------------------
 
