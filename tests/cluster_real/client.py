@@ -1,4 +1,4 @@
-"""An application on one machine of a test's cluster: embeds the node's store, and keeps a history of its calls.
+"""An application on one machine of a test's cluster: embeds the node's store, keeps a history of its calls.
 
 Owns what is called, and what of it stands in the file: a line when a call begins, one when it is answered. A
 call without a second line got no answer, whether it raised Indeterminate or this process was killed in it.
