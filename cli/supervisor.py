@@ -18,14 +18,14 @@ from typing import Protocol
 
 import msgspec
 
-from ..shipping import Child, Task, read_fault, shipping_status, start_child
+from ..shipping import Child, NodePorts, Task, read_fault, read_ports, start_child, write_ports
 from ..store import PerdureError, read_identity
 from .chores import ChoreTask
+from .server_process import ServerChild, ServerTask, start_server
 
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
-ROLE_EVERY_S = 0.5
 RESTART_S_MIN = 0.1
 RESTART_S_MAX = 10.0
 STEADY_S = 10.0
@@ -117,6 +117,8 @@ class NodePlan(msgspec.Struct, frozen=True):
     compress: bool = True
     slot_budget_bytes: int = 0
     """0: the shipper's default."""
+    serve: tuple[str, int] | None = None
+    """Where the server listens; None: on the port after the receiver's, a free one where that was."""
     log_level: str = "WARNING"
 
 
@@ -127,12 +129,12 @@ class Supervisor:
         self._plan = plan
         self._node = read_identity(plan.directory).node
         self._port = plan.port
+        self._serve_port = 0
         self._receiver = Post("receiver", self._start_receiver)
         self._folder = Post("folder", lambda: start_child(self._task("folder")))
         self._shipper = Post("shipper", self._start_shipper)
+        self._server = Post("server", self._start_server)
         self._chores = Post("chores", lambda: start_chores(plan.chores))
-        self._is_primary = False
-        self._role_s = 0.0
 
     def run(self, should_stop: Callable[[], bool], on_ready: Callable[[int], object]) -> None:
         """Keep the node running until `should_stop` says so; `on_ready` gets the port once it listens.
@@ -141,33 +143,18 @@ class Supervisor:
         """
         try:
             self._receiver.begin()
+            write_ports(self._plan.directory, NodePorts(listen=self._port))
             on_ready(self._port)
             while not should_stop():
-                self._look()
                 self._receiver.tend(True)
                 self._folder.tend(not read_fault(self._plan.directory))
-                self._shipper.tend(self._is_primary and bool(self._others()))
+                self._shipper.tend(bool(self._others()))
+                self._server.tend(True)
                 self._chores.tend(True)
                 time.sleep(TICK_S)
         finally:
-            for post in (self._chores, self._shipper, self._folder, self._receiver):
+            for post in (self._chores, self._server, self._shipper, self._folder, self._receiver):
                 post.stop()
-
-    def _look(self) -> None:
-        """See from the node's own files whether it is primary."""
-        now_s = time.monotonic()
-        if now_s - self._role_s < ROLE_EVERY_S:
-            return
-        self._role_s = now_s
-        try:
-            known = shipping_status(self._plan.directory)
-        except PerdureError as error:
-            logger.error("cannot read the node's status: error=%s", error)
-            return
-        is_primary = known.is_primary
-        if is_primary != self._is_primary:
-            logger.warning("role: node=%s is_primary=%s epoch=%d", self._node, is_primary, known.epoch)
-            self._is_primary = is_primary
 
     def _others(self) -> dict[str, tuple[str, int]]:
         return {node: address for node, address in self._plan.replicas.items() if node != self._node}
@@ -184,6 +171,15 @@ class Supervisor:
     def _start_shipper(self) -> Child:
         return start_child(self._task("shipper"))
 
+    def _start_server(self) -> ServerChild:
+        plan = self._plan
+        host, port = plan.serve or (plan.host, plan.port + 1 if plan.port else 0)
+        task = ServerTask(str(plan.directory), host, self._serve_port or port, plan.secret, plan.log_level)
+        child = start_server(task)
+        self._serve_port = child.port
+        write_ports(plan.directory, msgspec.structs.replace(read_ports(plan.directory), serve=child.port))
+        return child
+
     def _task(self, kind: str) -> Task:
         plan = self._plan
         return Task(
@@ -195,6 +191,7 @@ class Supervisor:
             replicas=self._others() if kind == "shipper" else {},
             compress=plan.compress,
             slot_budget_bytes=plan.slot_budget_bytes,
+            standby=kind == "shipper",
             log_level=plan.log_level,
         )
 

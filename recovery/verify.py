@@ -56,6 +56,7 @@ _KNOWN_NAMES = frozenset(
         names.NODE_SOCKET,
         names.SHIPPER_LOCK,
         names.RECEIVER_LOCK,
+        names.PORTS,
         names.CUT_PLAN,
         names.INSTALL_PLAN,
         names.INCOMING,

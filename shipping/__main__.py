@@ -23,6 +23,7 @@ from .receiver import serve_receiver
 from .reign import SLOT_BUDGET_BYTES
 from .replica import run_replica
 from .shipper import ShipperOptions, run_shipper
+from .standby import run_standby
 from .wake import POLL_MS
 
 EXIT_NOT_PRIMARY: Final = 3
@@ -55,7 +56,8 @@ class _Process:
     def run(self, task: Task) -> None:
         """Do the task until it ends or is stopped."""
         if task.kind == "shipper":
-            run_shipper(
+            run = run_standby if task.standby else run_shipper
+            run(
                 task.store,
                 task.replicas,
                 secret=task.secret,

@@ -80,6 +80,8 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     poll_ms: int = 0
     use_pokes: bool = True
     use_watcher: bool = True
+    standby: bool = False
+    """A shipper that waits until its node is primary, and again when it is no more."""
     log_level: str = "WARNING"
 
 

@@ -26,6 +26,9 @@ import msgspec
 from ..store import zstd
 from ..store.errors import CorruptError, WireError
 from ..store.frame import FRAME_BYTES_MAX
+from . import messages_forward, messages_server
+from .messages_forward import ForwardMessage
+from .messages_server import ServerMessage
 from .wire_types import Count, WirePosition, WireState
 
 PROTOCOL: Final = 1
@@ -211,6 +214,9 @@ class StatusReply(msgspec.Struct, frozen=True):
     """Milliseconds since a shipper was last heard, -1 if none was."""
     fault: str
     """Why this node must not become primary, empty if nothing speaks against it."""
+    serve_port: Count = 0
+    """Where its server listens, 0 if it is not known."""
+    monitor_port: Count = 0
 
 
 class PromiseAsk(msgspec.Struct, frozen=True):
@@ -269,6 +275,8 @@ Message: TypeAlias = (
     | PromiseReply
     | FetchAsk
     | FetchReply
+    | ServerMessage
+    | ForwardMessage
 )
 
 KINDS: Final[dict[int, type[Message]]] = {
@@ -295,8 +303,10 @@ KINDS: Final[dict[int, type[Message]]] = {
     43: PromiseReply,
     44: FetchAsk,
     45: FetchReply,
+    **messages_server.KINDS,
+    **messages_forward.KINDS,
 }
-WITH_PAYLOAD: Final = frozenset({20, 32, 45})
+WITH_PAYLOAD: Final = frozenset({20, 32, 45}) | messages_server.WITH_PAYLOAD | messages_forward.WITH_PAYLOAD
 
 FENCED: Final = "fenced"
 FOREIGN: Final = "foreign"

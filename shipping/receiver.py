@@ -46,6 +46,7 @@ from .messages import (
     StatusReply,
 )
 from .nodelog import NodeLog, monotonic_ms, open_node_log, take_process_lock
+from .ports import read_ports
 from .replica_log import ReplicaLog
 from .slots import SlotWriter, slot_or_new
 from .visitor import Stage, Visitor
@@ -264,6 +265,7 @@ class Receiver:
         end = node.end_on_disk()
         log = node.log
         header = log.cursor.header
+        ports = read_ports(node.store)
         return StatusReply(
             node=node.node,
             shard=node.identity.shard,
@@ -279,6 +281,8 @@ class Receiver:
             primary=header.primary if header else "",
             primary_heard_ms=monotonic_ms() - self._heard_ms if self._heard_ms else -1,
             fault=self._fault(),
+            serve_port=ports.serve,
+            monitor_port=ports.monitor,
         )
 
     def promise(self, asked: Promise) -> PromiseReply:

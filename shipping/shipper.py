@@ -343,12 +343,8 @@ def run_shipper(
     writers stop), PoisonedError after a failed sync, and UsageError for a secret that is too short or for
     a node among its own replicas, whose slot would hold back retention for ever.
     """
-    for host, _port in replicas.values():
-        check_secret(secret, host)
     path = Path(store)
-    own = read_identity(path).node
-    if own in replicas:
-        raise UsageError(f"{own} is this node itself, and no replica of it", node=own)
+    check_replicas(path, replicas, secret)
     lock = take_process_lock(path, names.SHIPPER_LOCK)
     try:
         node = open_node_log(path, [lock])
@@ -370,6 +366,15 @@ def run_shipper(
             shipper.close()
     finally:
         node.close()
+
+
+def check_replicas(store: Path, replicas: Mapping[str, tuple[str, int]], secret: bytes) -> None:
+    """Raises UsageError for a secret that is too short or for a node among its own replicas."""
+    for host, _port in replicas.values():
+        check_secret(secret, host)
+    own = read_identity(store).node
+    if own in replicas:
+        raise UsageError(f"{own} is this node itself, and no replica of it", node=own)
 
 
 def _by_poll() -> Wake:

@@ -1,0 +1,123 @@
+"""A shipper in waiting: every node has one, ready before the node is primary, so that a promotion waits for
+no process to start.
+
+Owns when a shipper ships: while its node is the primary. In between it looks at the page's generation every
+few milliseconds (a memory read), keeps its place near the end of the log, and holds neither the sockets that
+writers use nor a connection. Invariant: it ships only in an epoch of which the node's own files say that it
+is the primary; a fence or a lost role sends it back to wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from ..store import names
+from ..store.errors import NotPrimaryError
+from ..store.page import Word
+from .bootstrap import MakeSnapshot
+from .nodelog import NodeLog, monotonic_ms, open_node_log, take_process_lock
+from .shipper import Shipper, ShipperOptions, check_replicas
+
+logger = logging.getLogger(__name__)
+
+LOOK_MS: Final = 2
+"""How soon a promotion of this node is noticed."""
+ADVANCE_MS: Final = 50
+_GENERATION: Final = int(Word.GENERATION)
+
+
+def run_standby(
+    store: str | os.PathLike[str],
+    replicas: Mapping[str, tuple[str, int]],
+    *,
+    secret: bytes = b"",
+    options: ShipperOptions | None = None,
+    make_snapshot: MakeSnapshot | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_ready: Callable[[], object] | None = None,
+    lifeline: int | None = None,
+) -> None:
+    """As run_shipper, on a node of any role: ship whenever it is the primary, and wait while it is not.
+
+    Ends only when `should_stop` says so or the lifeline's other end is closed. Raises StoreInUseError if a
+    shipper runs already, PoisonedError after a failed sync, UsageError as run_shipper.
+    """
+    path = Path(store)
+    check_replicas(path, replicas, secret)
+    lock = take_process_lock(path, names.SHIPPER_LOCK)
+    try:
+        node = open_node_log(path, [lock])
+    except BaseException:
+        lock.close()
+        raise
+    ended = threading.Event()
+
+    def is_over() -> bool:
+        return ended.is_set() or should_stop()
+
+    try:
+        if on_ready is not None:
+            on_ready()
+        wait = _Wait(node, lifeline, ended)
+        while wait.until_primary(is_over):
+            _ship(Shipper(node, replicas, secret, options or ShipperOptions(), make_snapshot), wait, is_over)
+    finally:
+        node.close()
+
+
+class _Wait:
+    """Waiting for the node's turn."""
+
+    def __init__(self, node: NodeLog, lifeline: int | None, ended: threading.Event) -> None:
+        self.lifeline = lifeline
+        self.ended = ended
+        self._node = node
+        self._poller = select.poll()
+        if lifeline is not None:
+            self._poller.register(lifeline, select.POLLIN)
+
+    def until_primary(self, is_over: Callable[[], bool]) -> bool:
+        """Return once the node is the primary: True; False if the end came first. Raises PoisonedError."""
+        log, words = self._node.log, self._node.log.words
+        self._look()
+        advanced_ms = monotonic_ms()
+        while not log.is_primary:
+            if self._poller.poll(LOOK_MS):
+                self.ended.set()
+            if is_over():
+                return False
+            at_ms = monotonic_ms()
+            if words[_GENERATION] != log.generation:
+                self._look()
+            elif at_ms - advanced_ms >= ADVANCE_MS:
+                advanced_ms = at_ms
+                self._node.skip_ahead()
+                log.flusher.drop_retired()
+        return not is_over()
+
+    def _look(self) -> None:
+        """See what changed. The role is that of the log's newest epoch, so the log is read to its end."""
+        node = self._node
+        node.log.refresh_role()
+        node.skip_ahead()
+        node.log.follow()
+        node.log.flusher.drop_retired()
+
+
+def _ship(shipper: Shipper, wait: _Wait, is_over: Callable[[], bool]) -> None:
+    """Ship until the end, or until the role is lost."""
+    logger.info("shipping begins")
+    try:
+        if wait.lifeline is not None:
+            shipper.wake_on(wait.lifeline, wait.ended.set)
+        shipper.run(is_over)
+    except NotPrimaryError as error:
+        logger.warning("shipping ends: %s", error)
+    finally:
+        shipper.close()
