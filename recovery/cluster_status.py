@@ -73,7 +73,7 @@ def cluster_status(store: Store, reach: Reach = NOBODY) -> ClusterStatus:
     primary = max(claims, default=(0, ""))[1]
     epochs = [own.epoch, own.promise_epoch, *(max(reply.end[0], reply.promise_epoch) for reply in heard)]
     replicas = [_updated(source, own, replica, heard) for replica in own.replicas]
-    expected = sorted({*own.expected, *reach.peers} - {own.node}) if own.is_primary else []
+    expected = sorted({*own.expected, *reach.peers} - {own.node, *own.witnesses}) if own.is_primary else []
     known = {replica.node: replica for replica in replicas}
     holders = [
         Holder(node, node in known and known[node].is_connected, node in known and not known[node].lag_events)

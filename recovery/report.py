@@ -88,6 +88,8 @@ class NodeReport(msgspec.Struct, frozen=True):
     promise_epoch: int
     promise_candidate: str
     voters: tuple[str, ...]
+    witnesses: tuple[str, ...]
+    """Voters that keep promises only, and no log."""
     sync_replicas: int
     shipper_pid: int
     voters_connected: int
@@ -114,8 +116,9 @@ class NodeReport(msgspec.Struct, frozen=True):
 
     @property
     def expected(self) -> tuple[str, ...]:
-        """The nodes that ought to have what this one has: the other voters, and whoever is connected."""
-        others = {name for name in self.voters if name != self.node}
+        """The nodes that ought to have what this one has: the other voters that keep the log, and whoever is
+        connected."""
+        others = {name for name in self.voters if name != self.node} - set(self.witnesses)
         others |= {replica.node for replica in self.replicas if replica.is_connected}
         return tuple(sorted(others or {replica.node for replica in self.replicas}))
 
@@ -142,6 +145,7 @@ def report_node(directory: str | os.PathLike[str], *, is_brief: bool = False) ->
         promise_epoch=known.promise.epoch,
         promise_candidate=known.promise.candidate,
         voters=config.voters,
+        witnesses=config.witnesses,
         sync_replicas=k,
         shipper_pid=known.shipper_pid,
         voters_connected=known.voters_connected,

@@ -179,8 +179,8 @@ def _primary(store: Store) -> NodeReport:
 
 
 def _expected(known: NodeReport, reach: Reach) -> tuple[str, ...]:
-    others: Iterable[str] = {*known.expected, *reach.peers}
-    return tuple(sorted(node for node in others if node != known.node))
+    others: Iterable[str] = {*known.expected, *reach.peers} - {known.node, *known.witnesses}
+    return tuple(sorted(others))
 
 
 def _lacking(known: NodeReport, node: str, lsn: int) -> Lacking:

@@ -167,7 +167,7 @@ def _why_others_are_behind(status: ClusterStatus) -> str:
     """On a replica: have all that were asked the end of the primary's log, folded?"""
     replies = {peer.node: peer.reply for peer in status.peers if peer.reply is not None}
     asked = {*replies, status.own.node}
-    missing = [name for name in status.own.voters if name not in asked]
+    missing = [name for name in status.own.voters if name not in {*asked, *status.own.witnesses}]
     if missing:
         return f"{', '.join(missing)} could not be asked"
     leader = replies.get(status.primary)
