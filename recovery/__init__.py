@@ -1,6 +1,7 @@
 """Snapshots, replay, verify, promotion, retention and log tools; imports the store and shipping rooms."""
 
 from .cluster_status import ClusterStatus, PeerStatus, cluster_status
+from .counting import promises_needed
 from .drop import apply_retention, explain_retention
 from .findings import Finding, Level, Summary, summarise
 from .keyuse import KeyUse, key_use
@@ -14,7 +15,7 @@ from .migrate import (
     migrate_back,
     migration_state,
 )
-from .promises import Answer, Decision, Voters, VoterState, Why, count_promises, promises_needed
+from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
 from .promote import PromotionRefusedError, PromotionReport, promote
 from .reach import Reach
 from .repair import RepairReport, repair

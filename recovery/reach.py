@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from ..shipping.asking import NodeClient
+from ..shipping.credentials import Secret
 from ..store.errors import PerdureError, WireError
 
 ASK_TIMEOUT_MS: Final = 2_000
@@ -21,10 +22,10 @@ T = TypeVar("T")
 
 
 class Reach(msgspec.Struct, frozen=True):
-    """The addresses of other nodes' receivers by name, and the secret that all nodes share."""
+    """The addresses of other nodes' receivers by name, and what this node proves itself with."""
 
     peers: Mapping[str, tuple[str, int]] = {}
-    secret: bytes = b""
+    secret: Secret = b""
     timeout_ms: int = ASK_TIMEOUT_MS
 
     def connect(self, node: str, cluster_id: bytes) -> NodeClient:
@@ -35,7 +36,12 @@ class Reach(msgspec.Struct, frozen=True):
                 f"the address of {node} is not known", node=node, hint="Give --peer NODE=HOST:PORT."
             )
         return NodeClient(
-            address[0], address[1], cluster_id=cluster_id, secret=self.secret, timeout_ms=self.timeout_ms
+            address[0],
+            address[1],
+            cluster_id=cluster_id,
+            secret=self.secret,
+            node=node,
+            timeout_ms=self.timeout_ms,
         )
 
     def ask_all(self, ask: Callable[[str], T]) -> dict[str, T | PerdureError]:

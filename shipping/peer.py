@@ -31,6 +31,7 @@ from ..store.ids import Position
 from . import slots
 from .auth import NONCE_BYTES, SHIPPER, Connecting
 from .bootstrap import SnapshotSender
+from .credentials import CertificateError
 from .link import Link, LinkClosed, begin_connect, check_connected
 from .messages import (
     DIVERGED,
@@ -169,7 +170,7 @@ class Peer:
     def _connect(self) -> None:
         self._since_ms = monotonic_ms()
         self._stage = Stage.CONNECTING
-        link = begin_connect(self._host, self._port, self.name)
+        link = begin_connect(self._host, self._port, self.name, self._reign.secret, node=self.name)
         self._link = link
         self._mask = selectors.EVENT_READ | selectors.EVENT_WRITE
         self._reign.selector.register(link.socket, self._mask, self.on_event)
@@ -424,7 +425,7 @@ class Peer:
         """What the slot says after a failure."""
         if isinstance(error, DivergedError):
             return slots.DIVERGED
-        if isinstance(error, (ForeignError, FencedError)) or self._stage is Stage.PROVING:
+        if isinstance(error, (ForeignError, FencedError, CertificateError)) or self._stage is Stage.PROVING:
             return slots.REFUSED
         if isinstance(error, PositionGoneError) or self.slot.state == slots.SNAPSHOT:
             return slots.SNAPSHOT

@@ -29,7 +29,7 @@ from ..store.errors import (
 from ..store.ids import Position
 from ..store.page import Word
 from ..store.promise import Promise
-from .auth import check_secret
+from .credentials import Secret, check_secret
 from .cut import cut_log, finish_cut
 from .faults import read_fault
 from .install import Incoming, finish_install
@@ -65,7 +65,7 @@ FETCH_BYTES_MAX: Final = 1 << 20
 class Receiver:
     """The receiver of one node."""
 
-    def __init__(self, node: NodeLog, host: str, port: int, secret: bytes) -> None:
+    def __init__(self, node: NodeLog, host: str, port: int, secret: Secret) -> None:
         self.node = node
         self.secret = secret
         self.replica = ReplicaLog(node)
@@ -128,7 +128,7 @@ class Receiver:
 
     def _accept(self, _mask: int) -> None:
         try:
-            accepted = accept(self._listener)
+            accepted = accept(self._listener, self.secret)
         except WireError as error:
             logger.warning("%s", error)
             return
@@ -373,16 +373,16 @@ def serve_receiver(
     host: str,
     port: int,
     *,
-    secret: bytes = b"",
+    secret: Secret = b"",
     should_stop: Callable[[], bool] = lambda: False,
     on_ready: Callable[[int], object] | None = None,
     lifeline: int | None = None,
 ) -> None:
     """Receive, acknowledge and answer on `host`:`port` until `should_stop` says so.
 
-    Port 0 takes a free one; `on_ready` is called with the port. `secret` is what all nodes share, empty
-    only on loopback. `lifeline` is a descriptor: the receiver ends when its other end is closed. What a
-    crash left half-done (a cut, an installed snapshot) is finished first.
+    Port 0 takes a free one; `on_ready` is called with the port. `secret` is what all nodes share, or
+    credentials (see check_secret); empty only on loopback. `lifeline` is a descriptor: the receiver ends when
+    its other end is closed. What a crash left half-done (a cut, an installed snapshot) is finished first.
 
     Raises StoreInUseError if a receiver runs already, WireError if the address is taken, CorruptError
     for a damaged log (a replica that lost what it acknowledged must not go on by itself), PoisonedError

@@ -190,6 +190,7 @@ class Visitor:
             raise WireError(f"the primary ships shard {hello.shard}, this node holds {identity.shard}")
         if hello.node == identity.node:
             raise WireError(f"the primary calls itself {hello.node}, as this node does")
+        self.link.check_name(hello.node)
         reign = Promise(hello.epoch, hello.node, hello.alone)
         self.primary, self.reign = hello.node, reign
         self.welcome(reign)
@@ -211,6 +212,7 @@ class Visitor:
             self.acknowledge(self._receiver.node.log.cursor.at.position)
 
     def _promise(self, ask: PromiseAsk) -> None:
+        self.link.check_name(ask.candidate)
         try:
             self.link.send(self._receiver.promise(Promise(ask.epoch, ask.candidate, ask.alone)))
         except PromiseRefusedError as error:
