@@ -1,10 +1,12 @@
 """Snapshots, replay, verify, promotion, retention and log tools; imports the store and shipping rooms."""
 
 from .cluster_status import ClusterStatus, PeerStatus, cluster_status
+from .consistency import check_consistency, reconcile
 from .counting import promises_needed
 from .drop import apply_retention, explain_retention
 from .findings import Finding, Level, Summary, summarise
 from .keyuse import KeyUse, key_use
+from .locate import LastChange, Located, SessionHolder, locate, wait_synced
 from .logtool import EpochStat, LogStat, SegmentStat, dump, stat
 from .migrate import (
     MigrationReport,
@@ -15,9 +17,11 @@ from .migrate import (
     migrate_back,
     migration_state,
 )
+from .ops_service import OpsService
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
 from .promote import PromotionRefusedError, PromotionReport, promote
 from .reach import Reach
+from .reconcile import Comparison, Difference, NodeVerdict
 from .repair import RepairReport, repair
 from .replay import ReplayReport, replay_to
 from .report import Failover, NodeReport, ReplicaReport, report_node
@@ -35,6 +39,7 @@ from .syncing import (
 )
 from .take import SnapshotState, inspect_snapshots, prune_snapshots, take_snapshot
 from .target import is_unfinished
+from .transferring import TransferReport, force_transfer
 from .verify import verify
 from .verify_end import Depth
 from .voters import WireVoters
@@ -44,19 +49,25 @@ __all__ = [
     "Answer",
     "ClusterStatus",
     "ClusterSync",
+    "Comparison",
     "Decision",
     "Depth",
+    "Difference",
     "EpochStat",
     "Failover",
     "Finding",
     "KeyUse",
     "Lacking",
+    "LastChange",
     "Level",
     "Line",
+    "Located",
     "LogStat",
     "MigrationReport",
     "MigrationState",
     "NodeReport",
+    "NodeVerdict",
+    "OpsService",
     "PeerStatus",
     "Plan",
     "Policy",
@@ -67,12 +78,14 @@ __all__ = [
     "ReplayReport",
     "ReplicaReport",
     "SegmentStat",
+    "SessionHolder",
     "SessionSync",
     "SnapshotState",
     "Summary",
     "SyncReport",
     "Target",
     "Transfer",
+    "TransferReport",
     "VoterState",
     "Voters",
     "Waited",
@@ -80,6 +93,7 @@ __all__ = [
     "WireVoters",
     "abort_migration",
     "apply_retention",
+    "check_consistency",
     "cluster_status",
     "count_promises",
     "drop_previous",
@@ -88,9 +102,11 @@ __all__ = [
     "explain_retention",
     "flush",
     "force_sync",
+    "force_transfer",
     "inspect_snapshots",
     "is_unfinished",
     "key_use",
+    "locate",
     "migrate",
     "migrate_back",
     "migration_state",
@@ -98,6 +114,7 @@ __all__ = [
     "promises_needed",
     "promote",
     "prune_snapshots",
+    "reconcile",
     "repair",
     "replay_to",
     "report_node",
@@ -108,4 +125,5 @@ __all__ = [
     "verify",
     "wait_for",
     "wait_for_replicas",
+    "wait_synced",
 ]
