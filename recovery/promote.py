@@ -42,7 +42,7 @@ from ..store.errors import (
     WireError,
 )
 from ..store.ids import EPOCH_MAX, Position
-from ..store.promise import Promise, read_promise
+from ..store.promise import Promise, leaps, read_promise
 from .counting import promises_needed
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises, is_further
 from .voters import WireVoters
@@ -207,12 +207,17 @@ class _Promotion:
                 raise self._refusal(decision)
 
     def _next_epoch(self, states: Iterable[VoterState]) -> int:
-        """One above every epoch that was ever promised or begun, as far as anybody said."""
+        """One above every epoch that was ever promised or begun, as far as anybody said.
+
+        What leaps is passed over: whoever says so has gone mad, and nobody else would promise it.
+        """
         seen = [self.log.promise.epoch, self.log.cursor.at.epoch]
         if self.log.cursor.header:
             seen.append(self.log.cursor.header.epoch)
+        own = max(seen)
         for state in states:
-            seen += [state.end.epoch, state.promise.epoch]
+            told = (state.end.epoch, state.promise.epoch)
+            seen += [epoch for epoch in told if not leaps(own, epoch)]
         if max(seen) >= EPOCH_MAX:
             raise UsageError(f"epoch {max(seen)} is the last one there can be")
         return max(seen) + 1
