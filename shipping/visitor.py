@@ -11,7 +11,14 @@ import os
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from ..store.errors import FencedError, ForeignError, PerdureError, PromiseRefusedError, WireError
+from ..store.errors import (
+    FencedError,
+    ForeignError,
+    PerdureError,
+    PositionGoneError,
+    PromiseRefusedError,
+    WireError,
+)
 from ..store.ids import Position
 from ..store.promise import Promise
 from .auth import NONCE_BYTES, SHIPPER, Listening
@@ -19,6 +26,7 @@ from .link import Link
 from .messages import (
     FENCED,
     FOREIGN,
+    GONE,
     PROTOCOL_ERROR,
     REFUSED,
     Ack,
@@ -148,6 +156,8 @@ class Visitor:
             code, held = FENCED, self._receiver.replica.held()
         elif isinstance(error, ForeignError):
             code = FOREIGN
+        elif isinstance(error, PositionGoneError):
+            code = GONE
         elif isinstance(error, WireError):
             code = PROTOCOL_ERROR
         refusal = Refusal(code, str(error)[:1000], held.epoch if held else 0, held.candidate if held else "")
