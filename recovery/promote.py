@@ -27,6 +27,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from ..shipping.credentials import Secret
 from ..shipping.cut import finish_cut
 from ..shipping.faults import read_fault
 from ..shipping.nodelog import NodeLog, open_node_log
@@ -68,7 +69,7 @@ Step = Callable[[str], None]
 def promote(
     store: str | os.PathLike[str],
     peers: Mapping[str, tuple[str, int]] | Voters,
-    secret: bytes = b"",
+    secret: Secret = b"",
     *,
     accept_data_loss: bool = False,
     alone: bool = False,
