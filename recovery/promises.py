@@ -19,12 +19,13 @@ somebody has to say that it did not: a witness, or else every other replica.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Protocol
 
 import msgspec
 
+from ..shipping.asking import FETCH_BYTES
 from ..store.control import AVAILABLE, Config
 from ..store.ids import Position
 from ..store.promise import Promise
@@ -69,6 +70,13 @@ class Voters(Protocol):
 
     def promise(self, node: str, asked: Promise) -> Answer:
         """Ask a voter for its promise; a refusal is an answer. Raises WireError if none comes."""
+        ...
+
+    def fetch(self, node: str, after: Position, limit_bytes: int = FETCH_BYTES) -> Iterator[bytes]:
+        """Runs of frames of its log from behind `after` to the end, each at most about `limit_bytes`.
+
+        Raises PositionGoneError if the position is not in that log, WireError if the node does not answer.
+        """
         ...
 
 

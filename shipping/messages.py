@@ -330,8 +330,9 @@ FENCED: Final = "fenced"
 FOREIGN: Final = "foreign"
 DIVERGED: Final = "diverged"
 REFUSED: Final = "refused"
+GONE: Final = "gone"
 PROTOCOL_ERROR: Final = "protocol"
-REFUSALS: Final = frozenset({FENCED, FOREIGN, DIVERGED, REFUSED, PROTOCOL_ERROR})
+REFUSALS: Final = frozenset({FENCED, FOREIGN, DIVERGED, REFUSED, GONE, PROTOCOL_ERROR})
 
 _KIND_OF: Final = {kind: number for number, kind in KINDS.items()}
 _DECODERS: Final = {number: msgspec.msgpack.Decoder(kind) for number, kind in KINDS.items()}
