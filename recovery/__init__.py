@@ -26,6 +26,7 @@ from .repair import RepairReport, repair
 from .replay import ReplayReport, replay_to
 from .report import Failover, NodeReport, ReplicaReport, report_node
 from .retention import Line, Plan, Policy, plan_retention
+from .self_reconcile import SelfReconciled, reconcile_self
 from .sync_state import ClusterSync, SessionSync
 from .syncing import (
     Lacking,
@@ -78,6 +79,7 @@ __all__ = [
     "ReplayReport",
     "ReplicaReport",
     "SegmentStat",
+    "SelfReconciled",
     "SessionHolder",
     "SessionSync",
     "SnapshotState",
@@ -115,6 +117,7 @@ __all__ = [
     "promote",
     "prune_snapshots",
     "reconcile",
+    "reconcile_self",
     "repair",
     "replay_to",
     "report_node",

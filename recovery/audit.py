@@ -76,6 +76,12 @@ def read_audit(store: Path, limit: int = 1000) -> list[AuditLine]:
     return found
 
 
+def last_recovery(store: Path) -> AuditLine | None:
+    """The newest line that says how a repair ended. Raises StorageError."""
+    ends = [line for line in read_audit(store) if line.action in ("ended", "rebuilt")]
+    return ends[-1] if ends else None
+
+
 def now_text() -> str:
     """The wall clock, as the audit file writes it."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
