@@ -36,7 +36,7 @@ from .progress import Electorate, commit_lsn, electorate_of, voters_connected
 from .reign import SILENCE_MS, SLOT_BUDGET_BYTES, Fenced, Reign
 from .roster import replica_addresses
 from .slots import SlotWriter, read_slots, slot_or_new
-from .wake import POLL_MS, PokeSocket, Wake, Watcher
+from .wake import POLL_MS, UNANNOUNCED_MIN, PokeSocket, Wake, Watcher
 from .window import Window
 
 logger = logging.getLogger(__name__)
@@ -115,6 +115,8 @@ class Shipper:
         self._is_fresh = False
         """Frames came in this round."""
         self._woken_by = Wake.POLL
+        self._unannounced = 0
+        """How often in a row frames came without a poke."""
         self.wakes: Counter[Wake] = Counter()
         """By what the shipper heard of frames that came while it waited."""
         self._ticked_ms = self._peers_told_ms = self._budget_ms = 0
@@ -319,8 +321,12 @@ class Shipper:
             key.data(mask)
         if timeout_s and words[_APPENDED] > log.cursor.at.lsn:
             self.wakes[self._woken_by] += 1
-            if options.use_watcher and self._woken_by is not Wake.POKE:
-                self._watcher.need()
+            if self._woken_by is Wake.POKE:
+                self._unannounced = 0
+            elif not ready or self._woken_by is Wake.WATCHER:  # anything else may be ahead of the poke
+                self._unannounced += 1
+                if options.use_watcher and self._unannounced >= UNANNOUNCED_MIN:
+                    self._watcher.need()
 
     def _poked(self, _mask: int) -> None:
         if self._poke.drain():
