@@ -8,6 +8,15 @@ from .findings import Finding, Level, Summary, summarise
 from .keyuse import KeyUse, key_use
 from .locate import LastChange, Located, SessionHolder, locate, wait_synced
 from .logtool import EpochStat, LogStat, SegmentStat, dump, stat
+from .members import (
+    Membership,
+    add_member,
+    add_witness,
+    list_members,
+    remove_member,
+    set_policy,
+    set_sync_replicas,
+)
 from .migrate import (
     MigrationReport,
     MigrationState,
@@ -64,6 +73,7 @@ __all__ = [
     "Line",
     "Located",
     "LogStat",
+    "Membership",
     "MigrationReport",
     "MigrationState",
     "NodeReport",
@@ -94,6 +104,8 @@ __all__ = [
     "Why",
     "WireVoters",
     "abort_migration",
+    "add_member",
+    "add_witness",
     "apply_retention",
     "check_consistency",
     "cluster_status",
@@ -108,6 +120,7 @@ __all__ = [
     "inspect_snapshots",
     "is_unfinished",
     "key_use",
+    "list_members",
     "locate",
     "migrate",
     "migrate_back",
@@ -118,9 +131,12 @@ __all__ = [
     "prune_snapshots",
     "reconcile",
     "reconcile_self",
+    "remove_member",
     "repair",
     "replay_to",
     "report_node",
+    "set_policy",
+    "set_sync_replicas",
     "stat",
     "summarise",
     "take_snapshot",
