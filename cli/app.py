@@ -19,7 +19,7 @@ from ..store import UsageError
 from ..store.config import FILE_VARIABLE as CONFIG_VARIABLE
 from ..store.option import variable_of
 from . import config as config_commands
-from . import feed, group, keys, log, member, orphans, render, retention, session, snapshot, tls
+from . import diverged, feed, group, keys, log, member, orphans, render, retention, session, snapshot, tls
 from .bench import bench
 from .demo.command import demo
 from .init import init
@@ -75,6 +75,7 @@ app.add_typer(keys.group, name="keys")
 app.add_typer(log.group, name="log")
 app.add_typer(tls.group, name="tls")
 app.add_typer(retention.group, name="retention")
+app.add_typer(diverged.group, name="diverged")
 session.group.command("watch")(watch)
 app.add_typer(session.group, name="session")
 app.add_typer(group.group, name="group")

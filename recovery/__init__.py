@@ -3,6 +3,15 @@
 from .cluster_status import ClusterStatus, PeerStatus, cluster_status
 from .consistency import check_consistency, reconcile
 from .counting import promises_needed
+from .diverged import (
+    Applied,
+    Change,
+    DivergedTail,
+    apply_diverged,
+    changes_in,
+    diverged_events,
+    list_diverged,
+)
 from .drop import apply_retention, explain_retention
 from .findings import Finding, Level, Summary, summarise
 from .keyuse import KeyUse, key_use
@@ -57,12 +66,15 @@ from .waiting import Target, Waited, wait_for
 
 __all__ = [
     "Answer",
+    "Applied",
+    "Change",
     "ClusterStatus",
     "ClusterSync",
     "Comparison",
     "Decision",
     "Depth",
     "Difference",
+    "DivergedTail",
     "EpochStat",
     "Failover",
     "Finding",
@@ -106,10 +118,13 @@ __all__ = [
     "abort_migration",
     "add_member",
     "add_witness",
+    "apply_diverged",
     "apply_retention",
+    "changes_in",
     "check_consistency",
     "cluster_status",
     "count_promises",
+    "diverged_events",
     "drop_previous",
     "dump",
     "ensure_synced",
@@ -120,6 +135,7 @@ __all__ = [
     "inspect_snapshots",
     "is_unfinished",
     "key_use",
+    "list_diverged",
     "list_members",
     "locate",
     "migrate",
