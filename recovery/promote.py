@@ -46,7 +46,7 @@ from ..store.errors import (
 from ..store.ids import EPOCH_MAX, Position
 from ..store.log import EventLog
 from ..store.page import Word
-from ..store.promise import Promise, read_promise
+from ..store.promise import Promise, leaps, read_promise
 from .counting import electors_in_force
 from .forward import cut_to_prefix, fetch_rest
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
@@ -183,12 +183,17 @@ class _Promotion:
         return f"{self.name} is not fit: its state does not follow its log: {fault}" if fault else ""
 
     def _next_epoch(self, states: Iterable[VoterState]) -> int:
-        """One above every epoch that was ever promised or begun, as far as anybody said."""
+        """One above every epoch that was ever promised or begun, as far as anybody said.
+
+        What leaps is passed over: whoever says so has gone mad, and nobody else would promise it.
+        """
         seen = [self.log.promise.epoch, self.log.cursor.at.epoch]
         if self.log.cursor.header:
             seen.append(self.log.cursor.header.epoch)
+        own = max(seen)
         for state in states:
-            seen += [state.end.epoch, state.promise.epoch]
+            told = (state.end.epoch, state.promise.epoch)
+            seen += [epoch for epoch in told if not leaps(own, epoch)]
         if max(seen) >= EPOCH_MAX:
             raise UsageError(f"epoch {max(seen)} is the last one there can be")
         return max(seen) + 1
