@@ -6,9 +6,10 @@ a question: a promotion asks each voter twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from ..shipping.asking import NodeClient
+from ..shipping.asking import FETCH_BYTES, NodeClient
+from ..shipping.credentials import Secret
 from ..store.errors import PromiseRefusedError, WireError
 from ..store.ids import Position
 from ..store.promise import Promise
@@ -25,7 +26,7 @@ class WireVoters:
         addresses: Mapping[str, tuple[str, int]],
         *,
         cluster_id: bytes,
-        secret: bytes = b"",
+        secret: Secret = b"",
         timeout_ms: int = ASK_TIMEOUT_MS,
     ) -> None:
         self._addresses = dict(addresses)
@@ -65,6 +66,11 @@ class WireVoters:
             raise WireError(f"{node} answered for epoch {reply.epoch} of {reply.candidate}", node=node)
         return Answer(node, Position(*reply.end), True, reply.fault)
 
+    def fetch(self, node: str, after: Position, limit_bytes: int = FETCH_BYTES) -> Iterator[bytes]:
+        """Frames of that node's log. Raises PositionGoneError, and WireError as state()."""
+        with self._connect(node) as client:
+            yield from client.fetch(after, limit_bytes)
+
     def _connect(self, node: str) -> NodeClient:
         address = self._addresses.get(node)
         if address is None:
@@ -75,4 +81,5 @@ class WireVoters:
             cluster_id=self._cluster_id,
             secret=self._secret,
             timeout_ms=self._timeout_ms,
+            node=node,
         )

@@ -1,35 +1,48 @@
 """Every byte on the wire: shipper and receiver, slots, acknowledgements; imports only the store room."""
 
 from .asking import NodeClient
-from .auth import check_secret
 from .children import Child, Task, spawn_receiver, start_child
+from .credentials import Credentials, Secret, TlsFiles, check_secret
 from .faults import read_fault
 from .folder import run_folder
+from .forward_service import ForwardService
 from .gate import Gate, open_gate
 from .messages import PromiseReply, StatusReply
 from .nodelog import NodeLog, open_node_log
 from .ports import NodePorts, read_ports, write_ports
 from .receiver import serve_receiver
 from .replica import run_replica
+from .server import Handler, Server
+from .server import merged as merged_handlers
+from .server_client import AnswerLost, ServerClient
 from .shipper import ShipperOptions, run_shipper
 from .slots import Slot, read_slot, read_slots, remove_slot, write_slot
 from .standby import run_standby
 from .status import ReplicaStatus, ShippingStatus, shipping_status
 
 __all__ = [
+    "AnswerLost",
     "Child",
+    "Credentials",
+    "ForwardService",
     "Gate",
+    "Handler",
     "NodeClient",
     "NodeLog",
     "NodePorts",
     "PromiseReply",
     "ReplicaStatus",
+    "Secret",
+    "Server",
+    "ServerClient",
     "ShipperOptions",
     "ShippingStatus",
     "Slot",
     "StatusReply",
     "Task",
+    "TlsFiles",
     "check_secret",
+    "merged_handlers",
     "open_gate",
     "open_node_log",
     "read_fault",

@@ -13,14 +13,16 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, TypeVar
 
-from ..store.errors import FencedError, ForeignError, PromiseRefusedError, WireError
+from ..store.errors import FencedError, ForeignError, PositionGoneError, PromiseRefusedError, WireError
 from ..store.ids import Position
 from ..store.promise import Promise
-from .auth import CLIENT, NONCE_BYTES, Connecting, check_secret
+from .auth import CLIENT, NONCE_BYTES, Connecting
+from .credentials import Secret, check_secret
 from .link import Link, begin_connect, check_connected
 from .messages import (
     FENCED,
     FOREIGN,
+    GONE,
     Challenge,
     FetchAsk,
     FetchReply,
@@ -42,9 +44,16 @@ class NodeClient:
     """A connection to one node's receiver. Not for two threads at once."""
 
     def __init__(
-        self, host: str, port: int, *, cluster_id: bytes, secret: bytes = b"", timeout_ms: int = ANSWER_MS
+        self,
+        host: str,
+        port: int,
+        *,
+        cluster_id: bytes,
+        secret: Secret = b"",
+        timeout_ms: int = ANSWER_MS,
+        node: str = "",
     ) -> None:
-        """Connect and prove both sides.
+        """Connect and prove both sides. With certificates the other's must be that of `node`, if it is given.
 
         Raises WireError if the node can't be reached within `timeout_ms` or does not know the secret,
         ForeignError if it belongs to another cluster, UsageError for a secret that is too short.
@@ -53,7 +62,7 @@ class NodeClient:
         self._name = f"{host}:{port}"
         self._timeout_ms = timeout_ms
         deadline = self._deadline()
-        self._link: Link = begin_connect(host, port, self._name)
+        self._link: Link = begin_connect(host, port, self._name, secret, node=node)
         try:
             self._wait(select.POLLOUT, deadline)
             check_connected(self._link)
@@ -77,13 +86,13 @@ class NodeClient:
         """
         return self._ask(PromiseAsk(promise.epoch, promise.candidate, promise.alone), PromiseReply)[0]
 
-    def fetch(self, after: Position) -> Iterator[bytes]:
+    def fetch(self, after: Position, limit_bytes: int = FETCH_BYTES) -> Iterator[bytes]:
         """Runs of frames of the node's log from behind `after` up to its end, as they stand there.
 
-        Raises WireError if the position is not in its log.
+        Raises PositionGoneError if the position is not in its log, WireError if it does not answer.
         """
         while True:
-            reply, raw = self._ask(FetchAsk((after.epoch, after.lsn, after.chain), FETCH_BYTES), FetchReply)
+            reply, raw = self._ask(FetchAsk((after.epoch, after.lsn, after.chain), limit_bytes), FetchReply)
             if not raw:
                 return
             yield raw
@@ -133,8 +142,12 @@ class NodeClient:
             )
 
 
-def refused(refusal: Refusal, name: str) -> WireError | ForeignError | PromiseRefusedError | FencedError:
+def refused(
+    refusal: Refusal, name: str
+) -> WireError | ForeignError | PromiseRefusedError | FencedError | PositionGoneError:
     """The error that a refusal stands for."""
+    if refusal.code == GONE:
+        return PositionGoneError(f"{name} refuses: {refusal.text}")
     if refusal.code == FENCED:
         return PromiseRefusedError(
             f"{name} refuses: {refusal.text}",

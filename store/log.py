@@ -50,14 +50,17 @@ class EventLog(LogFollower):
         self.look_again()
         return given
 
-    def start_epoch(self, promise: Promise, config: Config, reason: str) -> Position:
+    def start_epoch(
+        self, promise: Promise, config: Config, reason: str, at_risk: tuple[int, int] = (0, 0)
+    ) -> Position:
         """Begin this node's reign with a durable EPOCH_START. The caller holds the lock and has counted
-        the promises that it needs.
+        the promises that it needs. `at_risk`: first and last LSN of what may be lost by it.
         """
         give_promise(self.store, promise)
         now_ms = max(self.now_ms(), self.cursor.time_ms)
         self.begin_segment(promise.epoch, self.identity.node, now_ms)
-        position = self.append_control(EpochStart(self.identity.node, reason), config, now_ms)
+        start = EpochStart(self.identity.node, reason, *at_risk)
+        position = self.append_control(start, config, now_ms)
         self.lost_frames = False
         self.flusher.flush(position.lsn)
         self.page.bump()

@@ -8,6 +8,7 @@ from pathlib import Path
 from perdure.shipping import (
     auth,
     bootstrap,
+    credentials,
     link,
     messages,
     peer,
@@ -17,7 +18,9 @@ from perdure.shipping import (
     visitor,
     wake,
     window,
+    wire_types,
 )
+from perdure.store import ids
 
 PAGE = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text(encoding="utf-8")
 
@@ -53,11 +56,22 @@ def test_the_limits_are_the_codes() -> None:
     )
 
 
+def test_limits_of_what_messages_hold_are_the_codes() -> None:
+    told = {row[0]: row[1] for row in rows() if len(row) == 2}
+    assert told["LSNs, counts and sizes in messages"] == f"below 2^{ids.LSN_LIMIT.bit_length() - 1}"
+    assert told["times in messages and frames"] == f"below 2^{wire_types.TIME_MS_LIMIT.bit_length() - 1} ms"
+    assert told["nodes that a primary tells of"] == str(wire_types.NODES_MAX)
+    epochs = (
+        f"{ids.EPOCH_MAX:,}; a node that knows one takes none more than {ids.EPOCH_JUMP_MAX:,} ahead of it"
+    )
+    assert told["epochs in messages"] == epochs
+
+
 def test_numbers_in_the_text_are_the_codes() -> None:
     flat = re.sub(r"\s+", " ", PAGE)
     for said in (
         f"Version {messages.PROTOCOL}",
-        f"at least {auth.SECRET_BYTES_MIN} bytes",
+        f"at least {credentials.SECRET_BYTES_MIN} bytes",
         f"({peer.RETRY_MS_MIN} ms to {peer.RETRY_MS_MAX // 1000} s apart",
         f"{peer.REFUSED_RETRY_MS // 1000} s after a refusal",
         f"{auth.NONCE_BYTES} random bytes",
