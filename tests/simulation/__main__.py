@@ -54,9 +54,8 @@ def main() -> int:
         if outcome.rule and given.stop:
             break
     if not given.json:
-        print(
-            f"{given.count} schedules, {failed} failed, {elapsed_ms / given.count:.0f} ms each; {dict(counts)}"
-        )
+        print(f"{given.count} schedules, {failed} failed, {elapsed_ms / given.count:.0f} ms each")
+        print(" ".join(f"{name}={count}" for name, count in counts.items()))
     return 1 if failed else 0
 
 

@@ -13,8 +13,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import xxhash
+
 from perdure.store.control import config_of, epoch_start_of
 from perdure.store.event import decode_events
 from perdure.store.frame import HEADER_BYTES as FRAME_BYTES
@@ -254,9 +254,9 @@ class Checker:
 
     def _promised(self, view: NodeView) -> None:
         held, promise = view.promise, read_promise(view.store)
-        if promise.epoch < held.epoch or (
-            promise.epoch == held.epoch and promise.candidate != held.candidate
-        ):
+        has_won = self.begun.get(promise.epoch, ("", 0))[0] == promise.candidate
+        is_other = promise.epoch == held.epoch and promise.candidate != held.candidate
+        if promise.epoch < held.epoch or (is_other and not has_won):
             raise Violation("promises are exclusive", f"{view.host.name} held {held}, now {promise}")
         view.promise = promise
         self.kernel.note("promise", view.host.name, promise.epoch, promise.candidate)

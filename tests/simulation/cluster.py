@@ -16,6 +16,7 @@ import perdure
 from perdure.recovery.promote import promote
 from perdure.shipping import folder, standby
 from perdure.shipping.folder import run_folder
+from perdure.shipping.messages import PromiseReply
 from perdure.shipping.nodelog import open_node_log
 from perdure.shipping.receiver import Receiver, serve_receiver
 from perdure.shipping.shipper import ShipperOptions
@@ -53,7 +54,7 @@ class Node:
     def __init__(self, cluster: Cluster, name: str, number: int, root: Path) -> None:
         self.cluster = cluster
         self.name = name
-        self.address = f"10.0.0.{number}"
+        self.address = f"127.0.0.{number}"
         self.store = root / name
         self.host = Host(cluster.kernel, name, self.address)
         self.disk = Disk(cluster.kernel, self.host, self.store)
@@ -74,7 +75,9 @@ class Node:
         process.on_end = lambda ended: self._ended(ended, name, run)
 
     def _ended(self, process: Process, name: str, run: Callable[[], object]) -> None:
-        self.cluster.kernel.note("ended", process, type(process.error).__name__, _text(process.error))
+        self.cluster.kernel.note(
+            "ended", process, type(process.error).__name__, self.cluster.text(process.error)
+        )
         self.cluster.ends.append((self.name, name, process.error))
         self.cluster.kernel.at(RESTART_MS * MS, self._spawn, name, run)
 
@@ -139,6 +142,7 @@ class Cluster:
 
     def __init__(self, kernel: Kernel, root: Path, nodes: int, sync_replicas: int) -> None:
         self.kernel = kernel
+        self.root = str(root)
         self.network = Network(kernel)
         self.system = System(kernel, self.network)
         self.checker = Checker(kernel)
@@ -193,18 +197,18 @@ class Cluster:
         return process
 
     def addresses(self, *, but: str) -> dict[str, tuple[str, int]]:
-        return {name: (f"10.0.0.{number}", PORT) for number, name in enumerate(self.names, 1) if name != but}
+        return {name: (f"127.0.0.{number}", PORT) for number, name in enumerate(self.names, 1) if name != but}
 
     def _watch_promises(self) -> None:
         """Remember what each node told others of its promises."""
         checker, given = self.checker, Receiver.promise
 
-        def promise(receiver: Receiver, asked: Promise) -> Any:
+        def promise(receiver: Receiver, asked: Promise) -> PromiseReply:
             reply = given(receiver, asked)
             checker.answered(receiver.node.node, asked)
             return reply
 
-        Receiver.promise = promise  # type: ignore[method-assign]
+        Receiver.promise = promise  # type: ignore[assignment]
 
     # -- promotion by hand -----------------------------------------------------------------------
 
@@ -219,7 +223,7 @@ class Cluster:
 
         process = self.spawn(node.host, "promote", run)
         process.on_end = lambda ended: self.kernel.note(
-            "promotion ended", node.name, type(ended.error).__name__, _text(ended.error)
+            "promotion ended", node.name, type(ended.error).__name__, self.text(ended.error)
         )
 
     def primary(self) -> Node | None:
@@ -235,6 +239,10 @@ class Cluster:
             ):
                 return node
         return None
+
+    def text(self, error: BaseException | None) -> str:
+        """What an error says, the same at every run."""
+        return str(error).replace(self.root, "")[:200] if error is not None else ""
 
     def counts(self) -> dict[str, int]:
         """How much was done, to see whether schedules do anything."""
@@ -292,10 +300,6 @@ class Cluster:
             if session is not None:
                 self.reads += 1
                 self.checker.read(node.name, session.metadata["op"].encode())
-
-
-def _text(error: BaseException | None) -> str:
-    return str(error).replace("/dev/shm", "")[:200] if error is not None else ""
 
 
 def remove_all(root: Path) -> None:

@@ -100,10 +100,10 @@ class Disk:
                 self.names[f"{folder}/{name}"] = None
             for name in files:
                 path = f"{folder}/{name}"
-                inode = self.inode_at(path)
-                if inode is not None:
-                    inode.durable[:] = Path(path).read_bytes()
-                    self.names[path] = inode
+                found = self.inode_at(path)
+                if found is not None:
+                    found.durable[:] = Path(path).read_bytes()
+                    self.names[path] = found
 
     def inode(self, descriptor: int) -> Inode:
         number = os.fstat(descriptor).st_ino
@@ -129,8 +129,7 @@ class Disk:
     def sync(self, file: Open) -> None:
         """fsync: what was written when it began is durable when it returns."""
         kernel = self.kernel
-        if file.inode is not None:
-            writes = len(file.inode.pending)
+        writes = len(file.inode.pending) if file.inode is not None else 0
         namings = self.namings[:] if file.inode is None else []
         if kernel.task is not None:
             began_ns = kernel.now_ns

@@ -131,12 +131,12 @@ class Stream:
     def put(self, data: bytes | None) -> None:
         network = self.network
         kernel = network.kernel
-        if network.ways.breaks and data and self.source is not self.target:
-            if kernel.random.random() < network.ways.breaks:
-                kernel.note("connection broken", self.source.name, self.target.name)
-                self.writer.reset()
-                self.reader.reset()
-                return
+        can_break = bool(network.ways.breaks and data) and self.source is not self.target
+        if can_break and kernel.random.random() < network.ways.breaks:
+            kernel.note("connection broken", self.source.name, self.target.name)
+            self.writer.reset()
+            self.reader.reset()
+            return
         at_ns = max(self.last_ns, kernel.now_ns + network.delay_ns(self.source, self.target))
         self.last_ns = at_ns
         self.units.append((at_ns, data))

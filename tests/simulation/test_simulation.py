@@ -13,8 +13,8 @@ import pytest
 from tests.simulation.runner import replay_command, run_many
 
 FROM = int(os.environ.get("PERDURE_SIM_FROM", "0"))
-COUNT = int(os.environ.get("PERDURE_SIM_COUNT", "300"))
-BATCH = 50
+COUNT = int(os.environ.get("PERDURE_SIM_COUNT", "60"))
+BATCH = 20
 
 
 def _run(first: int, count: int) -> None:
