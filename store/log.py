@@ -21,7 +21,7 @@ from .frame import FRAME_BYTES_MAX, MAGIC, pack_body_header, pack_chain, xxh3_64
 from .frame import HEADER_BYTES as FRAME_HEADER_BYTES
 from .ids import Position, StatePosition
 from .page import Word
-from .promise import Promise, give_promise
+from .promise import Promise, give_promise, give_reign
 from .sealing import create_segment
 from .segment import HEADER_BYTES, SegmentHeader
 
@@ -35,6 +35,7 @@ _END = int(Word.END)
 _LAST_FRAME = int(Word.LAST_FRAME)
 _CHAIN = int(Word.CHAIN)
 _FLUSHED = int(Word.FLUSHED)
+_COMMITTED = int(Word.COMMITTED)
 _new = tuple.__new__
 
 
@@ -50,6 +51,14 @@ class EventLog(LogFollower):
         self.look_again()
         return given
 
+    def follow_reign(self, reign: Promise) -> None:
+        """Promise an epoch to the primary that began it (see give_reign). The caller holds the write lock."""
+        header = self.cursor.header
+        begun = header is not None and header.epoch == reign.epoch
+        give_reign(self.store, reign, header.primary if header is not None and begun else "")
+        self.page.bump()
+        self.look_again()
+
     def start_epoch(
         self, promise: Promise, config: Config, reason: str, at_risk: tuple[int, int] = (0, 0)
     ) -> Position:
@@ -63,6 +72,30 @@ class EventLog(LogFollower):
         position = self.append_control(start, config, now_ms)
         self.lost_frames = False
         self.flusher.flush(position.lsn)
+        self.page.bump()
+        self.look_again()
+        return position
+
+    def change_config(self, config: Config) -> Position:
+        """Begin a segment with another CONFIG, in the epoch in force; durable, and in force from its own
+        frame on. The caller holds the lock with lock(), and has decided that the change may be made.
+
+        What was acknowledged without replicas stays visible: it is on disk, and said to be committed,
+        before a k above 0 is in force.
+        """
+        words, header = self.words, self.cursor.header
+        if header is None:
+            raise UsageError("a store without a log has no CONFIG to change")
+        if self.config.sync_replicas == 0:
+            self.flusher.flush(self.cursor.at.lsn)
+            words[_COMMITTED] = max(words[_COMMITTED], self.cursor.at.lsn)
+        before = config.before or self.config
+        now_ms = max(self.now_ms(), self.cursor.time_ms)
+        self.begin_segment(header.epoch, header.primary, now_ms)
+        position = self.append_control(None, config, now_ms)
+        self.flusher.flush(position.lsn)
+        if config.sync_replicas == 0 and before.sync_replicas == 0:
+            words[_COMMITTED] = max(words[_COMMITTED], position.lsn)
         self.page.bump()
         self.look_again()
         return position
