@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +10,14 @@ import typer
 
 from ..store import Config, Identity, OpenOptions, UsageError, begin_cluster, init_store, open_store
 from ..store.backends import DEFAULT_BACKEND
+from ..store.control import STRICT, auto_sync_replicas, config_problem
+from ..store.option import format_address
 from . import render
 from .exits import reporting
-from .options import AsJson, Backend, Directory
+from .options import AsJson, Backend, Directory, parse_nodes
 from .settings import Settings
+
+AUTO = "auto"
 
 
 @reporting
@@ -30,8 +35,29 @@ def init(
         list[str] | None, typer.Option("--voter", help="A node that votes, the primary included; repeat it.")
     ] = None,
     sync_replicas: Annotated[
-        int | None, typer.Option("--sync-replicas", min=0, help="How many replicas confirm each write.")
+        str | None,
+        typer.Option(
+            "--sync-replicas",
+            metavar="auto|N",
+            help="How many replicas confirm each write; auto, the default, is a majority of the cluster.",
+        ),
     ] = None,
+    witness: Annotated[
+        list[str] | None,
+        typer.Option("--witness", help="A voter that keeps promises only, no sessions; repeat it."),
+    ] = None,
+    member: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--member", metavar="NODE=HOST:PORT", help="Where a node of the cluster listens; repeat it."
+        ),
+    ] = None,
+    policy: Annotated[
+        str,
+        typer.Option(
+            "--policy", help="What a primary does alone: strict refuses writes, available needs a witness."
+        ),
+    ] = STRICT,
     backend: Backend = None,
     as_json: AsJson = False,
 ) -> None:
@@ -43,16 +69,24 @@ def init(
     \b
     Example:
       perdure init /srv/n1 --node n1 --primary \\
-          --voter n1 --voter n2 --voter n3 --sync-replicas 1
+          --voter n1 --voter n2 --voter n3
       perdure init /srv/n2 --node n2 --cluster-id 5f0c...
     """
     settings = Settings(directory)
     node = str(settings.needed(node, "node", "name", "--node NAME"))
-    if is_primary:  # of the others it is in the log
-        voter = settings.value(voter, "node", "voters")
-        sync_replicas = settings.value(sync_replicas, "node", "sync_replicas")
     kept_in: str = settings.value(backend, "store", "backend") or DEFAULT_BACKEND
-    config = _config(node, voter or [], sync_replicas or 0, is_primary)
+    if is_primary:  # of the others it is in the log
+        config = _config(
+            node,
+            settings.value(voter, "node", "voters") or [],
+            settings.value(witness, "node", "witnesses") or [],
+            str(settings.value(sync_replicas, "node", "sync_replicas")),
+            parse_nodes(member or []),
+            policy,
+        )
+    else:
+        _check_replica(voter, sync_replicas, witness, member)
+        config = Config()
     if not is_primary and cluster_id is None:
         raise UsageError(
             "a node that is not the first primary joins a cluster",
@@ -67,7 +101,9 @@ def init(
             "backend": kept_in,
             "is_primary": is_primary,
             "voters": list(config.voters),
+            "witnesses": list(config.witnesses),
             "sync_replicas": config.sync_replicas,
+            "is_auto": config.is_auto,
         },
         as_json=as_json,
     )
@@ -89,21 +125,51 @@ def make_node(
     return identity
 
 
-def _config(node: str, voters: list[str], sync_replicas: int, is_primary: bool) -> Config:
-    """Refuse what the cluster would refuse, before there is a directory."""
-    if not is_primary and (voters or sync_replicas):
+def _check_replica(*given: object) -> None:
+    if any(given):
         raise UsageError(
-            "--voter and --sync-replicas are the primary's to say",
+            "--voter, --witness, --member and --sync-replicas are the primary's to say",
             hint="Give them with --primary; a replica reads them in the log.",
         )
-    if voters and node not in voters:
-        raise UsageError(f"{node} is not among the voters {', '.join(voters)}", hint=f"Add --voter {node}.")
-    if sync_replicas > max(0, len(set(voters)) - 1):
+
+
+def _config(
+    node: str,
+    voters: list[str],
+    witnesses: list[str],
+    sync_replicas: str,
+    members: dict[str, tuple[str, int]],
+    policy: str,
+) -> Config:
+    """Refuse what the cluster would refuse, before there is a directory."""
+    everyone = tuple(dict.fromkeys((*voters, *witnesses)))
+    config = Config(
+        voters=everyone,
+        sync_replicas=parse_sync_replicas(sync_replicas, everyone, witnesses),
+        members={name: format_address(*address) for name, address in members.items()},
+        witnesses=tuple(dict.fromkeys(witnesses)),
+        is_auto=sync_replicas == AUTO,
+        policy=policy,
+    )
+    problem = config_problem(config, node)
+    if problem:
         raise UsageError(
-            f"--sync-replicas {sync_replicas} needs {sync_replicas} voters besides {node}",
-            hint="Name all nodes that vote, the primary included, with --voter.",
+            problem, hint="Name all nodes that vote, the primary included, with --voter or --witness."
         )
-    return Config(voters=tuple(voters), sync_replicas=sync_replicas)
+    if policy != STRICT and not witnesses:
+        raise UsageError(
+            f"the policy {policy} needs a witness", hint="Name it with --witness; see docs/failover.md."
+        )
+    return config
+
+
+def parse_sync_replicas(text: str, voters: Sequence[str], witnesses: Sequence[str]) -> int:
+    """k as a command line says it, a number or auto. Raises UsageError."""
+    if text == AUTO:
+        return auto_sync_replicas(voters, witnesses)
+    if not text.isascii() or not text.isdigit():
+        raise UsageError(f"{text!r} is no number of replicas", hint="Give a number, or auto.")
+    return int(text)
 
 
 def _cluster_id(text: str | None) -> bytes | None:

@@ -84,6 +84,7 @@ def node(
         chores,
         compress=settings.value(None, "shipping", "compress"),
         slot_budget_bytes=policy.slot_bytes,
+        serve=settings.serve_address(),
         log_level=level,
     )
     with service.until_stopped(is_verbose=is_verbose) as should_stop:

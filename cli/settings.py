@@ -70,6 +70,11 @@ class Settings:
         """Where the node listens."""
         return parse_address(self.needed(given, "node", "listen", "--listen HOST:PORT"))
 
+    def serve_address(self) -> tuple[str, int] | None:
+        """Where the node's server listens, None for the port after the receiver's."""
+        configured = self.value(None, "node", "serve")
+        return None if configured is None else parse_address(configured)
+
     def peers(self, given: list[str] | None) -> dict[str, tuple[str, int]]:
         """The other nodes' addresses by name; the configuration may name this one among them."""
         if given:

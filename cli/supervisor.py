@@ -18,9 +18,10 @@ from typing import Protocol
 
 import msgspec
 
-from ..shipping import Child, NodePorts, Task, read_fault, start_child, write_ports
+from ..shipping import Child, NodePorts, Task, read_fault, read_ports, start_child, write_ports
 from ..store import PerdureError, read_identity
 from .chores import ChoreTask
+from .server_process import ServerChild, ServerTask, start_server
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +117,8 @@ class NodePlan(msgspec.Struct, frozen=True):
     compress: bool = True
     slot_budget_bytes: int = 0
     """0: the shipper's default."""
+    serve: tuple[str, int] | None = None
+    """Where the server listens; None: on the port after the receiver's, a free one where that was."""
     log_level: str = "WARNING"
 
 
@@ -126,9 +129,11 @@ class Supervisor:
         self._plan = plan
         self._node = read_identity(plan.directory).node
         self._port = plan.port
+        self._serve_port = 0
         self._receiver = Post("receiver", self._start_receiver)
         self._folder = Post("folder", lambda: start_child(self._task("folder")))
         self._shipper = Post("shipper", self._start_shipper)
+        self._server = Post("server", self._start_server)
         self._chores = Post("chores", lambda: start_chores(plan.chores))
 
     def run(self, should_stop: Callable[[], bool], on_ready: Callable[[int], object]) -> None:
@@ -144,10 +149,11 @@ class Supervisor:
                 self._receiver.tend(True)
                 self._folder.tend(not read_fault(self._plan.directory))
                 self._shipper.tend(bool(self._others()))
+                self._server.tend(True)
                 self._chores.tend(True)
                 time.sleep(TICK_S)
         finally:
-            for post in (self._chores, self._shipper, self._folder, self._receiver):
+            for post in (self._chores, self._server, self._shipper, self._folder, self._receiver):
                 post.stop()
 
     def _others(self) -> dict[str, tuple[str, int]]:
@@ -164,6 +170,15 @@ class Supervisor:
 
     def _start_shipper(self) -> Child:
         return start_child(self._task("shipper"))
+
+    def _start_server(self) -> ServerChild:
+        plan = self._plan
+        host, port = plan.serve or (plan.host, plan.port + 1 if plan.port else 0)
+        task = ServerTask(str(plan.directory), host, self._serve_port or port, plan.secret, plan.log_level)
+        child = start_server(task)
+        self._serve_port = child.port
+        write_ports(plan.directory, msgspec.structs.replace(read_ports(plan.directory), serve=child.port))
+        return child
 
     def _task(self, kind: str) -> Task:
         plan = self._plan

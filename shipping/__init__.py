@@ -5,31 +5,41 @@ from .auth import check_secret
 from .children import Child, Task, spawn_receiver, start_child
 from .faults import read_fault
 from .folder import run_folder
+from .forward_service import ForwardService
 from .gate import Gate, open_gate
 from .messages import PromiseReply, StatusReply
 from .nodelog import NodeLog, open_node_log
 from .ports import NodePorts, read_ports, write_ports
 from .receiver import serve_receiver
 from .replica import run_replica
+from .server import Handler, Server
+from .server import merged as merged_handlers
+from .server_client import AnswerLost, ServerClient
 from .shipper import ShipperOptions, run_shipper
 from .slots import Slot, read_slot, read_slots, remove_slot, write_slot
 from .standby import run_standby
 from .status import ReplicaStatus, ShippingStatus, shipping_status
 
 __all__ = [
+    "AnswerLost",
     "Child",
+    "ForwardService",
     "Gate",
+    "Handler",
     "NodeClient",
     "NodeLog",
     "NodePorts",
     "PromiseReply",
     "ReplicaStatus",
+    "Server",
+    "ServerClient",
     "ShipperOptions",
     "ShippingStatus",
     "Slot",
     "StatusReply",
     "Task",
     "check_secret",
+    "merged_handlers",
     "open_gate",
     "open_node_log",
     "read_fault",

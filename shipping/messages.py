@@ -26,6 +26,9 @@ import msgspec
 from ..store import zstd
 from ..store.errors import CorruptError, WireError
 from ..store.frame import FRAME_BYTES_MAX
+from . import messages_forward, messages_server
+from .messages_forward import ForwardMessage
+from .messages_server import ServerMessage
 from .wire_types import Count, WirePosition, WireState
 
 PROTOCOL: Final = 1
@@ -272,6 +275,8 @@ Message: TypeAlias = (
     | PromiseReply
     | FetchAsk
     | FetchReply
+    | ServerMessage
+    | ForwardMessage
 )
 
 KINDS: Final[dict[int, type[Message]]] = {
@@ -298,8 +303,10 @@ KINDS: Final[dict[int, type[Message]]] = {
     43: PromiseReply,
     44: FetchAsk,
     45: FetchReply,
+    **messages_server.KINDS,
+    **messages_forward.KINDS,
 }
-WITH_PAYLOAD: Final = frozenset({20, 32, 45})
+WITH_PAYLOAD: Final = frozenset({20, 32, 45}) | messages_server.WITH_PAYLOAD | messages_forward.WITH_PAYLOAD
 
 FENCED: Final = "fenced"
 FOREIGN: Final = "foreign"

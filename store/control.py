@@ -1,4 +1,4 @@
-"""Control events: what EPOCH_START and CONFIG say. Owns the bytes of their values.
+"""Control events: what EPOCH_START and CONFIG say. Owns the bytes of their values, and what a CONFIG may be.
 
 Every segment begins with a frame whose last event is a CONFIG, so that the newest voter set is found
 at the start of the tail segment; a new epoch's first frame is EPOCH_START, CONFIG.
@@ -6,10 +6,20 @@ at the start of the tail segment; a new epoch's first frame is EPOCH_START, CONF
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 import msgspec
 
 from .errors import DECODE_ERRORS, CorruptError
 from .event import NO_OPERATION, Event, Kind, Reason, encode_event
+from .option import name_problem, nodes_problem
+
+VOTERS_MAX: Final = 32
+"""A promotion asks so many at most."""
+STRICT: Final = "strict"
+AVAILABLE: Final = "available"
+POLICIES: Final = (STRICT, AVAILABLE)
 
 
 class EpochStart(msgspec.Struct, frozen=True):
@@ -19,16 +29,65 @@ class EpochStart(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-class Config(msgspec.Struct, frozen=True):
-    """Who votes, and how many replicas must hold a frame before it is committed."""
+class Config(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Who votes, where they are, and how many replicas must hold a frame before it is committed."""
 
     voters: tuple[str, ...] = ()
-    """Names of all nodes that vote, the primary included; empty for a store on its own."""
+    """Names of all nodes that vote, the primary and the witnesses included; empty for a store on its own."""
     sync_replicas: int = 0
-    """How many replicas (voters besides the primary) must have a frame on disk before it is committed."""
+    """k: how many replicas (voters that keep the log, besides the primary) must have a frame on disk before
+    it is committed."""
+    members: dict[str, str] = {}
+    """HOST:PORT of the receiver of every node, also of those that do not vote; empty where each node's own
+    configuration says it."""
+    witnesses: tuple[str, ...] = ()
+    """Voters that keep promises only; they acknowledge nothing."""
+    is_auto: bool = False
+    """k follows the number of voters, as auto_sync_replicas says."""
+    policy: str = STRICT
+    """What a primary does that is left by its replicas: strict refuses writes, available goes on alone once
+    that is recorded at the witnesses."""
+    degraded_from: int = 0
+    """The k to go back to, while the primary goes on with sync_replicas = 0; 0 while it does not."""
+
+    @property
+    def data_voters(self) -> tuple[str, ...]:
+        """Voters that keep the log."""
+        return tuple(voter for voter in self.voters if voter not in self.witnesses)
 
 
 ALONE = Config()
+
+
+def auto_sync_replicas(voters: Sequence[str], witnesses: Sequence[str] = ()) -> int:
+    """k of a cluster that leaves it to its size: frames are then on a majority of its nodes.
+
+    Witnesses count as nodes; more than the replicas that keep the log it cannot be.
+    """
+    nodes, data = len(set(voters)), len(set(voters) - set(witnesses))
+    return max(0, min(nodes // 2, data - 1))
+
+
+def config_problem(config: Config, node: str) -> str:
+    """What speaks against a CONFIG of the primary `node`, empty if nothing does. Pure."""
+    voters, replicas = config.voters, max(0, len(config.data_voters) - 1)
+    named = (*voters, *config.witnesses, *config.members)
+    k = config.sync_replicas
+    problems = (
+        ("a voter is named twice", len(set(voters)) < len(voters)),
+        (f"{len(voters)} voters; at most {VOTERS_MAX} are asked", len(voters) > VOTERS_MAX),
+        (f"{node} is not among the voters {', '.join(voters)}", bool(voters) and node not in voters),
+        ("a witness is not among the voters", not set(config.witnesses) <= set(voters)),
+        (f"{node} is primary, and cannot be a witness", node in config.witnesses),
+        (
+            f"sync_replicas = {k} needs as many voters besides {node}, there are {replicas}",
+            not 0 <= k <= replicas,
+        ),
+        (f"{config.policy!r} is no policy: {' or '.join(POLICIES)}", config.policy not in POLICIES),
+    )
+    found = [text for text, is_so in problems if is_so]
+    found += filter(None, (*map(name_problem, named), nodes_problem(config.members)))
+    return found[0] if found else ""
 
 
 def control_payload(epoch_start: EpochStart | None, config: Config) -> tuple[bytes, int]:

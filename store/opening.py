@@ -24,7 +24,7 @@ from .cache import SEGMENT_BYTES as CACHE_SEGMENT_BYTES
 from .cache import check_cache, check_cache_backend, empty_if_lost
 from .clock import GivenClock, SessionClock, last_time_ms, read_boottime_ms, read_wall_ms
 from .commit import Durability
-from .control import ALONE, Config
+from .control import ALONE, Config, config_problem
 from .cursor import LogCursor, list_segments
 from .errors import (
     CorruptError,
@@ -206,13 +206,9 @@ def begin_cluster(log: EventLog, config: Config) -> Position:
             hint="Use `perdure promote` to make another node the primary.",
         )
     node = log.identity.node
-    if config.voters and node not in config.voters:
-        raise UsageError(f"{node} is not among the voters {', '.join(config.voters)}")
-    if not 0 <= config.sync_replicas <= max(0, len(config.voters) - 1):
-        raise UsageError(
-            f"sync_replicas = {config.sync_replicas} needs as many voters besides {node}, "
-            f"there are {max(0, len(config.voters) - 1)}"
-        )
+    problem = config_problem(config, node)
+    if problem:
+        raise UsageError(problem, node=node)
     return log.start_epoch(Promise(max(1, log.promise.epoch), node), config, "created")
 
 

@@ -80,6 +80,8 @@ class Option:
     unit: str = ""
     choices: tuple[str, ...] = ()
     can_be_none: bool = False
+    words: tuple[str, ...] = ()
+    """Texts that are taken beside values of the kind."""
     old_values: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     """Words of the old system for a value, and ours."""
     test: Callable[[Any], str] | None = None
@@ -107,7 +109,8 @@ class Option:
             article = "" if self.kind is FLAG else "a "
             text = f"{article}{self.kind.name}"
             text += f" of at most {self.most} {self.unit}" if self.most is not None else ""
-        return text + (f', or "{NONE_WORD}"' if self.can_be_none else "")
+        words = (*self.words, *((NONE_WORD,) if self.can_be_none else ()))
+        return text + "".join(f', or "{word}"' for word in words)
 
     def check(self, value: Any, *, base: Path | None = None) -> Any:
         """The value as the program takes it. A path is taken as relative to `base`.
@@ -116,6 +119,8 @@ class Option:
         """
         if isinstance(value, str) and value in self.old_values:
             return self.old_values[value]
+        if isinstance(value, str) and value in self.words:
+            return value
         if self.can_be_none and value in (None, NONE_WORD):
             return None
         is_bool = isinstance(value, bool)
@@ -135,7 +140,7 @@ class Option:
 
     def parse(self, text: str) -> Any:
         """The value that a text stands for, checked. Raises ValueError as check."""
-        if text in self.old_values or (self.can_be_none and text == NONE_WORD):
+        if text in self.old_values or text in self.words or (self.can_be_none and text == NONE_WORD):
             return self.check(text)
         try:
             value = self.kind.parse(text)
@@ -170,6 +175,11 @@ def parse_address(text: str) -> tuple[str, int]:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > PORT_MAX:
         raise UsageError(f"{text!r} is no address", hint="Give HOST:PORT, for example 127.0.0.1:7001.")
     return host, int(port)
+
+
+def format_address(host: str, port: int) -> str:
+    """What parse_address takes."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def address_problem(value: str) -> str:

@@ -136,6 +136,24 @@ def test_a_node_is_made_as_the_configuration_says(tmp_path: Path) -> None:
     assert "perdure.toml" not in verified.stdout
 
 
+def test_without_a_number_a_majority_of_the_cluster_confirms_and_witnesses_never_do(tmp_path: Path) -> None:
+    three = [word for node in ("n1", "n2", "n3") for word in ("--voter", node)]
+    said = run_json("init", tmp_path / "three", "--node", "n1", "--primary", *three)
+    assert (said["sync_replicas"], said["is_auto"]) == (1, True)
+    two = ["--voter", "n1", "--voter", "n2", "--witness", "w", "--member", "n2=10.0.0.2:7001"]
+    said = run_json("init", tmp_path / "two", "--node", "n1", "--primary", *two, "--policy", "available")
+    assert (said["voters"], said["witnesses"], said["sync_replicas"]) == (["n1", "n2", "w"], ["w"], 1)
+    for bad in (
+        [*two, "--sync-replicas", "2"],
+        [*two, "--sync-replicas", "many"],
+        ["--voter", "n1", "--voter", "n2", "--policy", "available"],
+        [*two, "--policy", "lax"],
+        ["--voter", "n2", "--witness", "n1"],
+    ):
+        assert run("init", tmp_path / "bad", "--node", "n1", "--primary", *bad).exit_code == 2, bad
+        assert not (tmp_path / "bad").exists()
+
+
 def test_an_address_that_nothing_gives_is_a_usage_error_that_says_where_it_belongs(tmp_path: Path) -> None:
     assert run("init", tmp_path / "n1", "--node", "n1", "--primary").exit_code == 0
     for command in ("node", "receive"):

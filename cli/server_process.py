@@ -1,0 +1,160 @@
+"""A node's server as a process of its own, and how the node process starts it.
+
+Owns the wiring: which rooms' handlers the server answers with. Run as `python -m perdure.cli.server_process`,
+with its task as one JSON line on standard input; it says on standard output, in one JSON line, which port it
+has taken or why it cannot begin, and ends when standard input does.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic
+
+import msgspec
+
+from .. import open as open_replicated
+from ..shipping import ForwardService, Server, merged_handlers
+from ..store import PerdureError, SessionStore, WireError, read_identity
+
+logger = logging.getLogger(__name__)
+
+TASK_BYTES_MAX = 65_536
+READY_S = 30.0
+STOP_S = 5.0
+
+
+class ServerTask(msgspec.Struct, frozen=True):
+    """What a server is to serve, and where it listens; port 0 takes a free one."""
+
+    directory: str
+    host: str
+    port: int
+    secret: bytes = b""
+    log_level: str = "WARNING"
+
+
+class ServerReady(msgspec.Struct, frozen=True):
+    """The first line that a server says."""
+
+    port: int = 0
+    error: str = ""
+
+
+def serve(task: ServerTask, store: SessionStore) -> Server:
+    """The server over an open store, with the handlers of every room. Raises WireError, UsageError."""
+    return Server(
+        task.host,
+        task.port,
+        cluster_id=read_identity(Path(task.directory)).cluster_id,
+        secret=task.secret,
+        handlers=merged_handlers([ForwardService(store).handlers()]),
+    )
+
+
+class ServerChild:
+    """The running process of a server."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+        self._process = process
+        self.port = port
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def stop(self) -> int:
+        """End it in order, by force when that takes too long; answers its exit code."""
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        code = self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        return code
+
+
+def start_server(task: ServerTask) -> ServerChild:
+    """Start a server and wait until it listens. Raises WireError if it cannot."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "perdure.cli.server_process"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=dict(os.environ),
+        process_group=0,
+    )
+    child = ServerChild(process, 0)
+    try:
+        if process.stdin is None or process.stdout is None:
+            raise WireError("the server has no pipes")
+        process.stdin.write(msgspec.json.encode(task) + b"\n")
+        process.stdin.flush()
+        said = msgspec.json.decode(_first_line(process.stdout.fileno()), type=ServerReady)
+    except (OSError, msgspec.DecodeError) as error:
+        child.stop()
+        raise WireError(f"the server did not start: {error}") from error
+    except BaseException:
+        child.stop()
+        raise
+    if said.error:
+        child.stop()
+        raise WireError(f"the server did not start: {said.error}")
+    child.port = said.port
+    return child
+
+
+def _first_line(descriptor: int) -> bytes:
+    deadline, line = monotonic() + READY_S, b""
+    while not line.endswith(b"\n"):
+        left_s = deadline - monotonic()
+        if left_s <= 0 or not select.select([descriptor], [], [], left_s)[0]:
+            raise WireError(f"the server did not get ready within {READY_S:.0f} s")
+        data = os.read(descriptor, 4096)
+        if not data:
+            raise WireError("the server ended before it was ready")
+        line += data
+    return line
+
+
+def main() -> int:
+    """Serve what standard input asks for, until it ends or SIGTERM comes."""
+    stopping: list[bool] = []
+    signal.signal(signal.SIGTERM, lambda _number, _frame: stopping.append(True))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    task = msgspec.json.decode(sys.stdin.buffer.readline(TASK_BYTES_MAX), type=ServerTask)
+    logging.basicConfig(
+        level=task.log_level, format="%(asctime)s %(levelname)s server[%(process)d] %(name)s: %(message)s"
+    )
+    try:
+        with open_replicated(task.directory, create=False) as store:
+            server = serve(task, store)
+            try:
+                _say(ServerReady(server.port))
+                server.run(lambda: bool(stopping), sys.stdin.fileno())
+            finally:
+                server.close()
+    except PerdureError as error:
+        logger.error("ended: %s", error)
+        _say(ServerReady(error=str(error)))
+        return 5
+    return 0
+
+
+def _say(ready: ServerReady) -> None:
+    os.write(sys.stdout.fileno(), msgspec.json.encode(ready) + b"\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
