@@ -26,8 +26,9 @@ import msgspec
 from ..store import zstd
 from ..store.errors import CorruptError, WireError
 from ..store.frame import FRAME_BYTES_MAX
-from . import messages_forward, messages_server
+from . import messages_forward, messages_health, messages_server
 from .messages_forward import ForwardMessage
+from .messages_health import HealthMessage
 from .messages_server import ServerMessage
 from .wire_types import Count, WirePosition, WireState
 
@@ -277,6 +278,7 @@ Message: TypeAlias = (
     | FetchReply
     | ServerMessage
     | ForwardMessage
+    | HealthMessage
 )
 
 KINDS: Final[dict[int, type[Message]]] = {
@@ -305,6 +307,7 @@ KINDS: Final[dict[int, type[Message]]] = {
     45: FetchReply,
     **messages_server.KINDS,
     **messages_forward.KINDS,
+    **messages_health.KINDS,
 }
 WITH_PAYLOAD: Final = frozenset({20, 32, 45}) | messages_server.WITH_PAYLOAD | messages_forward.WITH_PAYLOAD
 

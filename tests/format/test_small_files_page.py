@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from perdure.recovery import migration_plan
-from perdure.shipping import cut, faults, install, ports, slots
+from perdure.shipping import cut, faults, install, ports, slots, unmonitored
 from perdure.store import consumers, flush, identity, promise, state, switch
 
 PAGE = Path(__file__).parents[2] / "docs" / "format.md"
@@ -19,6 +19,7 @@ KINDS: list[tuple[bytes, type[msgspec.Struct]]] = [
     (state.MAGIC, state.StateMarker),
     (slots.MAGIC, slots.Slot),
     (ports.MAGIC, ports.NodePorts),
+    (unmonitored.MAGIC, unmonitored.Unmonitored),
     (consumers.MAGIC, consumers.Progress),
     (cut.MAGIC, cut.CutPlan),
     (install.PLAN_MAGIC, install.InstallPlan),

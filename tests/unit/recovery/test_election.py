@@ -175,7 +175,7 @@ ROWS: list[tuple[str, Own, list[PeerHealth], Kind, str]] = [
     ),
     (
         "this node promised to a candidate that is gone",
-        own(promise_epoch=2, promise_candidate="n3"),
+        own(lsn=101, promise_epoch=2, promise_candidate="n3"),
         [without("n1"), without(verdict=Verdict.GONE)],
         Kind.STAND,
         "n3 closed",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from perdure.shipping.detection import HEARTBEAT_MS, LOOK_MS_MAX, MISSED_MAX, SILENCE_MS, Detector, Verdict
 from perdure.shipping.messages_health import Beat
 
@@ -74,7 +76,11 @@ def test_a_refusal_without_a_connection_before_says_nothing() -> None:
 
 
 def test_a_peer_that_speaks_or_takes_a_connection_has_not_gone() -> None:
-    for back in (lambda it: it.heard(beat("n1"), 8), lambda it: it.connected("n1")):
+    backs: list[Callable[[Detector], None]] = [
+        lambda it: it.heard(beat("n1"), 8),
+        lambda it: it.connected("n1"),
+    ]
+    for back in backs:
         detector = Detector(["n1"], 0)
         detector.heard(beat("n1"), 7)
         detector.closed("n1")
