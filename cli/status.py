@@ -15,7 +15,7 @@ from .options import AsJson, Directory, Peers, SecretFile
 from .settings import Settings, open_store
 
 if TYPE_CHECKING:
-    from ..shipping import ShippingStatus
+    from ..shipping import Secret, ShippingStatus
 
 OPEN_TIMEOUT_MS = 1000
 OPENED = ("sessions", "digest", "voters", "sync_replicas")
@@ -108,7 +108,7 @@ def _problem(known: ShippingStatus, sync_replicas: int) -> str:
     return ""
 
 
-def _ask(addresses: Mapping[str, tuple[str, int]], cluster_id: bytes, secret: bytes) -> list[dict[str, Any]]:
+def _ask(addresses: Mapping[str, tuple[str, int]], cluster_id: bytes, secret: Secret) -> list[dict[str, Any]]:
     """What each peer says of itself; one that does not answer is a row with its problem."""
     from ..shipping import NodeClient
 
@@ -116,7 +116,7 @@ def _ask(addresses: Mapping[str, tuple[str, int]], cluster_id: bytes, secret: by
     for node, (host, port) in addresses.items():
         row: dict[str, Any] = {"node": node, "address": f"{host}:{port}", "problem": ""}
         try:
-            with NodeClient(host, port, cluster_id=cluster_id, secret=secret) as client:
+            with NodeClient(host, port, cluster_id=cluster_id, secret=secret, node=node) as client:
                 reply = client.status()
         except PerdureError as error:
             rows.append(row | {"problem": str(error)})

@@ -1,5 +1,6 @@
 """Snapshots, replay, verify, promotion, retention and log tools; imports the store and shipping rooms."""
 
+from .counting import promises_needed
 from .drop import apply_retention, explain_retention
 from .findings import Finding, Level, Summary, summarise
 from .keyuse import KeyUse, key_use
@@ -13,7 +14,7 @@ from .migrate import (
     migrate_back,
     migration_state,
 )
-from .promises import Answer, Decision, Voters, VoterState, Why, count_promises, promises_needed
+from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
 from .promote import PromotionRefusedError, PromotionReport, promote
 from .repair import RepairReport, repair
 from .replay import ReplayReport, replay_to

@@ -23,7 +23,8 @@ from typing import Final
 import msgspec
 
 from ..shipping.detection import PeerHealth, Verdict
-from .promises import promises_needed
+from ..store.control import Config
+from .counting import electors_in_force, is_majority, meets_acknowledged, needs_consent
 
 CANDIDACY_MS: Final = 150
 SILENCE_MS: Final = 1_000
@@ -64,8 +65,9 @@ class Own(msgspec.Struct, frozen=True):
     """Who began that epoch; empty if the log is empty."""
     promise_epoch: int
     promise_candidate: str
-    voters: tuple[str, ...]
-    sync_replicas: int
+    config: Config
+    """The newest in its log."""
+    committed_lsn: int = 0
     fault: str = ""
     """Why this node must not become primary, empty if nothing speaks against it."""
     failing: str = ""
@@ -113,7 +115,7 @@ class Election:
         """What to do now."""
         if own.is_primary:
             self._calm()
-            if own.failing:
+            if own.failing and own.config.sync_replicas and len(own.config.voters) > 1:
                 return Action(Kind.STEP_DOWN, own.failing, own.node)
             return Action(Kind.NOTHING, f"primary of epoch {own.epoch}")
         suspicion = self._suspect(now_ms, own, peers)
@@ -210,31 +212,37 @@ class Election:
 
 def obstacle(own: Own, peers: Sequence[PeerHealth], suspicion: Suspicion) -> str:
     """Why this node must not stand, whenever; empty if nothing keeps it."""
-    if own.node not in own.voters:
-        return f"{own.node} does not vote"
+    config = own.config
+    if own.node not in config.data_voters:
+        return f"{own.node} does not vote, or keeps no log"
     if own.fault:
         return own.fault
     if not own.lsn:
         return f"{own.node} has no log"
-    if own.sync_replicas == 0 and len(own.voters) > 1:
+    if needs_consent(config, own.committed_lsn, alone=False):
         return "with sync_replicas = 0 a promotion may lose writes, so that a person decides"
-    voters = [peer for peer in peers if peer.node in own.voters]
-    heard = [peer for peer in voters if peer.verdict.is_heard and not _is_failing(peer)]
-    needed = promises_needed(len(own.voters), own.sync_replicas)
-    if len(heard) < needed:
-        return f"{len(heard)} of the {needed} voters that must promise are heard"
+    voters = {peer.node: peer for peer in peers if peer.node in config.voters}
+    heard = {node: peer for node, peer in voters.items() if peer.verdict.is_heard and not _is_failing(peer)}
+    electors = electors_in_force(config, own.committed_lsn)
+    with_log = {node for node, peer in heard.items() if node not in config.witnesses and _is_fit(peer)}
+    is_enough = all(
+        is_majority(each, {own.node, *heard}) and meets_acknowledged(each, {own.node, *with_log})
+        for each in electors
+    )
+    if not is_enough:
+        return f"too few voters are heard: {', '.join(sorted(heard)) or 'none'}"
     least = max(own.promise_epoch, own.epoch)
     hearing = [
-        peer.node
-        for peer in heard
-        if peer.node != suspicion.node
+        node
+        for node, peer in heard.items()
+        if node != suspicion.node
         and peer.beat
         and peer.beat.hears not in ("", own.node)
         and peer.beat.hears_epoch >= least
     ]
     is_failing = any(peer.node == suspicion.node and _is_failing(peer) for peer in peers)
-    if hearing and not is_failing and len(hearing) + 1 > len(own.voters) // 2:
-        return f"a majority hears a primary: {', '.join(hearing)}"
+    if hearing and not is_failing and len(hearing) + 1 > len(config.voters) // 2:
+        return f"a majority hears a primary: {', '.join(sorted(hearing))}"
     return ""
 
 
@@ -248,7 +256,7 @@ def candidates_before(own: Own, peers: Sequence[PeerHealth], preferred: str = ""
     first: list[str] = []
     for peer in peers:
         beat = peer.beat
-        if beat is None or not peer.verdict.is_heard or peer.node not in own.voters:
+        if beat is None or not peer.verdict.is_heard or peer.node not in own.config.data_voters:
             continue
         if not beat.is_fit or beat.is_failing or beat.is_primary:
             continue
@@ -265,6 +273,10 @@ def _promised(peer: PeerHealth) -> int:
 def _reign(peer: PeerHealth) -> int:
     """The epoch of which it says that it is primary, 0 if of none."""
     return peer.beat.epoch if peer.beat and peer.beat.is_primary else 0
+
+
+def _is_fit(peer: PeerHealth) -> bool:
+    return peer.beat is not None and peer.beat.is_fit
 
 
 def _is_failing(peer: PeerHealth) -> bool:

@@ -1,21 +1,20 @@
 """Counting promises: may a candidate begin an epoch? A pure decision, no input or output.
 
-Owns the arithmetic of a promotion, and the port through which voters are asked. With `nodes` voters in
-all (n = nodes - 1 besides the primary) and k = sync_replicas a candidate needs q promises besides its own:
+Owns the decision, its words, and the port through which voters are asked; the sets that suffice are
+counting's. What is counted:
 
-    | asked for                       | q                                | what it keeps                    |
+    | asked for                       | needs                            | what it keeps                    |
     |---------------------------------|----------------------------------|----------------------------------|
-    | k >= 1                          | max(n - k, floor(nodes / 2))     | every acknowledged write, and    |
-    |                                 |                                  | one primary an epoch             |
-    | accept_data_loss (k = 0: always)| floor(nodes / 2)                 | one primary an epoch             |
-    | alone                           | 0                                | that nobody else can commit: for |
+    | k >= 1                          | a majority of the voters, d - k  | every acknowledged write, and    |
+    |                                 | other replicas with sound logs   | one primary an epoch             |
+    | accept_data_loss (k = 0: always)| a majority of the voters         | one primary an epoch             |
+    | alone                           | nobody                           | that nobody else can commit: for |
     |                                 |                                  | two nodes with k = 1 everything  |
 
-Two sets of floor(nodes / 2) + 1 nodes always meet, so that no epoch has two primaries; a set that n - k
-replicas and the candidate promised meets every set of k replicas that acknowledged a write, so that the
-furthest log among the promisers holds every one that was acknowledged. A promiser whose own log is empty
-or not to be trusted counts for the first, not for the second. Without replicas that confirm (k = 0) no count
-of promises can show that nothing is lost.
+A promiser whose own log is empty or not to be trusted counts for the majority only, and so does a witness.
+A witness may know that only some nodes hold every acknowledged write (policy available, docs/failover.md):
+then the candidate, or a promiser with a sound log, must be one of them. Where a primary may go on alone,
+somebody has to say that it did not: a witness, or else every other replica.
 """
 
 from __future__ import annotations
@@ -26,8 +25,10 @@ from typing import Protocol
 
 import msgspec
 
+from ..store.control import AVAILABLE, Config
 from ..store.ids import Position
 from ..store.promise import Promise
+from .counting import electors_in_force, is_majority, meets_acknowledged, needs_consent, promises_needed
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -42,6 +43,9 @@ class Answer(msgspec.Struct, frozen=True):
     """Why its log is not to be trusted (corrupt, rebuilding, short of what it acknowledged)."""
     refusal: str = ""
     """What it said instead of promising."""
+    in_sync: tuple[str, ...] = ()
+    """Of a witness: the only nodes that hold every acknowledged write, as far as it was told; empty if it
+    was told nothing."""
 
 
 class VoterState(msgspec.Struct, frozen=True):
@@ -84,6 +88,8 @@ class Why(Enum):
     """A promiser holds more of the log than the candidate."""
     DIVERGED = "diverged"
     """A promiser has another frame under the candidate's position."""
+    NOT_IN_SYNC = "not-in-sync"
+    """A primary may have gone on without the candidate, as a witness was told."""
     REFUSED = "refused"
     """Too few promised (alone: any), and one has promised a higher or the same epoch to another."""
     TOO_FEW = "too-few"
@@ -109,71 +115,130 @@ class Decision(msgspec.Struct, frozen=True):
         return self.why is Why.GRANTED
 
 
-def promises_needed(nodes: int, k: int, *, accept_data_loss: bool = False, alone: bool = False) -> int:
-    """q: the promises that a candidate needs besides its own, of `nodes` voters in all."""
-    if alone or nodes <= 1:
-        return 0
-    majority = nodes // 2
-    if k == 0 or accept_data_loss:
-        return majority
-    return max(nodes - 1 - k, majority)
-
-
 def count_promises(
-    voters: Sequence[str],
-    k: int,
+    config: Config,
     candidate: Answer,
     answers: Sequence[Answer],
     *,
+    committed_lsn: int = 0,
     accept_data_loss: bool = False,
     alone: bool = False,
 ) -> Decision:
     """Decide whether `candidate` may begin the epoch that `answers` are about.
 
-    `voters` are all nodes that vote, the primary and the candidate included; `k` is sync_replicas.
-    Answers of nodes that do not vote do not count. The first obstacle decides, in the order of Why.
+    `config` is the newest in the candidate's log; `committed_lsn` is what it knows to be committed: above
+    the LSN of that CONFIG the one before no longer counts. Answers of nodes that do not vote do not count.
+    The first obstacle decides, in the order of Why.
     """
-    others = {answer.node: answer for answer in answers if answer.node in voters}
-    others.pop(candidate.node, None)
-    given = [_with_fault(answer) for answer in others.values() if answer.is_given]
-    sound = [answer for answer in given if not answer.fault]
-    nodes = len(voters)
-    needed = promises_needed(nodes, k, accept_data_loss=accept_data_loss, alone=alone)
-    promisers = tuple(sorted(answer.node for answer in given))
-    keeps = keeps_acknowledged(nodes, k, len(sound))
+    count = _Count(config, committed_lsn, candidate, answers)
+    nodes, k, others = len(config.voters), config.electors.sync_replicas, count.others
+    needed = promises_needed(
+        nodes, k, witnesses=len(config.witnesses), accept_data_loss=accept_data_loss, alone=alone
+    )
 
-    def decide(why: Why, message: str, node: str = "") -> Decision:
-        return Decision(why, message, needed, promisers, node, keeps)
+    def decide(obstacle: tuple[Why, str, str]) -> Decision:
+        return Decision(*obstacle[:2], needed, count.promisers, obstacle[2], count.keeps_acknowledged)
 
-    if candidate.node not in voters:
-        return decide(Why.NO_VOTER, f"{candidate.node} is not among the voters {', '.join(voters)}")
+    if not accept_data_loss and needs_consent(config, committed_lsn, alone=alone):
+        consent = (Why.NEEDS_DATA_LOSS, _consent(nodes, k), "")
+    else:
+        consent = None
+    found = _unfit(config, candidate) or consent or _better(candidate, count.sound)
+    if found is None and count.outside and not (accept_data_loss or alone):
+        found = (Why.NOT_IN_SYNC, count.outside, "")
+    if found is not None:
+        return decide(found)
+    refused = [answer for answer in others if answer.refusal and not answer.is_given]
+    is_enough = (alone or count.is_majority) and (count.keeps_acknowledged or accept_data_loss)
+    if is_enough and not (alone and refused):
+        given = f"{len(count.given)} of {nodes - 1} other voters promised, {needed} are needed"
+        return decide((Why.GRANTED, given, ""))
+    heard = count.words(needed)
+    if refused:
+        first = refused[0]
+        return decide((Why.REFUSED, f"{heard}: {first.node} {first.refusal}", first.node))
+    return decide((Why.TOO_FEW, f"{heard}: {', '.join(count.missing())}", ""))
+
+
+class _Count:
+    """Who of the voters promised, and whose log is to be relied on."""
+
+    def __init__(
+        self, config: Config, committed_lsn: int, candidate: Answer, answers: Sequence[Answer]
+    ) -> None:
+        electors = electors_in_force(config, committed_lsn)
+        self.voters = {voter for each in electors for voter in each.voters}
+        heard = {answer.node: answer for answer in answers if answer.node in self.voters}
+        heard.pop(candidate.node, None)
+        self.others = list(heard.values())
+        self.given = [answer for answer in self.others if answer.is_given]
+        self.witnesses = [answer for answer in self.given if answer.node in config.witnesses]
+        self.logs = [_with_fault(answer) for answer in self.given if answer not in self.witnesses]
+        self.sound = [answer for answer in self.logs if not answer.fault]
+        self.agreeing = {candidate.node, *(answer.node for answer in self.given)}
+        holders = {candidate.node, *(answer.node for answer in self.sound)}
+        self.outside = _not_in_sync(config, self.witnesses, holders)
+        self.is_majority = all(is_majority(each, self.agreeing) for each in electors)
+        self.keeps_acknowledged = not self.outside and all(
+            meets_acknowledged(each, holders) for each in electors
+        )
+        self.promisers = tuple(sorted(answer.node for answer in self.given))
+
+    def words(self, needed: int) -> str:
+        if not self.witnesses:
+            return f"{len(self.sound)} of the {needed} promises that are needed"
+        count = f"{len(self.sound)} replica(s) and {len(self.witnesses)} witness(es)"
+        return f"{count} promised, {needed} are needed"
+
+    def missing(self) -> list[str]:
+        faulty = [
+            f"{answer.node} promised, and is not to be relied on ({answer.fault})"
+            for answer in self.logs
+            if answer.fault
+        ]
+        return faulty + [f"{node} did not answer" for node in sorted(self.voters - self.agreeing)]
+
+
+def _unfit(config: Config, candidate: Answer) -> tuple[Why, str, str] | None:
+    """What speaks against the candidate, whoever promises."""
+    if candidate.node not in config.data_voters:
+        return (Why.NO_VOTER, _no_voter(config, candidate.node), "")
     if candidate.fault:
-        return decide(Why.FAULTY, candidate.fault)
+        return (Why.FAULTY, candidate.fault, "")
     if candidate.end.lsn == 0:
-        return decide(Why.EMPTY, f"{candidate.node} has no log")
-    if not accept_data_loss and needs_consent(nodes, k, alone=alone):
-        return decide(Why.NEEDS_DATA_LOSS, _consent(nodes, k))
+        return (Why.EMPTY, f"{candidate.node} has no log", "")
+    return None
+
+
+def _better(candidate: Answer, sound: Sequence[Answer]) -> tuple[Why, str, str] | None:
+    """The furthest promiser whose log is further than the candidate's, or another history."""
+    best = max(sound, key=lambda answer: answer.end[:2], default=candidate)
+    if is_further(best.end, candidate.end):
+        ours = f"{candidate.node} {_place(candidate.end)}"
+        return (Why.FURTHER, f"{best.node} is further: {_place(best.end)}, {ours}", best.node)
     for answer in sound:
-        if is_further(answer.end, candidate.end):
-            ours = f"{candidate.node} {_place(candidate.end)}"
-            message = f"{answer.node} is further: {_place(answer.end)}, {ours}"
-            return decide(Why.FURTHER, message, answer.node)
         if answer.end[:2] == candidate.end[:2] and answer.end != candidate.end:
             message = f"{answer.node} and {candidate.node} have different frames at {_place(candidate.end)}"
-            return decide(Why.DIVERGED, message, answer.node)
-    refused = [answer for answer in others.values() if answer.refusal and not answer.is_given]
-    if len(given) >= needed and (keeps or accept_data_loss) and not (alone and refused):
-        return decide(Why.GRANTED, f"{len(given)} of {nodes - 1} other voters promised, {needed} are needed")
-    count = f"{len(sound)} of the {needed} promises that are needed"
-    if refused:
-        return decide(Why.REFUSED, f"{count}: {refused[0].node} {refused[0].refusal}", refused[0].node)
-    faulty = [
-        f"{answer.node} promised, and is not to be relied on ({answer.fault})"
-        for answer in given
-        if answer.fault
-    ]
-    missing = [f"{node} did not answer" for node in sorted(set(voters) - set(promisers) - {candidate.node})]
-    return decide(Why.TOO_FEW, f"{count}: {', '.join(faulty + missing)}")
+            return (Why.DIVERGED, message, answer.node)
+    return None
+
+
+def _no_voter(config: Config, node: str) -> str:
+    if node in config.witnesses:
+        return f"{node} is a witness: it keeps promises, and no log"
+    return f"{node} is not among the voters {', '.join(config.voters)}"
+
+
+def _not_in_sync(config: Config, witnesses: Sequence[Answer], holders: set[str]) -> str:
+    """Why it is not known that one of `holders` has what a primary acknowledged alone, empty if it is."""
+    for answer in witnesses:
+        if answer.in_sync and not holders & set(answer.in_sync):
+            return (
+                f"{answer.node} was told that only {', '.join(answer.in_sync)} has every acknowledged write"
+            )
+    if config.policy != AVAILABLE or witnesses or set(config.data_voters) <= holders:
+        return ""
+    return "no witness answered that could say whether the primary went on alone"
 
 
 def _with_fault(answer: Answer) -> Answer:
@@ -181,21 +246,6 @@ def _with_fault(answer: Answer) -> Answer:
     if answer.end.lsn or answer.fault:
         return answer
     return msgspec.structs.replace(answer, fault="its log is empty")
-
-
-def needs_consent(nodes: int, k: int, *, alone: bool) -> bool:
-    """Can the promotion lose acknowledged writes, or make a second primary, so that it must be accepted?
-
-    Alone is safe for one thing only: two nodes of which each write needs both.
-    """
-    if nodes <= 1:
-        return False
-    return k == 0 or (alone and not (nodes == 2 and k >= 1))
-
-
-def keeps_acknowledged(nodes: int, k: int, promised: int) -> bool:
-    """Do candidate and `promised` others meet every set of k replicas that acknowledged a write?"""
-    return nodes <= 1 or (k >= 1 and promised >= nodes - 1 - k)
 
 
 def is_further(end: Position, than: Position) -> bool:

@@ -26,6 +26,7 @@ from typing import TypeVar
 
 import msgspec
 
+from ..shipping.credentials import Secret
 from ..shipping.faults import read_fault
 from ..shipping.nodelog import NodeLog, open_node_log
 from ..store import names
@@ -42,16 +43,8 @@ from ..store.errors import (
 )
 from ..store.ids import EPOCH_MAX, Position
 from ..store.promise import Promise, read_promise
-from .promises import (
-    Answer,
-    Decision,
-    Voters,
-    VoterState,
-    Why,
-    count_promises,
-    is_further,
-    promises_needed,
-)
+from .counting import promises_needed
+from .promises import Answer, Decision, Voters, VoterState, Why, count_promises, is_further
 from .voters import WireVoters
 
 VOTERS_MAX = 32
@@ -100,7 +93,7 @@ Step = Callable[[str], None]
 def promote(
     store: str | os.PathLike[str],
     peers: Mapping[str, tuple[str, int]] | Voters,
-    secret: bytes = b"",
+    secret: Secret = b"",
     *,
     accept_data_loss: bool = False,
     alone: bool = False,
@@ -176,7 +169,7 @@ class _Promotion:
         end = self.node.end_on_disk()
         self.config = self.log.config
         if not self.config.voters:
-            self.config = Config((self.name,), self.config.sync_replicas)
+            self.config = Config((self.name,))
         if len(self.config.voters) > VOTERS_MAX:
             raise UsageError(f"{len(self.config.voters)} voters; at most {VOTERS_MAX} are asked")
         return end, self.log.is_primary
@@ -243,10 +236,10 @@ class _Promotion:
 
     def _count(self, own: Answer, answers: list[Answer]) -> Decision:
         return count_promises(
-            self.config.voters,
-            self.config.sync_replicas,
+            self.config,
             own,
             answers,
+            committed_lsn=self.node.committed_lsn(),
             accept_data_loss=self.accept_data_loss,
             alone=self.alone,
         )
@@ -305,6 +298,7 @@ class _Promotion:
             Why.EMPTY: "Promote a node that has a log, or begin a cluster with `perdure init`.",
             Why.FAULTY: "Promote another node, or bootstrap this one anew.",
             Why.DIVERGED: "See `perdure verify` on both; one of them must be bootstrapped anew.",
+            Why.NOT_IN_SYNC: f"Promote one that has them. {self._risk()} --accept-data-loss accepts that.",
             Why.REFUSED: "Another candidate is at work; see who is primary before you try again.",
         }
         text = f"{self.name} cannot become primary: {decision.message}"

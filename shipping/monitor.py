@@ -20,7 +20,8 @@ from typing import Final
 
 from ..store.errors import PerdureError, WireError
 from ..store.identity import Identity, read_identity
-from .auth import CLIENT, MONITOR, NONCE_BYTES, Listening, check_secret
+from .auth import CLIENT, MONITOR, NONCE_BYTES, Listening
+from .credentials import Secret, check_secret
 from .detection import HEARTBEAT_MS, SILENCE_MS, Detector
 from .link import Link, accept
 from .messages import Greet, Message, Proof, Refusal
@@ -67,7 +68,7 @@ class MonitorOptions:
 class _Caller:
     """Somebody who connected."""
 
-    def __init__(self, link: Link, secret: bytes, identity: Identity) -> None:
+    def __init__(self, link: Link, secret: Secret, identity: Identity) -> None:
         self.link = link
         self.auth = Listening(secret, identity.cluster_id, os.urandom(NONCE_BYTES))
         self.is_trusted = False
@@ -84,7 +85,7 @@ class Monitor:
         self,
         store: Path,
         peers: Mapping[str, tuple[str, int]],
-        secret: bytes,
+        secret: Secret,
         listener: socket.socket,
         pipe: Pipe | None,
         options: MonitorOptions,
@@ -230,7 +231,7 @@ class Monitor:
 
     def _accept(self, _mask: int) -> None:
         try:
-            accepted = accept(self._listener)
+            accepted = accept(self._listener, self._secret)
         except WireError as error:
             logger.warning("%s", error)
             return
@@ -280,7 +281,9 @@ class Monitor:
                 raise WireError(f"a {type(message).__name__} message that does not belong here")
 
     def _hear(self, caller: _Caller, beat: Beat) -> None:
-        caller.node = beat.node
+        if beat.node != caller.node:
+            caller.link.check_name(beat.node)
+            caller.node = beat.node
         self._detector.heard(beat, now_ms())
         if beat.unmonitored_ms > self._vitals.unmonitored.changed_ms:
             decided = Unmonitored(beat.unmonitored, beat.unmonitored_ms)
@@ -380,7 +383,7 @@ def run_monitor(
     *,
     listener: socket.socket,
     pipe: Pipe | None = None,
-    secret: bytes = b"",
+    secret: Secret = b"",
     options: MonitorOptions | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_ready: Callable[[int], object] | None = None,

@@ -17,6 +17,7 @@ from typing import Final
 from ..store.errors import PerdureError, WireError
 from .asking import NodeClient
 from .auth import MONITOR, NONCE_BYTES, Connecting
+from .credentials import Secret
 from .detection import Detector
 from .link import Link, begin_connect, check_connected
 from .messages import Challenge, Message, Proof
@@ -35,7 +36,7 @@ FIND_TIMEOUT_MS: Final = 1_000
 class Finder:
     """Where the peers' monitors listen. A thread of its own asks their receivers, which may take long."""
 
-    def __init__(self, peers: Mapping[str, tuple[str, int]], cluster_id: bytes, secret: bytes) -> None:
+    def __init__(self, peers: Mapping[str, tuple[str, int]], cluster_id: bytes, secret: Secret) -> None:
         self._peers = dict(peers)
         self._cluster_id = cluster_id
         self._secret = secret
@@ -96,7 +97,7 @@ class Dial:
         node: str,
         selector: selectors.BaseSelector,
         cluster_id: bytes,
-        secret: bytes,
+        secret: Secret,
         finder: Finder,
         detector: Detector,
     ) -> None:
@@ -143,7 +144,7 @@ class Dial:
 
     def _guarded_connect(self, host: str, port: int) -> None:
         try:
-            self._link = begin_connect(host, port, self.node)
+            self._link = begin_connect(host, port, self.node, self._secret, node=self.node)
         except WireError as error:
             self._refused(error)
             return

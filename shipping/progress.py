@@ -1,10 +1,11 @@
 """Progress: who has acknowledged what, and what is therefore committed. Pure.
 
 Owns the commit rule. The commit LSN is the k-th highest position that voters besides the primary hold
-on disk, never above what the primary itself has on disk, and it never goes back. Only acknowledgements
-by the primary's own chain, at or above the start of its own epoch, move it: a frame of an earlier
-epoch that k replicas hold may still be replaced, unless one of the current epoch stands on it (the
-case of figure 8 in the Raft paper).
+on disk, never above what the primary itself has on disk, and it never goes back. Witnesses hold nothing.
+Only acknowledgements by the primary's own chain, at or above the start of its own epoch, move it: a frame
+of an earlier epoch that k replicas hold may still be replaced, unless one of the current epoch stands on
+it (the case of figure 8 in the Raft paper). Until a CONFIG is committed, what it says and what the one
+before it said must both be met.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from ..store.control import Config, Electors
 from ..store.ids import Position
 
 
@@ -27,6 +29,25 @@ class Electorate(msgspec.Struct, frozen=True):
     epoch: int
     epoch_start_lsn: int
     """LSN of the primary's own EPOCH_START."""
+    witnesses: frozenset[str] = frozenset()
+    """Voters whose acknowledgements never count."""
+    before: Electors | None = None
+    """Those of the CONFIG before, which count as well until `changed_lsn` is committed."""
+    changed_lsn: int = 0
+
+
+def electorate_of(config: Config, primary: str, epoch: int, epoch_start_lsn: int) -> Electorate:
+    """The electorate that a log's newest CONFIG makes."""
+    return Electorate(
+        primary=primary,
+        voters=frozenset(config.voters),
+        sync_replicas=config.sync_replicas,
+        epoch=epoch,
+        epoch_start_lsn=epoch_start_lsn,
+        witnesses=frozenset(config.witnesses),
+        before=config.before,
+        changed_lsn=config.changed_lsn,
+    )
 
 
 def commit_lsn(
@@ -37,31 +58,39 @@ def commit_lsn(
     `acked` are positions that were found on the primary's own chain, by node; `flushed_lsn` is what the
     primary has on disk; `committed_lsn` what was committed before.
     """
-    k = electorate.sync_replicas
-    if k <= 0:
-        return max(committed_lsn, flushed_lsn)
-    counted = sorted(
-        (
-            position.lsn
-            for node, position in acked.items()
-            if node in electorate.voters
-            and node != electorate.primary
-            and position.epoch == electorate.epoch
-            and position.lsn >= electorate.epoch_start_lsn
-        ),
-        reverse=True,
-    )
-    if len(counted) < k:
-        return committed_lsn
-    reached = min(counted[k - 1], flushed_lsn)
-    if reached < electorate.epoch_start_lsn:
+    sound = {
+        node: position.lsn
+        for node, position in acked.items()
+        if node != electorate.primary
+        and position.epoch == electorate.epoch
+        and position.lsn >= electorate.epoch_start_lsn
+    }
+    replicas = electorate.voters - electorate.witnesses
+    reached = _reached(replicas, electorate.sync_replicas, sound, flushed_lsn)
+    before = electorate.before
+    if before is not None and committed_lsn < electorate.changed_lsn:
+        # A primary that was no voter before is not among the k + 1 that had each write.
+        needed = before.sync_replicas + (electorate.primary not in before.voters)
+        met = _reached(frozenset(before.data_voters), needed, sound, flushed_lsn)
+        if min(reached, met) < electorate.changed_lsn:
+            reached = min(reached, met)
+    if reached < electorate.epoch_start_lsn and electorate.sync_replicas > 0:
         return committed_lsn
     return max(committed_lsn, reached)
 
 
+def _reached(replicas: frozenset[str], k: int, sound: Mapping[str, int], flushed_lsn: int) -> int:
+    """The LSN that `k` of `replicas` have on disk as well as the primary; 0 if too few are heard."""
+    if k <= 0:
+        return flushed_lsn
+    counted = sorted((lsn for node, lsn in sound.items() if node in replicas), reverse=True)
+    return min(counted[k - 1], flushed_lsn) if len(counted) >= k else 0
+
+
 def counts_as_voter(electorate: Electorate, node: str) -> bool:
     """Does this replica's acknowledgement count? Without sync_replicas every replica's does."""
-    return electorate.sync_replicas == 0 or (node in electorate.voters and node != electorate.primary)
+    replicas = electorate.voters - electorate.witnesses - {electorate.primary}
+    return electorate.sync_replicas == 0 or node in replicas
 
 
 def voters_connected(electorate: Electorate, streaming: Iterable[str]) -> int:

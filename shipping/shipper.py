@@ -25,13 +25,13 @@ from ..store.identity import read_identity
 from ..store.page import Word
 from ..store.promise import Promise
 from . import slots
-from .auth import check_secret
 from .bootstrap import MakeSnapshot, SnapshotFinder, log_bytes_behind
+from .credentials import Secret, check_secret
 from .gateserver import GateServer
 from .messages import Peers
 from .nodelog import NodeLog, monotonic_ms, open_node_log, take_process_lock
 from .peer import Peer
-from .progress import Electorate, commit_lsn, voters_connected
+from .progress import Electorate, commit_lsn, electorate_of, voters_connected
 from .reign import SILENCE_MS, SLOT_BUDGET_BYTES, Fenced, Reign
 from .slots import SlotWriter, slot_or_new
 from .wake import POLL_MS, PokeSocket, Wake, Watcher
@@ -76,7 +76,7 @@ class Shipper:
         self,
         node: NodeLog,
         replicas: Mapping[str, tuple[str, int]],
-        secret: bytes,
+        secret: Secret,
         options: ShipperOptions,
         make_snapshot: MakeSnapshot | None,
     ) -> None:
@@ -209,17 +209,11 @@ class Shipper:
         epoch = log.cursor.header.epoch if log.cursor.header else 0
         starts = [file.first_lsn for file in list_segments(log.cursor.log) if file.epoch == epoch]
         config = log.config
-        if config.sync_replicas > 0 and len(config.voters) <= config.sync_replicas:
+        if config.sync_replicas > 0 and len(config.data_voters) <= config.sync_replicas:
             logger.error(
                 "nothing can be committed: voters=%s sync_replicas=%d", config.voters, config.sync_replicas
             )
-        return Electorate(
-            primary=self._node.node,
-            voters=frozenset(config.voters),
-            sync_replicas=config.sync_replicas,
-            epoch=epoch,
-            epoch_start_lsn=min(starts, default=1),
-        )
+        return electorate_of(config, self._node.node, epoch, min(starts, default=1))
 
     # -- committing ------------------------------------------------------------------------------
 
@@ -324,7 +318,7 @@ def run_shipper(
     store: str | os.PathLike[str],
     replicas: Mapping[str, tuple[str, int]],
     *,
-    secret: bytes = b"",
+    secret: Secret = b"",
     options: ShipperOptions | None = None,
     make_snapshot: MakeSnapshot | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -333,10 +327,10 @@ def run_shipper(
 ) -> None:
     """Ship a primary's log until `should_stop` says so, looked at every few milliseconds.
 
-    `replicas` gives host and port by node name; `secret` is what all nodes share, empty only on
-    loopback. `make_snapshot` takes a snapshot when a replica needs one and there is none; it runs in a
-    thread of its own. `on_ready` is called once everything is set up. `lifeline` is a descriptor: the
-    shipper ends when its other end is closed.
+    `replicas` gives host and port by node name; `secret` is what all nodes share, or credentials (see
+    check_secret); empty only on loopback. `make_snapshot` takes a snapshot when a replica needs one and
+    there is none; it runs in a thread of its own. `on_ready` is called once everything is set up. `lifeline`
+    is a descriptor: the shipper ends when its other end is closed.
 
     Raises StoreInUseError if a shipper runs already, NotPrimaryError if this node is not the primary,
     FencedError once a replica has promised a higher epoch (recorded in this store, too, so that local
@@ -368,7 +362,7 @@ def run_shipper(
         node.close()
 
 
-def check_replicas(store: Path, replicas: Mapping[str, tuple[str, int]], secret: bytes) -> None:
+def check_replicas(store: Path, replicas: Mapping[str, tuple[str, int]], secret: Secret) -> None:
     """Raises UsageError for a secret that is too short or for a node among its own replicas."""
     for host, _port in replicas.values():
         check_secret(secret, host)

@@ -29,6 +29,19 @@ class EpochStart(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class Electors(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whose promises and acknowledgements count, and how many acknowledge a frame."""
+
+    voters: tuple[str, ...] = ()
+    sync_replicas: int = 0
+    witnesses: tuple[str, ...] = ()
+
+    @property
+    def data_voters(self) -> tuple[str, ...]:
+        """Voters that keep the log."""
+        return tuple(voter for voter in self.voters if voter not in self.witnesses)
+
+
 class Config(msgspec.Struct, frozen=True, omit_defaults=True):
     """Who votes, where they are, and how many replicas must hold a frame before it is committed."""
 
@@ -49,11 +62,24 @@ class Config(msgspec.Struct, frozen=True, omit_defaults=True):
     that is recorded at the witnesses."""
     degraded_from: int = 0
     """The k to go back to, while the primary goes on with sync_replicas = 0; 0 while it does not."""
+    before: Electors | None = None
+    """Those of the CONFIG before, which count as well until this one is committed."""
+    changed_lsn: int = 0
+    """LSN at which this CONFIG came into force; segments after it repeat it."""
 
     @property
     def data_voters(self) -> tuple[str, ...]:
         """Voters that keep the log."""
         return tuple(voter for voter in self.voters if voter not in self.witnesses)
+
+    @property
+    def electors(self) -> Electors:
+        """Whose promises count: with the k that acknowledged what was not written alone."""
+        return Electors(self.voters, self.degraded_from or self.sync_replicas, self.witnesses)
+
+    def is_committed(self, committed_lsn: int) -> bool:
+        """Does the CONFIG before no longer count, where it is known that `committed_lsn` is committed?"""
+        return self.before is None or committed_lsn >= self.changed_lsn
 
 
 ALONE = Config()

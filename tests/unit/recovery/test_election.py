@@ -8,6 +8,7 @@ import pytest
 from perdure.recovery.election import Action, Election, ElectionOptions, Kind, Own, candidates_before
 from perdure.shipping.detection import PeerHealth, Verdict
 from perdure.shipping.messages_health import Beat
+from perdure.store import Config
 
 VOTERS = ("n1", "n2", "n3")
 FIVE = ("n1", "n2", "n3", "n4", "n5")
@@ -17,7 +18,7 @@ SILENCE_MS = 1000
 
 def own(**changes: object) -> Own:
     """n2, which follows n1, primary of epoch 1."""
-    base = Own("n2", False, 1, 100, "n1", 1, "n1", VOTERS, 1)
+    base = Own("n2", False, 1, 100, "n1", 1, "n1", Config(VOTERS, 1))
     return msgspec.structs.replace(base, **changes)
 
 
@@ -91,7 +92,7 @@ ROWS: list[tuple[str, Own, list[PeerHealth], Kind, str]] = [
         own(),
         [primary(Verdict.SILENT), without(verdict=Verdict.SILENT)],
         Kind.HOLD_BACK,
-        "0 of the 1 voters",
+        "too few voters are heard",
     ),
     (
         "the other still hears the primary",
@@ -119,11 +120,11 @@ ROWS: list[tuple[str, Own, list[PeerHealth], Kind, str]] = [
         own(),
         [primary(Verdict.GONE), without(is_failing=True)],
         Kind.HOLD_BACK,
-        "0 of the 1 voters",
+        "too few voters are heard",
     ),
     (
         "this node does not vote",
-        own(voters=("n1", "n3")),
+        own(config=Config(("n1", "n3"), 1)),
         [primary(Verdict.GONE), without()],
         Kind.HOLD_BACK,
         "does not vote",
@@ -138,7 +139,7 @@ ROWS: list[tuple[str, Own, list[PeerHealth], Kind, str]] = [
     ("it holds nothing", own(lsn=0), [primary(Verdict.GONE), without()], Kind.HOLD_BACK, "no log"),
     (
         "writes are confirmed by nobody",
-        own(sync_replicas=0),
+        own(config=Config(VOTERS, 0)),
         [primary(Verdict.GONE), without()],
         Kind.HOLD_BACK,
         "a person decides",
@@ -158,7 +159,13 @@ ROWS: list[tuple[str, Own, list[PeerHealth], Kind, str]] = [
         Kind.STAND,
         "",
     ),
-    ("two nodes, one gone", own(voters=("n1", "n2")), [primary(Verdict.GONE)], Kind.HOLD_BACK, "0 of the 1"),
+    (
+        "two nodes, one gone",
+        own(config=Config(("n1", "n2"), 1)),
+        [primary(Verdict.GONE)],
+        Kind.HOLD_BACK,
+        "too few voters",
+    ),
     (
         "another candidate was promised more",
         own(),
@@ -229,7 +236,7 @@ def test_a_situation_leads_to_its_action(who: Own, others: list[PeerHealth], kin
 
 def test_of_five_nodes_one_that_hears_the_primary_is_no_majority_and_two_are() -> None:
     others = [primary(Verdict.SILENT), without("n3"), without("n4"), peer("n5")]
-    voting = own(voters=FIVE, sync_replicas=2)
+    voting = own(config=Config(FIVE, 2))
     assert election().look(1, voting, others).kind is Kind.STAND
     assert election().look(1, voting, [*others[:2], peer("n4"), peer("n5")]).kind is Kind.HOLD_BACK
 
@@ -307,7 +314,7 @@ def test_a_candidate_that_does_not_begin_is_waited_for_as_long_as_a_silent_prima
 
 def test_of_nodes_that_are_equally_far_the_preferred_one_comes_first_then_the_first_by_name() -> None:
     others = [primary(Verdict.GONE), without("n3"), without("n4", lsn=99)]
-    voting = own(voters=FIVE)
+    voting = own(config=Config(FIVE, 2))
     assert candidates_before(voting, others) == []
     assert candidates_before(voting, others, "n3") == ["n3"]
     assert candidates_before(voting, others, "n4") == []

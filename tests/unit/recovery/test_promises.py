@@ -7,20 +7,25 @@ import random
 
 import pytest
 
-from perdure.recovery.promises import (
-    Answer,
-    Why,
-    count_promises,
-    keeps_acknowledged,
-    promises_needed,
-)
-from perdure.store import Position
+from perdure.recovery.counting import meets_acknowledged, promises_needed
+from perdure.recovery.promises import Answer, Decision, Why
+from perdure.recovery.promises import count_promises as count_by_config
+from perdure.store import Config, Position
 
 THREE = ("a", "b", "c")
+PAIR = Config(("a", "b", "w"), 1, witnesses=("w",))
 
 
-def answer(node: str, lsn: int, *, epoch: int = 1, chain: int = 7, **said: str) -> Answer:
-    return Answer(node, Position(epoch, lsn, chain), "refusal" not in said, **said)
+def count_promises(
+    voters: tuple[str, ...], k: int, own: Answer, answers: list[Answer], **asked: bool
+) -> Decision:
+    return count_by_config(Config(voters, k), own, answers, **asked)
+
+
+def answer(
+    node: str, lsn: int, *, epoch: int = 1, chain: int = 7, fault: str = "", refusal: str = ""
+) -> Answer:
+    return Answer(node, Position(epoch, lsn, chain), not refusal, fault, refusal)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +141,56 @@ def test_a_single_voter_needs_nobody() -> None:
     assert count_promises(("a",), 0, answer("a", 10), []).is_granted
 
 
+def witness(*in_sync: str) -> Answer:
+    return Answer("w", Position(0, 0, 0), True, in_sync=in_sync)
+
+
+def test_of_two_nodes_and_a_witness_the_witness_makes_the_majority() -> None:
+    decision = count_by_config(PAIR, answer("b", 10), [witness()])
+    assert decision.is_granted
+    assert decision.keeps_acknowledged
+    assert count_by_config(PAIR, answer("b", 10), []).why is Why.TOO_FEW
+    assert count_by_config(PAIR, answer("b", 10), [], alone=True).why is Why.NEEDS_DATA_LOSS
+
+
+def test_a_witness_is_never_promoted_and_holds_no_log() -> None:
+    assert count_by_config(PAIR, answer("w", 10), [answer("b", 10)]).why is Why.NO_VOTER
+    three = Config(("a", "b", "c", "w"), 1, witnesses=("w",))
+    decision = count_by_config(three, answer("b", 10), [witness()])
+    assert decision.why is Why.TOO_FEW  # d - k = 1: another replica has to say how far it is
+    assert count_by_config(three, answer("b", 10), [witness(), answer("c", 10)]).is_granted
+
+
+def test_a_candidate_that_the_witness_knows_to_lack_writes_needs_consent() -> None:
+    decision = count_by_config(PAIR, answer("b", 10), [witness("a")])
+    assert decision.why is Why.NOT_IN_SYNC
+    assert "only a has every acknowledged write" in decision.message
+    lost = count_by_config(PAIR, answer("b", 10), [witness("a")], accept_data_loss=True)
+    assert lost.is_granted
+    assert not lost.keeps_acknowledged
+    assert count_by_config(PAIR, answer("a", 10), [witness("a")]).is_granted
+    assert count_by_config(PAIR, answer("b", 10), [witness("a"), answer("a", 10)]).is_granted
+
+
+def test_where_a_primary_may_go_on_alone_somebody_must_say_that_it_did_not() -> None:
+    available = Config(("a", "b", "w"), 1, witnesses=("w",), policy="available")
+    assert count_by_config(available, answer("b", 10), [witness()]).is_granted
+    assert count_by_config(available, answer("b", 10), [answer("a", 10)]).is_granted
+    decision = count_by_config(available, answer("b", 10), [answer("a", 0, epoch=0)])
+    assert decision.why is Why.NOT_IN_SYNC  # a majority, but the old primary comes back with an empty log
+    degraded = Config(("a", "b", "w"), 0, witnesses=("w",), policy="available", degraded_from=1)
+    assert count_by_config(degraded, answer("a", 10), [witness("a")]).keeps_acknowledged
+
+
+def test_a_config_that_is_not_committed_asks_for_those_before_as_well() -> None:
+    before = Config(("a", "b", "c", "d", "e"), 1).electors  # q = 3
+    config = Config(("a", "b", "c", "d"), 1, before=before, changed_lsn=9)  # q = 2
+    answers = [answer("c", 10), answer("d", 10)]
+    assert count_by_config(config, answer("b", 10), answers, committed_lsn=8).why is Why.TOO_FEW
+    assert count_by_config(config, answer("b", 10), answers, committed_lsn=9).is_granted
+    assert count_by_config(config, answer("b", 10), [*answers, answer("e", 3)], committed_lsn=8).is_granted
+
+
 @pytest.mark.parametrize("nodes", [2, 3, 4, 5, 6])
 def test_two_sets_of_promisers_always_meet_and_meet_every_set_of_acknowledgers(nodes: int) -> None:
     everyone = set(range(nodes))
@@ -175,5 +230,5 @@ def test_whoever_is_granted_holds_every_acknowledged_write(seed: int) -> None:
             granted += 1
             assert ends[candidate] >= acked
             assert decision.keeps_acknowledged
-            assert keeps_acknowledged(nodes, k, len(decision.promisers))
+            assert meets_acknowledged(Config(voters, k).electors, {candidate, *decision.promisers})
     assert granted > 100
