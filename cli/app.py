@@ -32,8 +32,11 @@ from .replay import replay
 from .ship import ship
 from .status import status
 from .stores import stores
+from .sync import ensure_synced, flush, sync
 from .transfer import export, import_
+from .transfers import transfers
 from .verify import verify
+from .wait import wait
 from .watch import watch
 
 app = typer.Typer(
@@ -56,6 +59,11 @@ app.command()(migrate)
 app.command()(repair)
 app.command()(promote)
 app.command()(status)
+app.command()(sync)
+app.command()(flush)
+app.command()(ensure_synced)
+app.command()(transfers)
+app.command()(wait)
 app.add_typer(keys.group, name="keys")
 app.add_typer(log.group, name="log")
 app.add_typer(tls.group, name="tls")
