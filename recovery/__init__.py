@@ -1,9 +1,14 @@
 """Snapshots, replay, verify, promotion, retention and log tools; imports the store and shipping rooms."""
 
 from .cluster_status import ClusterStatus, PeerStatus, cluster_status
+from .coordinators import Coordinator, Manual, Quorum
 from .counting import promises_needed
 from .drop import apply_retention, explain_retention
+from .election import ElectionOptions
+from .elector import run_elector
+from .failover import FailoverReport, fail_over
 from .findings import Finding, Level, Summary, summarise
+from .health import ask_health, order_to_stand
 from .keyuse import KeyUse, key_use
 from .logtool import EpochStat, LogStat, SegmentStat, dump, stat
 from .migrate import (
@@ -15,6 +20,7 @@ from .migrate import (
     migrate_back,
     migration_state,
 )
+from .node_state import NodeState
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
 from .promote import PromotionRefusedError, PromotionReport, promote
 from .reach import Reach
@@ -34,6 +40,7 @@ from .syncing import (
     wait_for_replicas,
 )
 from .take import SnapshotState, inspect_snapshots, prune_snapshots, take_snapshot
+from .takeovers import Takeover, TakeoverRecord, read_takeovers
 from .target import is_unfinished
 from .verify import verify
 from .verify_end import Depth
@@ -44,24 +51,30 @@ __all__ = [
     "Answer",
     "ClusterStatus",
     "ClusterSync",
+    "Coordinator",
     "Decision",
     "Depth",
+    "ElectionOptions",
     "EpochStat",
     "Failover",
+    "FailoverReport",
     "Finding",
     "KeyUse",
     "Lacking",
     "Level",
     "Line",
     "LogStat",
+    "Manual",
     "MigrationReport",
     "MigrationState",
     "NodeReport",
+    "NodeState",
     "PeerStatus",
     "Plan",
     "Policy",
     "PromotionRefusedError",
     "PromotionReport",
+    "Quorum",
     "Reach",
     "RepairReport",
     "ReplayReport",
@@ -71,6 +84,8 @@ __all__ = [
     "SnapshotState",
     "Summary",
     "SyncReport",
+    "Takeover",
+    "TakeoverRecord",
     "Target",
     "Transfer",
     "VoterState",
@@ -80,12 +95,14 @@ __all__ = [
     "WireVoters",
     "abort_migration",
     "apply_retention",
+    "ask_health",
     "cluster_status",
     "count_promises",
     "drop_previous",
     "dump",
     "ensure_synced",
     "explain_retention",
+    "fail_over",
     "flush",
     "force_sync",
     "inspect_snapshots",
@@ -94,13 +111,16 @@ __all__ = [
     "migrate",
     "migrate_back",
     "migration_state",
+    "order_to_stand",
     "plan_retention",
     "promises_needed",
     "promote",
     "prune_snapshots",
+    "read_takeovers",
     "repair",
     "replay_to",
     "report_node",
+    "run_elector",
     "stat",
     "summarise",
     "take_snapshot",

@@ -97,6 +97,7 @@ def promote(
     *,
     accept_data_loss: bool = False,
     alone: bool = False,
+    epoch_min: int = 0,
     on_step: Step | None = None,
 ) -> PromotionReport:
     """Make the node of `store` the primary, by the promises of the other voters.
@@ -105,7 +106,8 @@ def promote(
     them itself. Run it while the node's own receiver runs or not: both take the write lock.
     `accept_data_loss` allows what may lose acknowledged writes: sync_replicas = 0 needs it always.
     `alone` makes the node the only voter, with sync_replicas = 0; of two nodes that loses nothing if
-    each write needed both. A node that is primary already stays so, and nothing is done.
+    each write needed both. The new epoch is `epoch_min` at least. A node that is primary already stays so,
+    and nothing is done.
 
     Raises PromotionRefusedError (`decision` says why and names the node that stands in the way),
     NoQuorumError if too few voters answered, DivergedError for two histories under one position,
@@ -118,7 +120,9 @@ def promote(
     else:
         voters = peers
     try:
-        report = _Promotion(node, voters, accept_data_loss, alone, on_step or _silent).run()
+        promotion = _Promotion(node, voters, accept_data_loss, alone, on_step or _silent)
+        promotion.epoch_min = epoch_min
+        report = promotion.run()
     finally:
         node.close()
     return msgspec.structs.replace(report, elapsed_ms=(time.monotonic_ns() - started) // 1_000_000)
@@ -137,6 +141,7 @@ class _Promotion:
         self.accept_data_loss = accept_data_loss
         self.alone = alone
         self.on_step = on_step
+        self.epoch_min = 0
         self.config = Config()
         self.unheard: dict[str, str] = {}
 
@@ -208,7 +213,7 @@ class _Promotion:
 
     def _next_epoch(self, states: Iterable[VoterState]) -> int:
         """One above every epoch that was ever promised or begun, as far as anybody said."""
-        seen = [self.log.promise.epoch, self.log.cursor.at.epoch]
+        seen = [self.epoch_min - 1, self.log.promise.epoch, self.log.cursor.at.epoch]
         if self.log.cursor.header:
             seen.append(self.log.cursor.header.epoch)
         for state in states:

@@ -59,7 +59,7 @@ _KNOWN_NAMES = frozenset(
         names.PORTS,
         names.PROBE,
         names.UNMONITORED,
-        names.FAILOVERS,
+        names.TAKEOVERS,
         names.CUT_PLAN,
         names.INSTALL_PLAN,
         names.INCOMING,

@@ -77,12 +77,10 @@ class StandAsk(msgspec.Struct, frozen=True):
 
 
 class StandReply(msgspec.Struct, frozen=True):
-    """What became of it: `epoch` it began, 0 if it did not, and why not."""
+    """It is primary of this epoch. If it could not become primary, the answer is Failed."""
 
     epoch: Count
-    error: str = ""
-    error_kind: str = ""
-    hint: str = ""
+    was_primary: bool
 
 
 HealthMessage: TypeAlias = Beat | HealthAsk | HealthReply | StandAsk | StandReply

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from ..store.errors import PerdureError, WireError
+from ..store.errors import BusyError, PerdureError, WireError
 from ..store.identity import Identity, read_identity
 from .auth import CLIENT, MONITOR, NONCE_BYTES, Listening
 from .credentials import Secret, check_secret
@@ -26,11 +26,13 @@ from .detection import HEARTBEAT_MS, SILENCE_MS, Detector
 from .link import Link, accept
 from .messages import Greet, Message, Proof, Refusal
 from .messages_health import Beat, HealthAsk, HealthReply, HealthRow, StandAsk, StandReply
+from .messages_server import Failed
 from .monitor_dial import Dial, Finder
 from .monitor_pipe import Done, Order, Pipe, Report, Told
 from .nodelog import monotonic_ms, now_ms
 from .unmonitored import Unmonitored, is_sound
 from .vitals import DISK_STALL_MS, Vitals, VitalSigns
+from .wire_errors import failed
 
 logger = logging.getLogger(__name__)
 
@@ -222,8 +224,9 @@ class Monitor:
                     self._told = message
                 case Done():
                     caller = self._orders.pop(message.number, None)
-                    if caller is not None:
-                        self._guarded(caller, partial(self._answer, caller, message.reply))
+                    answer = message.error or message.reply
+                    if caller is not None and answer is not None:
+                        self._guarded(caller, partial(self._answer, caller, answer))
                 case _:
                     continue
 
@@ -298,11 +301,11 @@ class Monitor:
             or len(self._orders) >= ORDERS_MAX
             or not self._pipe.send(Order(self._order_number, ask))
         ):
-            self._answer(caller, StandReply(0, "this node's elector does not take orders", "BusyError"))
+            self._answer(caller, failed(BusyError("this node's elector takes no orders now")))
             return
         self._orders[self._order_number] = caller
 
-    def _answer(self, caller: _Caller, reply: StandReply) -> None:
+    def _answer(self, caller: _Caller, reply: StandReply | Failed) -> None:
         if self._callers.get(caller.link.fileno()) is caller:
             caller.link.send(reply)
             self._watch(caller)

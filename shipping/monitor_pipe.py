@@ -15,6 +15,7 @@ import msgspec
 from ..store.errors import DECODE_ERRORS, WireError
 from .detection import PeerHealth
 from .messages_health import StandAsk, StandReply
+from .messages_server import Failed
 from .unmonitored import Unmonitored
 
 PACKET_BYTES_MAX: Final = 64 << 10
@@ -47,10 +48,11 @@ class Told(msgspec.Struct, frozen=True, tag="told"):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """What became of an order."""
+    """What became of an order: a reply, or why there is none."""
 
     number: int
-    reply: StandReply
+    reply: StandReply | None = None
+    error: Failed | None = None
 
 
 PipeMessage: TypeAlias = Report | Order | Told | Done

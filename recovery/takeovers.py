@@ -1,6 +1,6 @@
-"""Failovers as a node remembers those in which it took over: how long each part took, and how many there were.
+"""Takeovers: the failovers in which this node became primary, how long each part took, how many there were.
 
-Owns the file `failovers`: durable, bounded to the newest ones; totals go on counting.
+Owns the file `takeovers`: durable, bounded to the newest ones; totals go on counting.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ..store import names
 from ..store.errors import FormatError
 from ..store.smallfile import publish_small, read_small_file
 
-MAGIC: Final = b"PDRFAIL1"
+MAGIC: Final = b"PDRTAKE1"
 VERSION: Final = 1
 KEPT_MAX: Final = 32
 
 
-class Failover(msgspec.Struct, frozen=True):
+class Takeover(msgspec.Struct, frozen=True):
     """One failover. Times in ms."""
 
     epoch: int
@@ -44,42 +44,42 @@ class Failover(msgspec.Struct, frozen=True):
         return self.detection_ms + self.waiting_ms + self.promotion_ms + self.commit_ms
 
 
-class FailoverRecord(msgspec.Struct, frozen=True):
+class TakeoverRecord(msgspec.Struct, frozen=True):
     """What a node remembers. Totals count all, `newest` holds a named number of them, oldest first."""
 
-    failovers: int = 0
+    takeovers: int = 0
     failed: int = 0
     """Candidacies that came to nothing."""
-    newest: tuple[Failover, ...] = ()
+    newest: tuple[Takeover, ...] = ()
 
 
-NONE: Final = FailoverRecord()
+NONE: Final = TakeoverRecord()
 
 
-def read_failovers(store: str | os.PathLike[str]) -> FailoverRecord:
+def read_takeovers(store: str | os.PathLike[str]) -> TakeoverRecord:
     """What the node of a store remembers; nothing if the file is not there or damaged."""
-    path = Path(store) / names.FAILOVERS
+    path = Path(store) / names.TAKEOVERS
     try:
-        return read_small_file(path, MAGIC, VERSION, FailoverRecord) or NONE
+        return read_small_file(path, MAGIC, VERSION, TakeoverRecord) or NONE
     except FormatError:
         return NONE  # a statistic: the next failover begins it anew
 
 
-def record_failover(store: Path, failover: Failover) -> FailoverRecord:
+def record_takeover(store: Path, failover: Takeover) -> TakeoverRecord:
     """Write one more down, durably. Raises StorageError."""
-    held = read_failovers(store)
+    held = read_takeovers(store)
     return _publish(
         store,
-        FailoverRecord(held.failovers + 1, held.failed, (*held.newest, failover)[-KEPT_MAX:]),
+        TakeoverRecord(held.takeovers + 1, held.failed, (*held.newest, failover)[-KEPT_MAX:]),
     )
 
 
-def record_failure(store: Path) -> FailoverRecord:
+def record_failure(store: Path) -> TakeoverRecord:
     """Count a candidacy that came to nothing."""
-    held = read_failovers(store)
+    held = read_takeovers(store)
     return _publish(store, msgspec.structs.replace(held, failed=held.failed + 1))
 
 
-def _publish(store: Path, record: FailoverRecord) -> FailoverRecord:
-    publish_small(store / names.FAILOVERS, MAGIC, VERSION, record)
+def _publish(store: Path, record: TakeoverRecord) -> TakeoverRecord:
+    publish_small(store / names.TAKEOVERS, MAGIC, VERSION, record)
     return record
