@@ -17,7 +17,7 @@ from ..store import UsageError
 from ..store.config import FILE_VARIABLE as CONFIG_VARIABLE
 from ..store.option import variable_of
 from . import config as config_commands
-from . import feed, group, keys, log, orphans, render, retention, session, snapshot, tls
+from . import feed, group, keys, log, member, orphans, render, retention, session, snapshot, tls
 from .bench import bench
 from .demo.command import demo
 from .failover import failover
@@ -63,6 +63,7 @@ app.command()(failover)
 app.command()(health)
 app.command()(monitor)
 app.command()(unmonitor)
+app.add_typer(member.group, name="member")
 app.command()(status)
 app.command()(sync)
 app.command()(flush)

@@ -11,6 +11,15 @@ from .findings import Finding, Level, Summary, summarise
 from .health import ask_health, order_to_stand
 from .keyuse import KeyUse, key_use
 from .logtool import EpochStat, LogStat, SegmentStat, dump, stat
+from .members import (
+    Membership,
+    add_member,
+    add_witness,
+    list_members,
+    remove_member,
+    set_policy,
+    set_sync_replicas,
+)
 from .migrate import (
     MigrationReport,
     MigrationState,
@@ -65,6 +74,7 @@ __all__ = [
     "Line",
     "LogStat",
     "Manual",
+    "Membership",
     "MigrationReport",
     "MigrationState",
     "NodeReport",
@@ -94,6 +104,8 @@ __all__ = [
     "Why",
     "WireVoters",
     "abort_migration",
+    "add_member",
+    "add_witness",
     "apply_retention",
     "ask_health",
     "cluster_status",
@@ -108,6 +120,7 @@ __all__ = [
     "inspect_snapshots",
     "is_unfinished",
     "key_use",
+    "list_members",
     "migrate",
     "migrate_back",
     "migration_state",
@@ -117,10 +130,13 @@ __all__ = [
     "promote",
     "prune_snapshots",
     "read_takeovers",
+    "remove_member",
     "repair",
     "replay_to",
     "report_node",
     "run_elector",
+    "set_policy",
+    "set_sync_replicas",
     "stat",
     "summarise",
     "take_snapshot",

@@ -208,7 +208,9 @@ class Elector:
         identity = self._node.identity
         addresses = {node: self._peers[node] for node in asked if node in self._peers}
         voters = WireVoters(addresses, cluster_id=identity.cluster_id, secret=self._secret)
-        return promote(self._store, voters, accept_data_loss=accept_data_loss, epoch_min=epoch_min)
+        return promote(
+            self._store, voters, accept_data_loss=accept_data_loss, epoch_min=epoch_min, commit_timeout_ms=0
+        )
 
     def _give_up(self, own: Own, why: str) -> None:
         """Be primary no more, in every process of the node, without a disk."""
