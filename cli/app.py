@@ -23,11 +23,13 @@ from .demo.command import demo
 from .failover import failover
 from .health import health, monitor, unmonitor
 from .init import init
+from .locate import locate
 from .migrate import migrate
 from .node import node
 from .options import set_variables
 from .promote import promote
 from .receive import receive
+from .reconcile import consistency, reconcile
 from .repair import repair
 from .replay import replay
 from .ship import ship
@@ -35,7 +37,7 @@ from .status import status
 from .stores import stores
 from .sync import ensure_synced, flush, sync
 from .transfer import export, import_
-from .transfers import transfers
+from .transfers import transfer, transfers
 from .verify import verify
 from .wait import wait
 from .watch import watch
@@ -69,7 +71,11 @@ app.command()(sync)
 app.command()(flush)
 app.command()(ensure_synced)
 app.command()(transfers)
+app.command()(transfer)
 app.command()(wait)
+app.command()(locate)
+app.command()(consistency)
+app.command()(reconcile)
 app.add_typer(keys.group, name="keys")
 app.add_typer(log.group, name="log")
 app.add_typer(tls.group, name="tls")

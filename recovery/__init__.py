@@ -1,6 +1,7 @@
 """Snapshots, replay, verify, promotion, retention and log tools; imports the store and shipping rooms."""
 
 from .cluster_status import ClusterStatus, PeerStatus, cluster_status
+from .consistency import check_consistency, reconcile
 from .coordinators import Coordinator, Manual, Quorum
 from .counting import promises_needed
 from .drop import apply_retention, explain_retention
@@ -10,6 +11,7 @@ from .failover import FailoverReport, fail_over
 from .findings import Finding, Level, Summary, summarise
 from .health import ask_health, order_to_stand
 from .keyuse import KeyUse, key_use
+from .locate import LastChange, Located, SessionHolder, locate, wait_synced
 from .logtool import EpochStat, LogStat, SegmentStat, dump, stat
 from .members import (
     Membership,
@@ -30,13 +32,16 @@ from .migrate import (
     migration_state,
 )
 from .node_state import NodeState
+from .ops_service import OpsService
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
 from .promote import PromotionRefusedError, PromotionReport, promote
 from .reach import Reach
+from .reconcile import Comparison, Difference, NodeVerdict
 from .repair import RepairReport, repair
 from .replay import ReplayReport, replay_to
 from .report import Failover, NodeReport, ReplicaReport, report_node
 from .retention import Line, Plan, Policy, plan_retention
+from .self_reconcile import SelfReconciled, reconcile_self
 from .sync_state import ClusterSync, SessionSync
 from .syncing import (
     Lacking,
@@ -51,6 +56,7 @@ from .syncing import (
 from .take import SnapshotState, inspect_snapshots, prune_snapshots, take_snapshot
 from .takeovers import Takeover, TakeoverRecord, read_takeovers
 from .target import is_unfinished
+from .transferring import TransferReport, force_transfer
 from .verify import verify
 from .verify_end import Depth
 from .voters import WireVoters
@@ -60,9 +66,11 @@ __all__ = [
     "Answer",
     "ClusterStatus",
     "ClusterSync",
+    "Comparison",
     "Coordinator",
     "Decision",
     "Depth",
+    "Difference",
     "ElectionOptions",
     "EpochStat",
     "Failover",
@@ -70,8 +78,10 @@ __all__ = [
     "Finding",
     "KeyUse",
     "Lacking",
+    "LastChange",
     "Level",
     "Line",
+    "Located",
     "LogStat",
     "Manual",
     "Membership",
@@ -79,6 +89,8 @@ __all__ = [
     "MigrationState",
     "NodeReport",
     "NodeState",
+    "NodeVerdict",
+    "OpsService",
     "PeerStatus",
     "Plan",
     "Policy",
@@ -90,6 +102,8 @@ __all__ = [
     "ReplayReport",
     "ReplicaReport",
     "SegmentStat",
+    "SelfReconciled",
+    "SessionHolder",
     "SessionSync",
     "SnapshotState",
     "Summary",
@@ -98,6 +112,7 @@ __all__ = [
     "TakeoverRecord",
     "Target",
     "Transfer",
+    "TransferReport",
     "VoterState",
     "Voters",
     "Waited",
@@ -108,6 +123,7 @@ __all__ = [
     "add_witness",
     "apply_retention",
     "ask_health",
+    "check_consistency",
     "cluster_status",
     "count_promises",
     "drop_previous",
@@ -117,10 +133,12 @@ __all__ = [
     "fail_over",
     "flush",
     "force_sync",
+    "force_transfer",
     "inspect_snapshots",
     "is_unfinished",
     "key_use",
     "list_members",
+    "locate",
     "migrate",
     "migrate_back",
     "migration_state",
@@ -130,6 +148,8 @@ __all__ = [
     "promote",
     "prune_snapshots",
     "read_takeovers",
+    "reconcile",
+    "reconcile_self",
     "remove_member",
     "repair",
     "replay_to",
@@ -144,4 +164,5 @@ __all__ = [
     "verify",
     "wait_for",
     "wait_for_replicas",
+    "wait_synced",
 ]

@@ -182,6 +182,7 @@ class _Promotion:
         for name, fault in (
             (names.INSTALL_PLAN, "it is being made anew from a snapshot"),
             (names.CUT_PLAN, "its log is being cut"),
+            (names.REJOIN_PLAN, "it is going over to another history"),
         ):
             if (self.node.store / name).exists():
                 return f"{self.name} is not fit: {fault} ({name})"

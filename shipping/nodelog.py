@@ -22,6 +22,7 @@ from ..store.log import LOCK_TIMEOUT_MS, EventLog
 from ..store.opening import OpenOptions, open_store
 from ..store.page import Word, read_boot_id
 from ..store.placing import open_log
+from ..store.rejoining import wait_until_rejoined
 from ..store.segment import HEADER_BYTES
 from .messages import EPOCHS_MAX
 
@@ -196,6 +197,7 @@ def open_node_log(store: Path, locks: list[FileLock]) -> NodeLog:
                 path=store,
                 hint="Try again when it has finished.",
             ) from error
+        wait_until_rejoined(store, LOCK_TIMEOUT_MS)
         return NodeLog(store, identity, _open(store, identity), [*locks, users])
     except BaseException:
         users.close()

@@ -466,6 +466,13 @@ OPTIONS: Final[tuple[Option, ...]] = (
         can_be_none=True,
         test=name_problem,
     ),
+    Option(
+        RECOVERY,
+        "auto_reconcile",
+        FLAG,
+        True,
+        "A node process whose replica has diverged makes its state anew from snapshot and log.",
+    ),
 )
 
 _TABLE: Final = {(option.section, option.name): option for option in OPTIONS}

@@ -154,8 +154,8 @@ ROWS: list[tuple[str, Own, list[PeerHealth], Kind, str]] = [
     ),
     (
         "the further one is not fit",
-        own(),
-        [primary(Verdict.GONE), without(lsn=101, is_fit=False)],
+        own(config=Config(FIVE, 2)),
+        [primary(Verdict.GONE), without(lsn=101, is_fit=False), without("n4"), without("n5")],
         Kind.STAND,
         "",
     ),
