@@ -2,6 +2,7 @@
 
 from .cluster_status import ClusterStatus, PeerStatus, cluster_status
 from .consistency import check_consistency, reconcile
+from .coordinators import Coordinator, Manual, Quorum
 from .counting import promises_needed
 from .diverged import (
     Applied,
@@ -13,7 +14,11 @@ from .diverged import (
     list_diverged,
 )
 from .drop import apply_retention, explain_retention
+from .election import ElectionOptions
+from .elector import run_elector
+from .failover import FailoverReport, fail_over
 from .findings import Finding, Level, Summary, summarise
+from .health import ask_health, order_to_stand
 from .keyuse import KeyUse, key_use
 from .locate import LastChange, Located, SessionHolder, locate, wait_synced
 from .logtool import EpochStat, LogStat, SegmentStat, dump, stat
@@ -35,6 +40,7 @@ from .migrate import (
     migrate_back,
     migration_state,
 )
+from .node_state import NodeState
 from .ops_service import OpsService
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
 from .promote import PromotionRefusedError, PromotionReport, promote
@@ -57,6 +63,7 @@ from .syncing import (
     wait_for_replicas,
 )
 from .take import SnapshotState, inspect_snapshots, prune_snapshots, take_snapshot
+from .takeovers import Takeover, TakeoverRecord, read_takeovers
 from .target import is_unfinished
 from .transferring import TransferReport, force_transfer
 from .verify import verify
@@ -71,12 +78,15 @@ __all__ = [
     "ClusterStatus",
     "ClusterSync",
     "Comparison",
+    "Coordinator",
     "Decision",
     "Depth",
     "Difference",
     "DivergedTail",
+    "ElectionOptions",
     "EpochStat",
     "Failover",
+    "FailoverReport",
     "Finding",
     "KeyUse",
     "Lacking",
@@ -85,10 +95,12 @@ __all__ = [
     "Line",
     "Located",
     "LogStat",
+    "Manual",
     "Membership",
     "MigrationReport",
     "MigrationState",
     "NodeReport",
+    "NodeState",
     "NodeVerdict",
     "OpsService",
     "PeerStatus",
@@ -96,6 +108,7 @@ __all__ = [
     "Policy",
     "PromotionRefusedError",
     "PromotionReport",
+    "Quorum",
     "Reach",
     "RepairReport",
     "ReplayReport",
@@ -107,6 +120,8 @@ __all__ = [
     "SnapshotState",
     "Summary",
     "SyncReport",
+    "Takeover",
+    "TakeoverRecord",
     "Target",
     "Transfer",
     "TransferReport",
@@ -120,6 +135,7 @@ __all__ = [
     "add_witness",
     "apply_diverged",
     "apply_retention",
+    "ask_health",
     "changes_in",
     "check_consistency",
     "cluster_status",
@@ -129,6 +145,7 @@ __all__ = [
     "dump",
     "ensure_synced",
     "explain_retention",
+    "fail_over",
     "flush",
     "force_sync",
     "force_transfer",
@@ -141,16 +158,19 @@ __all__ = [
     "migrate",
     "migrate_back",
     "migration_state",
+    "order_to_stand",
     "plan_retention",
     "promises_needed",
     "promote",
     "prune_snapshots",
+    "read_takeovers",
     "reconcile",
     "reconcile_self",
     "remove_member",
     "repair",
     "replay_to",
     "report_node",
+    "run_elector",
     "set_policy",
     "set_sync_replicas",
     "stat",

@@ -26,8 +26,9 @@ import msgspec
 from ..store import zstd
 from ..store.errors import CorruptError, WireError
 from ..store.frame import FRAME_BYTES_MAX
-from . import messages_forward, messages_ops, messages_rejoin, messages_server
+from . import messages_forward, messages_health, messages_ops, messages_rejoin, messages_server
 from .messages_forward import ForwardMessage
+from .messages_health import HealthMessage
 from .messages_ops import OpsMessage
 from .messages_rejoin import RejoinMessage
 from .messages_server import ServerMessage
@@ -118,6 +119,7 @@ class ShipWelcome(msgspec.Struct, frozen=True):
     """LSNs of its newest snapshots."""
     takes_keys: bool = True
     is_automatic: bool = True
+    is_forced: bool = False
     """What these say: see ReplicaFacts."""
 
 
@@ -133,6 +135,8 @@ class Cut(msgspec.Struct, frozen=True):
     to: WirePosition
     is_open: bool = False
     """The primary's segment goes on there: so does the replica's."""
+    is_accepted: bool = False
+    """Also if what is cut was committed: a promotion accepted that it is lost."""
 
 
 class Frames(msgspec.Struct, frozen=True):
@@ -305,6 +309,7 @@ Message: TypeAlias = (
     | RejoinMessage
     | ServerMessage
     | ForwardMessage
+    | HealthMessage
     | OpsMessage
 )
 
@@ -335,6 +340,7 @@ KINDS: Final[dict[int, type[Message]]] = {
     **messages_rejoin.KINDS,
     **messages_server.KINDS,
     **messages_forward.KINDS,
+    **messages_health.KINDS,
     **messages_ops.KINDS,
 }
 WITH_PAYLOAD: Final = frozenset({20, 32, 45}).union(

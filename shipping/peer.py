@@ -269,11 +269,11 @@ class Peer:
                 return True
             case StreamFrom(after, cursor):
                 self._begin_stream(after, cursor)
-            case CutTo(position, is_open):
+            case CutTo(position, is_open, is_accepted):
                 logger.warning("cutting a replica's tail: node=%s to=%s", self.name, position)
                 self._stage = Stage.MEETING
                 self._since_ms = monotonic_ms()
-                self._send(Cut(position, is_open))
+                self._send(Cut(position, is_open, is_accepted))
             case GiveKeys(fork):
                 logger.warning("giving a replica the keys that it changed: node=%s fork=%s", self.name, fork)
                 self._keys = KeysSender(self._reign.node, fork)

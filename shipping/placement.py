@@ -11,10 +11,12 @@ from typing import TypeAlias
 
 import msgspec
 
+from ..store.control import epoch_start_of
 from ..store.cursor import LogCursor, list_segments
 from ..store.ids import Position
 from .bootstrap import log_sizes
 from .messages import ShipWelcome
+from .nodelog import NodeLog
 from .progress import Common
 from .reign import Reign
 from .rejoin_plan import (
@@ -44,6 +46,8 @@ class CutTo(msgspec.Struct, frozen=True):
     position: Position
     is_open: bool
     """The segment goes on behind it."""
+    is_accepted: bool
+    """Whatever was committed behind it may go."""
 
 
 class GiveKeys(msgspec.Struct, frozen=True):
@@ -84,6 +88,7 @@ def replica_facts(welcome: ShipWelcome) -> ReplicaFacts:
         snapshots=tuple(welcome.snapshots),
         takes_keys=welcome.takes_keys,
         is_automatic=welcome.is_automatic,
+        is_forced=welcome.is_forced,
     )
 
 
@@ -95,6 +100,7 @@ class Placement:
         self._facts = replica_facts(welcome)
         self._search: Search | None = None
         self._wanted: Follow | Truncate | TakeKeys | None = None
+        self._is_accepted = welcome.is_forced
 
     def step(self) -> Verdict | None:
         """Search on a little; None as long as it goes on. Raises as LogCursor.read."""
@@ -118,7 +124,12 @@ class Placement:
             self._search = None
 
     def _begin(self) -> Verdict | None:
-        decided = decide_rejoin(self._facts, self._primary_facts())
+        facts = self._primary_facts()
+        decided = decide_rejoin(self._facts, facts)
+        if isinstance(decided, Refuse) and decided.is_fault:
+            losses = accepted_losses(self._reign.node)
+            decided = decide_rejoin(self._facts, msgspec.structs.replace(facts, losses=losses))
+            self._is_accepted = True
         if isinstance(decided, Refuse):
             return HasDiverged(decided.why, decided.is_fault)
         if isinstance(decided, Bootstrap):
@@ -152,8 +163,32 @@ class Placement:
         if isinstance(wanted, TakeKeys):
             return GiveKeys(found)
         starts = {file.first_lsn for file in list_segments(self._reign.node.log.cursor.log)}
-        return CutTo(found, is_open=fork.lsn + 1 not in starts and fork.lsn < self._reign.window.end.lsn)
+        is_open = fork.lsn + 1 not in starts and fork.lsn < self._reign.window.end.lsn
+        return CutTo(found, is_open, self._is_accepted)
 
     def _fork(self) -> Common:
         wanted = self._wanted
         return wanted.fork if isinstance(wanted, (Truncate, TakeKeys)) else Common(0, 0)
+
+
+def accepted_losses(node: NodeLog) -> tuple[tuple[int, int], ...]:
+    """(LSN of an EPOCH_START, first LSN that its promotion accepted to lose), of all in a node's log.
+
+    Raises as LogCursor.read.
+    """
+    found: list[tuple[int, int]] = []
+    cursor = node.cursor(is_sparse=False)
+    try:
+        for epoch, first_lsn in node.epochs():
+            files = list_segments(node.log.cursor.log)
+            for file in files:
+                if (file.epoch, file.first_lsn) != (epoch, first_lsn):
+                    continue
+                cursor.open_segment(file)
+                run = cursor.read(limit_bytes=4096)
+                start = epoch_start_of(run.events(*run.frames[0])) if run is not None else None
+                if start is not None and start.at_risk_from:
+                    found.append((first_lsn, start.at_risk_from))
+    finally:
+        cursor.close()
+    return tuple(found)

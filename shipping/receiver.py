@@ -37,6 +37,7 @@ from .faults import Fault, read_fault, write_fault
 from .install import Incoming, finish_install
 from .link import LinkClosed, accept, listen
 from .messages import (
+    Cut,
     FetchAsk,
     FetchReply,
     Pause,
@@ -333,11 +334,12 @@ class Receiver:
 
     # -- changing the log ------------------------------------------------------------------------
 
-    def cut(self, to: Position, reign: Promise, *, is_open: bool) -> None:
-        """End this log at `to`, as the primary says; see cut_log."""
+    def cut(self, cut: Cut, reign: Promise) -> None:
+        """End this log where the primary says; see cut_log."""
+        to = Position(*cut.to)
         self.replica.accept_reign(reign)
         try:
-            cut_log(self.node, to, is_open=is_open)
+            cut_log(self.node, to, is_open=cut.is_open, is_accepted=cut.is_accepted)
         except CommittedError as error:
             self._note_fault(error.lsn or to.lsn, str(error))
             raise

@@ -141,7 +141,7 @@ class Visitor:
             case Stage.MEETING, Start() if self.reign:
                 self._start(Position(*message.after))
             case Stage.MEETING, Cut() if self.reign:
-                self._receiver.cut(Position(*message.to), self.reign, is_open=message.is_open)
+                self._receiver.cut(message, self.reign)
                 self.welcome(self.reign)
             case Stage.MEETING, Parted() if self.reign:
                 self._receiver.has_parted(message)
