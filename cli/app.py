@@ -30,6 +30,7 @@ from .options import set_variables
 from .promote import promote
 from .receive import receive
 from .reconcile import consistency, reconcile
+from .rejoin import rejoin
 from .repair import repair
 from .replay import replay
 from .ship import ship
@@ -61,6 +62,7 @@ app.command()(verify)
 app.command()(migrate)
 app.command()(repair)
 app.command()(promote)
+app.command()(rejoin)
 app.command()(failover)
 app.command()(health)
 app.command()(monitor)

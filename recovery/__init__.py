@@ -46,6 +46,7 @@ from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
 from .promote import PromotionRefusedError, PromotionReport, promote
 from .reach import Reach
 from .reconcile import Comparison, Difference, NodeVerdict
+from .rejoin import RejoinReport, plan_rejoin, rejoin
 from .repair import RepairReport, repair
 from .replay import ReplayReport, replay_to
 from .report import Failover, NodeReport, ReplicaReport, report_node
@@ -110,6 +111,7 @@ __all__ = [
     "PromotionReport",
     "Quorum",
     "Reach",
+    "RejoinReport",
     "RepairReport",
     "ReplayReport",
     "ReplicaReport",
@@ -159,6 +161,7 @@ __all__ = [
     "migrate_back",
     "migration_state",
     "order_to_stand",
+    "plan_rejoin",
     "plan_retention",
     "promises_needed",
     "promote",
@@ -166,6 +169,7 @@ __all__ = [
     "read_takeovers",
     "reconcile",
     "reconcile_self",
+    "rejoin",
     "remove_member",
     "repair",
     "replay_to",

@@ -13,8 +13,10 @@ from .messages_health import HealthAsk, HealthReply, HealthRow, StandAsk, StandR
 from .monitor import MonitorOptions, run_monitor
 from .monitor_pipe import Pipe, pipe_pair
 from .nodelog import NodeLog, open_node_log
+from .permission import Permission
 from .ports import NodePorts, read_ports, write_ports
 from .receiver import serve_receiver
+from .rejoin_plan import decide_rejoin
 from .replica import run_replica
 from .server import Handler, Server
 from .server import merged as merged_handlers
@@ -40,6 +42,7 @@ __all__ = [
     "NodeLog",
     "NodePorts",
     "PeerHealth",
+    "Permission",
     "Pipe",
     "PromiseReply",
     "ReplicaStatus",
@@ -57,6 +60,7 @@ __all__ = [
     "Unmonitored",
     "Verdict",
     "check_secret",
+    "decide_rejoin",
     "merged_handlers",
     "open_gate",
     "open_node_log",

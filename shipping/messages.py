@@ -121,6 +121,8 @@ class ShipWelcome(msgspec.Struct, frozen=True):
     is_automatic: bool = True
     is_forced: bool = False
     """What these say: see ReplicaFacts."""
+    incoming: str = ""
+    """File name of a snapshot of which a part is here."""
 
 
 class Start(msgspec.Struct, frozen=True):

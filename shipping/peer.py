@@ -13,7 +13,7 @@ import selectors
 import time
 from collections.abc import Callable
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -75,6 +75,14 @@ UNSENT_BYTES_MAX: Final = 4 << 20
 ERROR_CHARS_MAX: Final = 1000
 
 
+NO_SNAPSHOT: Final[dict[str, Any]] = {
+    "snapshot": "",
+    "snapshot_lsn": 0,
+    "snapshot_bytes": 0,
+    "snapshot_total_bytes": 0,
+}
+
+
 class Stage(Enum):
     WAITING = "waiting"
     CONNECTING = "connecting"
@@ -102,6 +110,8 @@ class Peer:
         self._placement: Placement | None = None
         self._snapshot: SnapshotSender | None = None
         self._keys: KeysSender | None = None
+        self._incoming = ""
+        """Name of a snapshot of which the replica has a part."""
         self._retry_ms = 0
         self._retry_at_ms = 0
         self._since_ms = 0
@@ -171,7 +181,7 @@ class Peer:
 
     def needs_snapshot(self) -> None:
         """The log is no longer kept for it."""
-        self._set_slot(state=slots.SNAPSHOT)
+        self._set_slot(state=slots.SNAPSHOT, **NO_SNAPSHOT)
 
     def close(self) -> None:
         self._disconnect()
@@ -232,8 +242,10 @@ class Peer:
                 self._set_slot(state=slots.PAUSED, error=message.text[:ERROR_CHARS_MAX])
             case Stage.SNAPSHOT, SnapshotWant() if self._snapshot:
                 self._snapshot.want(message)
+                self._note_progress(self._snapshot)
             case Stage.SNAPSHOT, PieceAck() if self._snapshot:
                 self._snapshot.acked(message)
+                self._note_progress(self._snapshot)
             case Stage.KEYS, FetchAsk() if self._keys:
                 self._keys.frames(message)
             case Stage.KEYS, KeysAsk() if self._keys:
@@ -258,6 +270,7 @@ class Peer:
                 hint="Look at the names and addresses of the replicas.",
             )
         self._set_slot(applied_lsn=welcome.applied_lsn)
+        self._incoming = welcome.incoming
         self._placement = Placement(self._reign, welcome)
         self._stage = Stage.SEARCHING
 
@@ -312,11 +325,11 @@ class Peer:
         reign.has_news = True
         logger.info("streaming: node=%s after=%s", self.name, after)
         state = slots.STREAMING if self.sender.is_close else slots.CATCH_UP
-        self._set_slot(state=state, error="", position=after)
+        self._set_slot(state=state, error="", position=after, **NO_SNAPSHOT)
 
     def _begin_snapshot(self, why: str, parted_lsn: int) -> None:
         reign = self._reign
-        path = reign.find_snapshot()
+        path = reign.named_snapshot(self._incoming) or reign.find_snapshot()
         self._set_slot(state=slots.SNAPSHOT, error="")
         if path is None:
             raise PositionGoneError(
@@ -324,10 +337,18 @@ class Peer:
                 node=self.name,
                 hint="`perdure snapshot create` on the primary; the replica then goes on by itself.",
             )
-        self._snapshot = SnapshotSender(reign.node, path, compress=reign.compress, parted_lsn=parted_lsn)
+        self._snapshot = SnapshotSender(
+            reign.node,
+            path,
+            compress=reign.compress,
+            parted_lsn=parted_lsn,
+            bytes_per_s=reign.snapshot_bytes_per_s,
+        )
         self._stage = Stage.SNAPSHOT
         self._heard_ms = monotonic_ms()
         logger.info("sending a snapshot: node=%s path=%s because=%s", self.name, path, why)
+        lsn = self._snapshot.offer.at[1]
+        self._set_slot(snapshot=path.name, snapshot_lsn=lsn)
         self._send(self._snapshot.offer)
 
     def _pump_frames(self) -> bool:
@@ -368,6 +389,10 @@ class Peer:
         if self._keys is not None:
             self._keys.close()
             self._keys = None
+
+    def _note_progress(self, snapshot: SnapshotSender) -> None:
+        have, total = snapshot.progress()
+        self._set_slot(snapshot_bytes=have, snapshot_total_bytes=total)
 
     def _heartbeat(self) -> None:
         reign = self._reign

@@ -11,20 +11,18 @@ from typing import TypeAlias
 
 import msgspec
 
-from ..store.control import epoch_start_of
 from ..store.cursor import LogCursor, list_segments
 from ..store.ids import Position
 from .bootstrap import log_sizes
 from .messages import ShipWelcome
-from .nodelog import NodeLog
 from .progress import Common
 from .reign import Reign
+from .rejoin_facts import accepted_losses, replica_facts
 from .rejoin_plan import (
     Bootstrap,
     Follow,
     PrimaryFacts,
     Refuse,
-    ReplicaFacts,
     TakeKeys,
     Truncate,
     bytes_behind,
@@ -72,24 +70,6 @@ class HasDiverged(msgspec.Struct, frozen=True):
 
 
 Verdict: TypeAlias = "StreamFrom | CutTo | GiveKeys | NeedsSnapshot | HasDiverged"
-
-
-def replica_facts(welcome: ShipWelcome) -> ReplicaFacts:
-    """What a replica said of itself, as the decision takes it."""
-    return ReplicaFacts(
-        end=Position(*welcome.end),
-        epochs=tuple(welcome.epochs),
-        oldest_lsn=welcome.oldest_lsn,
-        committed_lsn=welcome.committed_lsn,
-        applied_lsn=welcome.applied_lsn,
-        sync_replicas=welcome.sync_replicas,
-        is_sound=welcome.is_sound,
-        is_state_shared=welcome.is_state_shared,
-        snapshots=tuple(welcome.snapshots),
-        takes_keys=welcome.takes_keys,
-        is_automatic=welcome.is_automatic,
-        is_forced=welcome.is_forced,
-    )
 
 
 class Placement:
@@ -169,26 +149,3 @@ class Placement:
     def _fork(self) -> Common:
         wanted = self._wanted
         return wanted.fork if isinstance(wanted, (Truncate, TakeKeys)) else Common(0, 0)
-
-
-def accepted_losses(node: NodeLog) -> tuple[tuple[int, int], ...]:
-    """(LSN of an EPOCH_START, first LSN that its promotion accepted to lose), of all in a node's log.
-
-    Raises as LogCursor.read.
-    """
-    found: list[tuple[int, int]] = []
-    cursor = node.cursor(is_sparse=False)
-    try:
-        for epoch, first_lsn in node.epochs():
-            files = list_segments(node.log.cursor.log)
-            for file in files:
-                if (file.epoch, file.first_lsn) != (epoch, first_lsn):
-                    continue
-                cursor.open_segment(file)
-                run = cursor.read(limit_bytes=4096)
-                start = epoch_start_of(run.events(*run.frames[0])) if run is not None else None
-                if start is not None and start.at_risk_from:
-                    found.append((first_lsn, start.at_risk_from))
-    finally:
-        cursor.close()
-    return tuple(found)

@@ -46,6 +46,10 @@ class Reign:
     compress: bool = True
     slot_budget_bytes: int = SLOT_BUDGET_BYTES
     silence_ms: int = SILENCE_MS
+    snapshot_bytes_per_s: int = 0
+    """To one replica; 0 is no limit."""
+    named_snapshot: Callable[[str], Path | None] = lambda name: None
+    """The snapshot of that name, if the log reaches it."""
     find_snapshot: Callable[[], Path | None] = lambda: None
     """The newest snapshot that the log reaches; None while there is none (one may be under way)."""
     committed_lsn: int = 0

@@ -65,6 +65,8 @@ class ShipperOptions:
     """zstd for sealed segments on the wire."""
     slot_budget_bytes: int = SLOT_BUDGET_BYTES
     """A replica that lacks more log than this gets a snapshot."""
+    snapshot_bytes_per_s: int = 0
+    """So much of a snapshot goes to one replica in a second; 0 is no limit."""
     silence_ms: int = SILENCE_MS
     poll_ms: int = POLL_MS
     use_pokes: bool = True
@@ -98,6 +100,8 @@ class Shipper:
             slot_budget_bytes=options.slot_budget_bytes,
             silence_ms=options.silence_ms,
             find_snapshot=self._snapshots.find,
+            named_snapshot=self._snapshots.named,
+            snapshot_bytes_per_s=options.snapshot_bytes_per_s,
             committed_lsn=self._words[_COMMITTED],
         )
         self._slots = SlotWriter(node.store)

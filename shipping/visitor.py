@@ -24,6 +24,7 @@ from ..store.errors import (
 from ..store.ids import Position
 from ..store.promise import Promise
 from .auth import NONCE_BYTES, SHIPPER, Listening
+from .install import incoming_name
 from .link import Link
 from .messages import (
     DIVERGED,
@@ -53,9 +54,11 @@ from .messages import (
     StatusAsk,
     unpack_payload,
 )
-from .messages_rejoin import KeysOffer, KeysReply, Parted
+from .messages_rejoin import FactsAsk, KeysOffer, KeysReply, Parted
 from .nodelog import monotonic_ms
 from .parted import newest_snapshots
+from .permission import read_permission
+from .rejoin_facts import tell_facts
 
 if TYPE_CHECKING:
     from .receiver import Receiver
@@ -125,6 +128,8 @@ class Visitor:
                 self.link.send(self._receiver.status())
             case Stage.ASKING, PromiseAsk():
                 self._promise(message)
+            case Stage.ASKING, FactsAsk():
+                self.link.send(tell_facts(self._receiver.node))
             case Stage.ASKING, FetchAsk():
                 self.link.send(*self._receiver.fetch(message))
             case (stage, _) if stage in SHIPPING and not isinstance(message, Refusal):
@@ -199,6 +204,7 @@ class Visitor:
         receiver = self._receiver
         end = receiver.replica.accept_reign(reign)
         node = receiver.node
+        told = read_permission(node.store)
         self.link.send(
             ShipWelcome(
                 node=node.node,
@@ -211,6 +217,10 @@ class Visitor:
                 snapshots=newest_snapshots(node.store),
                 applied_lsn=receiver.applied_lsn(),
                 takes_keys=receiver.crossing.takes_keys,
+                is_sound=told is None or not told.is_anew,
+                is_automatic=receiver.is_automatic or told is not None,
+                is_forced=told is not None and told.is_forced,
+                incoming=incoming_name(node.store),
             )
         )
 

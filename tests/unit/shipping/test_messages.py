@@ -57,6 +57,8 @@ EXAMPLES: list[Message] = [
     messages_rejoin.KeysOffer(POSITION, STATE),
     messages_rejoin.KeysAsk(2),
     messages_rejoin.KeysReply(2),
+    messages_rejoin.FactsAsk(),
+    messages_rejoin.FactsReply("n1", True, POSITION, [(1, 1)], 1, [(1, 500)], [(90, 80)], True),
     messages_server.Failed("LockTimeoutError", "no", path="/p", lsn=4, position=POSITION, actual=3),
     messages_forward.PositionAsk(),
     messages_forward.PositionReply("n1", True, POSITION),
