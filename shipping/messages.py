@@ -114,6 +114,7 @@ class ShipWelcome(msgspec.Struct, frozen=True):
     sync_replicas: Count = 0
     """By the newest CONFIG in its log."""
     is_sound: bool = True
+    was_primary: bool = False
     is_state_shared: bool = True
     snapshots: list[Count] = []
     """LSNs of its newest snapshots."""

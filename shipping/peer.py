@@ -253,8 +253,8 @@ class Peer:
             case Stage.KEYS, ShipWelcome():
                 self._end_keys()
                 self._welcomed(message)
-            case ((Stage.SNAPSHOT | Stage.KEYS), Ack()):
-                pass  # an answer to a heartbeat
+            case ((Stage.SNAPSHOT | Stage.KEYS | Stage.SEARCHING | Stage.MEETING), Ack()):
+                pass  # an answer to a heartbeat, perhaps of the stage before
             case _:
                 raise WireError(
                     f"a {type(message).__name__} message while {self._stage.value}", node=self.name

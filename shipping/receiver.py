@@ -51,7 +51,7 @@ from .messages import (
 from .messages_rejoin import Parted
 from .nodelog import NodeLog, monotonic_ms, now_ms, open_node_log, take_process_lock
 from .parted import state_lsn
-from .permission import AUTO, end_permission
+from .permission import AUTO, end_permission, read_permission
 from .ports import read_ports
 from .rejoin import finish_rejoin
 from .replica_log import ReplicaLog
@@ -130,6 +130,9 @@ class Receiver:
         for visitor in list(self._visitors.values()):
             if at_ms - visitor.heard_ms > visitor.limit_ms():
                 self.end(visitor, WireError(f"{visitor.link.peer} was silent for too long"))
+        told_anew = self._is_to_be_made_anew()
+        if told_anew and self._shipper is not None and self._shipper.stage is Stage.STREAMING:
+            self.end(self._shipper, WireError("this node was told to be made anew"))
         shipper = self._shipper
         if shipper is not None and shipper.is_paused and at_ms - self._full_since_ms >= FULL_RETRY_MS:
             self._guarded(shipper, lambda: self._append(shipper))
@@ -242,10 +245,15 @@ class Receiver:
         self._primary = visitor.primary
         if old is not None and old is not visitor:
             self._drop(old)
-        end_permission(self.node.store)
+        if not self._is_to_be_made_anew():
+            end_permission(self.node.store)
         logger.info(
             "following: primary=%s epoch=%d", visitor.primary, visitor.reign.epoch if visitor.reign else 0
         )
+
+    def _is_to_be_made_anew(self) -> bool:
+        told = read_permission(self.node.store)
+        return told is not None and told.is_anew
 
     def announced(self, committed_lsn: int) -> None:
         self.replica.commit(committed_lsn)

@@ -30,12 +30,19 @@ def replica_facts(welcome: ShipWelcome) -> ReplicaFacts:
         applied_lsn=welcome.applied_lsn,
         sync_replicas=welcome.sync_replicas,
         is_sound=welcome.is_sound,
+        was_primary=welcome.was_primary,
         is_state_shared=welcome.is_state_shared,
         snapshots=tuple(welcome.snapshots),
         takes_keys=welcome.takes_keys,
         is_automatic=welcome.is_automatic,
         is_forced=welcome.is_forced,
     )
+
+
+def has_reigned(node: NodeLog) -> bool:
+    """Was this node the primary of the epoch in which its log ends?"""
+    header = node.log.cursor.header
+    return header is not None and header.primary == node.node
 
 
 def own_facts(node: NodeLog, *, is_automatic: bool) -> ReplicaFacts:
@@ -49,6 +56,7 @@ def own_facts(node: NodeLog, *, is_automatic: bool) -> ReplicaFacts:
         applied_lsn=max(node.folded_lsn(), state_lsn(node.store)),
         sync_replicas=node.log.config.sync_replicas,
         is_sound=told is None or not told.is_anew,
+        was_primary=has_reigned(node),
         is_state_shared=shares_state(node.identity.backend),
         snapshots=tuple(newest_snapshots(node.store)),
         is_automatic=is_automatic or told is not None,

@@ -53,6 +53,8 @@ class ReplicaFacts(msgspec.Struct, frozen=True):
     """By the newest CONFIG in its own log: did a commit there need other nodes?"""
     is_sound: bool = True
     """False if its log or state is not to be built on."""
+    was_primary: bool = False
+    """Of the epoch in which its log ends: it may have what nobody else has."""
     is_state_shared: bool = True
     """False if each process makes its state from snapshot and log, so that none is ever beyond the log."""
     snapshots: tuple[int, ...] = ()
@@ -128,7 +130,8 @@ def decide_rejoin(replica: ReplicaFacts, primary: PrimaryFacts) -> Outcome:
     if fork is not None and fork.lsn == replica.end.lsn and replica.is_sound:
         return _decide_behind(replica, primary)
     if fork is None and replica.end.lsn + 1 < primary.oldest_lsn and replica.is_sound:
-        return Bootstrap(None, False, _gone(primary))  # too far behind to be compared
+        # Too far behind to be compared: what only an old primary can have is kept as if it had parted.
+        return Bootstrap(None, replica.was_primary, _gone(primary))
     if (refusal := _refuse_parted(replica, primary, fork)) is not None:
         return refusal
     has_parted = fork is None or fork.lsn < replica.end.lsn

@@ -58,7 +58,7 @@ from .messages_rejoin import FactsAsk, KeysOffer, KeysReply, Parted
 from .nodelog import monotonic_ms
 from .parted import newest_snapshots
 from .permission import read_permission
-from .rejoin_facts import tell_facts
+from .rejoin_facts import has_reigned, tell_facts
 
 if TYPE_CHECKING:
     from .receiver import Receiver
@@ -217,6 +217,7 @@ class Visitor:
                 snapshots=newest_snapshots(node.store),
                 applied_lsn=receiver.applied_lsn(),
                 takes_keys=receiver.crossing.takes_keys,
+                was_primary=has_reigned(node),
                 is_sound=told is None or not told.is_anew,
                 is_automatic=receiver.is_automatic or told is not None,
                 is_forced=told is not None and told.is_forced,

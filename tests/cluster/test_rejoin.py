@@ -150,7 +150,7 @@ def test_a_node_that_rejoins_by_command_waits_for_it(tmp_path: Path) -> None:
         cluster.serve_here("n1", rejoin="manual")
         cluster.serve_here("n2")
         cluster.fold_here("n1")
-        cluster.ship_here("n2")
+        cluster.ship_here("n2", make_snapshot=lambda: take_snapshot(cluster.path("n2")).path)
         until(lambda: cluster.slot_state("n2", "n1")[0] == "diverged", "the slot says diverged")
         assert "perdure rejoin" in cluster.slot_state("n2", "n1")[1]
         assert cluster.end("n1") == end

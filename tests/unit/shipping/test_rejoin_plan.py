@@ -136,6 +136,8 @@ def test_the_outcome_is_that_of_the_table(
 def test_what_is_too_far_behind_to_be_compared_is_not_said_to_have_parted() -> None:
     outcome = decide_rejoin(replica(), primary(**LATE | {"oldest_lsn": 130}))
     assert outcome == Bootstrap(None, False, "the primary's log begins with LSN 130")
+    old_primary = decide_rejoin(replica(was_primary=True), primary(**LATE | {"oldest_lsn": 130}))
+    assert old_primary == Bootstrap(None, True, "the primary's log begins with LSN 130")
 
 
 def test_bytes_behind_counts_whole_segments() -> None:
