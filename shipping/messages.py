@@ -26,10 +26,11 @@ import msgspec
 from ..store import zstd
 from ..store.errors import CorruptError, WireError
 from ..store.frame import FRAME_BYTES_MAX
-from . import messages_forward, messages_rejoin, messages_server
+from . import messages_forward, messages_rejoin, messages_server, messages_switchover
 from .messages_forward import ForwardMessage
 from .messages_rejoin import RejoinMessage
 from .messages_server import ServerMessage
+from .messages_switchover import SwitchoverMessage
 from .wire_types import (
     NODES_MAX,
     Count,
@@ -304,6 +305,7 @@ Message: TypeAlias = (
     | RejoinMessage
     | ServerMessage
     | ForwardMessage
+    | SwitchoverMessage
 )
 
 KINDS: Final[dict[int, type[Message]]] = {
@@ -333,9 +335,13 @@ KINDS: Final[dict[int, type[Message]]] = {
     **messages_rejoin.KINDS,
     **messages_server.KINDS,
     **messages_forward.KINDS,
+    **messages_switchover.KINDS,
 }
 WITH_PAYLOAD: Final = frozenset({20, 32, 45}).union(
-    messages_rejoin.WITH_PAYLOAD, messages_server.WITH_PAYLOAD, messages_forward.WITH_PAYLOAD
+    messages_rejoin.WITH_PAYLOAD,
+    messages_server.WITH_PAYLOAD,
+    messages_forward.WITH_PAYLOAD,
+    messages_switchover.WITH_PAYLOAD,
 )
 
 FENCED: Final = "fenced"
