@@ -19,14 +19,16 @@ from ..store import UsageError
 from ..store.config import FILE_VARIABLE as CONFIG_VARIABLE
 from ..store.option import variable_of
 from . import config as config_commands
-from . import feed, group, keys, log, orphans, render, retention, session, snapshot, tls
+from . import feed, group, keys, log, member, orphans, render, retention, session, snapshot, tls
 from .bench import bench
 from .demo.command import demo
 from .init import init
+from .locate import locate
 from .migrate import migrate
 from .node import node
 from .promote import promote
 from .receive import receive
+from .reconcile import consistency, reconcile
 from .repair import repair
 from .replay import replay
 from .ship import ship
@@ -34,7 +36,7 @@ from .status import status
 from .stores import stores
 from .sync import ensure_synced, flush, sync
 from .transfer import export, import_
-from .transfers import transfers
+from .transfers import transfer, transfers
 from .verify import verify
 from .wait import wait
 from .watch import watch
@@ -58,12 +60,17 @@ app.command()(verify)
 app.command()(migrate)
 app.command()(repair)
 app.command()(promote)
+app.add_typer(member.group, name="member")
 app.command()(status)
 app.command()(sync)
 app.command()(flush)
 app.command()(ensure_synced)
 app.command()(transfers)
+app.command()(transfer)
 app.command()(wait)
+app.command()(locate)
+app.command()(consistency)
+app.command()(reconcile)
 app.add_typer(keys.group, name="keys")
 app.add_typer(log.group, name="log")
 app.add_typer(tls.group, name="tls")

@@ -73,6 +73,7 @@ def node(
         snapshots_kept=policy.snapshots,
         retention_s=settings.seconds(retention_s, "recovery", "retention_interval_ms"),
         policy=policy,
+        auto_reconcile=settings.value(None, "recovery", "auto_reconcile"),
         log_level=level,
     )
     plan = NodePlan(

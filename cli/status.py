@@ -117,6 +117,7 @@ def _look(directory: Path, reach: Reach) -> tuple[dict[str, Any], Exit]:
         "failed": found.failed,
         "failovers": found.failovers,
         "last_failover": msgspec.to_builtins(found.last_failover) if found.last_failover else None,
+        "last_recovery": msgspec.to_builtins(found.last_recovery) if found.last_recovery else None,
         "shipper_pid": own.shipper_pid,
         "voters_connected": own.voters_connected,
         "fault": own.fault,

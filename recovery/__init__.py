@@ -1,11 +1,22 @@
 """Snapshots, replay, verify, promotion, retention and log tools; imports the store and shipping rooms."""
 
 from .cluster_status import ClusterStatus, PeerStatus, cluster_status
+from .consistency import check_consistency, reconcile
 from .counting import promises_needed
 from .drop import apply_retention, explain_retention
 from .findings import Finding, Level, Summary, summarise
 from .keyuse import KeyUse, key_use
+from .locate import LastChange, Located, SessionHolder, locate, wait_synced
 from .logtool import EpochStat, LogStat, SegmentStat, dump, stat
+from .members import (
+    Membership,
+    add_member,
+    add_witness,
+    list_members,
+    remove_member,
+    set_policy,
+    set_sync_replicas,
+)
 from .migrate import (
     MigrationReport,
     MigrationState,
@@ -15,13 +26,19 @@ from .migrate import (
     migrate_back,
     migration_state,
 )
+from .ops_service import OpsService
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
 from .promote import PromotionRefusedError, PromotionReport, promote
 from .reach import Reach
+from .reconcile import Comparison, Difference, NodeVerdict
 from .repair import RepairReport, repair
 from .replay import ReplayReport, replay_to
 from .report import Failover, NodeReport, ReplicaReport, report_node
 from .retention import Line, Plan, Policy, plan_retention
+from .self_reconcile import SelfReconciled, reconcile_self
+from .switch_nodes import WireNodes
+from .switch_service import SwitchService
+from .switchover import SwitchoverRefusedError, SwitchoverReport, switch_over
 from .sync_state import ClusterSync, SessionSync
 from .syncing import (
     Lacking,
@@ -35,6 +52,7 @@ from .syncing import (
 )
 from .take import SnapshotState, inspect_snapshots, prune_snapshots, take_snapshot
 from .target import is_unfinished
+from .transferring import TransferReport, force_transfer
 from .verify import verify
 from .verify_end import Depth
 from .voters import WireVoters
@@ -44,19 +62,26 @@ __all__ = [
     "Answer",
     "ClusterStatus",
     "ClusterSync",
+    "Comparison",
     "Decision",
     "Depth",
+    "Difference",
     "EpochStat",
     "Failover",
     "Finding",
     "KeyUse",
     "Lacking",
+    "LastChange",
     "Level",
     "Line",
+    "Located",
     "LogStat",
+    "Membership",
     "MigrationReport",
     "MigrationState",
     "NodeReport",
+    "NodeVerdict",
+    "OpsService",
     "PeerStatus",
     "Plan",
     "Policy",
@@ -67,19 +92,29 @@ __all__ = [
     "ReplayReport",
     "ReplicaReport",
     "SegmentStat",
+    "SelfReconciled",
+    "SessionHolder",
     "SessionSync",
     "SnapshotState",
     "Summary",
+    "SwitchService",
+    "SwitchoverRefusedError",
+    "SwitchoverReport",
     "SyncReport",
     "Target",
     "Transfer",
+    "TransferReport",
     "VoterState",
     "Voters",
     "Waited",
     "Why",
+    "WireNodes",
     "WireVoters",
     "abort_migration",
+    "add_member",
+    "add_witness",
     "apply_retention",
+    "check_consistency",
     "cluster_status",
     "count_promises",
     "drop_previous",
@@ -88,9 +123,12 @@ __all__ = [
     "explain_retention",
     "flush",
     "force_sync",
+    "force_transfer",
     "inspect_snapshots",
     "is_unfinished",
     "key_use",
+    "list_members",
+    "locate",
     "migrate",
     "migrate_back",
     "migration_state",
@@ -98,9 +136,14 @@ __all__ = [
     "promises_needed",
     "promote",
     "prune_snapshots",
+    "reconcile",
+    "reconcile_self",
+    "remove_member",
     "repair",
     "replay_to",
     "report_node",
+    "set_policy",
+    "set_sync_replicas",
     "stat",
     "summarise",
     "take_snapshot",
@@ -108,4 +151,5 @@ __all__ = [
     "verify",
     "wait_for",
     "wait_for_replicas",
+    "wait_synced",
 ]

@@ -7,12 +7,14 @@ itself, and the primary's word for its replicas. What could not be asked stands 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Final, TypeAlias
 
 import msgspec
 
 from ..shipping.messages import StatusReply
 from ..store.errors import PerdureError, WireError
+from .audit import AuditLine, last_recovery
 from .behind import behind
 from .reach import NOBODY, Reach
 from .report import Failover, NodeReport, ReplicaReport, report_node
@@ -53,6 +55,8 @@ class ClusterStatus(msgspec.Struct, frozen=True):
     failovers: int
     """Changes of the primary of which the log still tells."""
     last_failover: Failover | None
+    last_recovery: AuditLine | None
+    """The newest word of this node's audit file about records that were mended or a state made anew."""
     peers: list[PeerStatus]
     unknown: list[str]
     """What could not be asked or is not known, a sentence each."""
@@ -94,6 +98,7 @@ def cluster_status(store: Store, reach: Reach = NOBODY) -> ClusterStatus:
         + sum(1 for peer in peers if peer.problem and peer.node not in known),
         failovers=len(own.failovers),
         last_failover=own.failovers[-1] if own.failovers else None,
+        last_recovery=last_recovery(Path(store)),
         peers=peers,
         unknown=_unknown(own, primary, peers, expected, known),
     )

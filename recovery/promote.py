@@ -31,6 +31,7 @@ from ..shipping.credentials import Secret
 from ..shipping.cut import finish_cut
 from ..shipping.faults import read_fault
 from ..shipping.nodelog import NodeLog, open_node_log
+from ..shipping.roster import node_addresses
 from ..shipping.slots import read_slots
 from ..store import names
 from ..store.control import VOTERS_MAX, Config
@@ -79,8 +80,9 @@ def promote(
 ) -> PromotionReport:
     """Make the node of `store` the primary, by the promises of the other voters.
 
-    `peers` gives (host, port) of the other voters' receivers, which `secret` opens, or is the way to
-    them itself. Run it while the node's own receiver runs or not: both take the write lock.
+    `peers` gives (host, port) of the other voters' receivers, which `secret` opens (the CONFIG in the log may
+    say the others), or is the way to them itself. Run it while the node's own receiver runs or not: both take
+    the write lock.
     `accept_data_loss` allows what may lose acknowledged writes: sync_replicas = 0 needs it always.
     `alone` makes the node the only voter, with sync_replicas = 0; of two nodes that loses nothing if
     each write needed both. A node that is primary already stays so, and nothing is done. With
@@ -97,7 +99,8 @@ def promote(
     finish_cut(Path(store))  # which a promotion that died had begun
     node = open_node_log(Path(store), [])
     if isinstance(peers, Mapping):
-        voters: Voters = WireVoters(peers, cluster_id=node.identity.cluster_id, secret=secret)
+        addresses = node_addresses(node.log.config, node.node, peers) | dict(peers)
+        voters: Voters = WireVoters(addresses, cluster_id=node.identity.cluster_id, secret=secret)
     else:
         voters = peers
     promotion = _Promotion(node, voters, accept_data_loss, alone, on_step or _silent)

@@ -14,6 +14,7 @@ import msgspec
 
 from ..shipping.asking import NodeClient
 from ..shipping.credentials import Secret
+from ..shipping.server_client import ServerClient
 from ..store.errors import PerdureError, WireError
 
 ASK_TIMEOUT_MS: Final = 2_000
@@ -43,6 +44,21 @@ class Reach(msgspec.Struct, frozen=True):
             node=node,
             timeout_ms=self.timeout_ms,
         )
+
+    def server(self, node: str, cluster_id: bytes) -> ServerClient:
+        """A way to a node's server, which its receiver tells. Raises WireError, ForeignError, UsageError."""
+        with self.connect(node, cluster_id) as client:
+            said = client.status()
+        if said.node != node:
+            raise WireError(f"{said.node} answers at the address of {node}", node=node)
+        if not said.serve_port:
+            raise WireError(
+                f"{node} has no server that could be asked",
+                node=node,
+                hint="`perdure node` runs one; its receiver alone answers only how far the node is.",
+            )
+        host = self.peers[node][0]
+        return ServerClient(host, said.serve_port, cluster_id=cluster_id, secret=self.secret, node=node)
 
     def ask_all(self, ask: Callable[[str], T]) -> dict[str, T | PerdureError]:
         """What `ask` answers for each peer, or the error that it raised; all at the same time."""

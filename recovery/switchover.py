@@ -86,7 +86,10 @@ class Nodes(Protocol):
     def names(self) -> Sequence[str]: ...
 
     def look(self, node: str, snapshot_ms: int = 0) -> SwitchReply:
-        """How a node is; with `snapshot_ms` a snapshot is taken first unless one is younger. Raises WireError."""
+        """How a node is; with `snapshot_ms` a snapshot is taken first unless one is younger.
+
+        This and the others raise WireError, and what the node raises.
+        """
         ...
 
     def drain(self, node: str, asked: DrainAsk) -> Drained: ...
@@ -112,7 +115,7 @@ class SwitchoverRefusedError(PromiseRefusedError):
 
 
 def find_primary(looks: Mapping[str, SwitchReply]) -> str:
-    """The primary of the highest epoch among the nodes that answered. Raises NotPrimaryError if there is none."""
+    """The primary of the highest epoch among the nodes that answered. Raises NotPrimaryError if none is."""
     primaries = [reply for reply in looks.values() if reply.is_primary]
     if not primaries:
         raise NotPrimaryError(
@@ -146,7 +149,7 @@ def reasons_against(primary: str, target: str, looks: Mapping[str, SwitchReply])
         ),
         (
             len(confirming) < before.sync_replicas,
-            f"{before.sync_replicas} replica(s) must confirm a write, and besides it {len(confirming)} answer",
+            f"{before.sync_replicas} replica(s) must confirm a write, and {len(confirming)} besides it answer",
         ),
         (before.drained_ms > 0, "another switchover is under way"),
     ]
@@ -163,9 +166,10 @@ def switch_over(
 ) -> SwitchoverReport:
     """Make `target` the primary, in order. `timeout_ms` is how long writers wait at most.
 
-    Raises SwitchoverRefusedError if the checks find a reason, NotPrimaryError if there is no primary, UsageError
-    for a node that is not known; whatever else goes wrong (DivergedError, WireError, LockTimeoutError, Ctrl-C)
-    is raised after the old primary's writers were let go on, unless the target has taken over meanwhile.
+    Raises SwitchoverRefusedError if the checks find a reason, NotPrimaryError if there is no primary,
+    UsageError for a node that is not known; whatever else goes wrong (DivergedError, WireError,
+    LockTimeoutError, Ctrl-C) is raised after the old primary's writers were let go on, unless the target has
+    taken over meanwhile.
     """
     if target not in nodes.names:
         raise UsageError(f"{target} is not known", hint=f"The nodes are {', '.join(sorted(nodes.names))}.")
@@ -296,7 +300,7 @@ class _Switchover:
         )
 
     def _problems(self, end: StatePosition, taken: TookOver) -> list[str]:
-        """What is not as it should be: count and digest at the new epoch's start, and does the old one follow?"""
+        """What is not as it should be: does the new one begin where the old one ended, does the old one follow?"""
         found: list[str] = []
         if taken.before != end.position:  # its chain covers count and digest
             found.append(

@@ -89,6 +89,14 @@ def force_sync(
         return wait_for_replicas(store, reach, timeout_ms=timeout_ms, on_look=on_look)
 
 
+def sync_to(
+    store: Store, to: str, reach: Reach, *, lsn: int | None, timeout_ms: int, on_look: OnLook | None = None
+) -> SyncReport:
+    """As force_sync, for one replica, and up to `lsn` (None: the end of the log)."""
+    with _shipping(store, reach):
+        return wait_for_replicas(store, reach, timeout_ms=timeout_ms, on_look=on_look, only=to, upto_lsn=lsn)
+
+
 def flush(store: Store, reach: Reach = NOBODY, *, timeout_ms: int, replicas: int | None = None) -> SyncReport:
     """Wait until `replicas` of them have everything acknowledged so far on disk; the primary has it, too.
 
@@ -121,17 +129,22 @@ def wait_for_replicas(
     timeout_ms: int,
     replicas: int | None = None,
     on_look: OnLook | None = None,
+    only: str = "",
+    upto_lsn: int | None = None,
 ) -> SyncReport:
     """Make the log durable here, then wait until so many replicas (None: all) have it, up to its end of now.
 
-    Raises NotPrimaryError, also when the role is lost meanwhile.
+    `only` names the one replica that is looked at, `upto_lsn` an LSN that is enough. Raises NotPrimaryError,
+    also when the role is lost meanwhile.
     """
     started = time.monotonic()
     _primary(store)
     lsn = _make_durable(store)
+    if upto_lsn is not None:
+        lsn = min(lsn, upto_lsn)
     while True:
         known = _primary(store)
-        expected = _expected(known, reach)
+        expected = (only,) if only else _expected(known, reach)
         needed = len(expected) if replicas is None else replicas
         synced = [node for node in expected if (found := known.replica(node)) and found.holds(lsn)]
         if on_look is not None:

@@ -66,6 +66,8 @@ _KNOWN_NAMES = frozenset(
         names.STATE_PREVIOUS,
         names.MIGRATION,
         names.MIGRATION_LOCK,
+        names.AUDIT,
+        names.AUDIT_BEFORE,
         UNFINISHED,
         "lost+found",
     }

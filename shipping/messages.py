@@ -26,8 +26,9 @@ import msgspec
 from ..store import zstd
 from ..store.errors import CorruptError, WireError
 from ..store.frame import FRAME_BYTES_MAX
-from . import messages_forward, messages_rejoin, messages_server, messages_switchover
+from . import messages_forward, messages_ops, messages_rejoin, messages_server, messages_switchover
 from .messages_forward import ForwardMessage
+from .messages_ops import OpsMessage
 from .messages_rejoin import RejoinMessage
 from .messages_server import ServerMessage
 from .messages_switchover import SwitchoverMessage
@@ -306,6 +307,7 @@ Message: TypeAlias = (
     | ServerMessage
     | ForwardMessage
     | SwitchoverMessage
+    | OpsMessage
 )
 
 KINDS: Final[dict[int, type[Message]]] = {
@@ -336,12 +338,14 @@ KINDS: Final[dict[int, type[Message]]] = {
     **messages_server.KINDS,
     **messages_forward.KINDS,
     **messages_switchover.KINDS,
+    **messages_ops.KINDS,
 }
 WITH_PAYLOAD: Final = frozenset({20, 32, 45}).union(
     messages_rejoin.WITH_PAYLOAD,
     messages_server.WITH_PAYLOAD,
     messages_forward.WITH_PAYLOAD,
     messages_switchover.WITH_PAYLOAD,
+    messages_ops.WITH_PAYLOAD,
 )
 
 FENCED: Final = "fenced"

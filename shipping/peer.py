@@ -111,6 +111,10 @@ class Peer:
             self._set_slot(state=slots.DISCONNECTED)
 
     @property
+    def address(self) -> tuple[str, int]:
+        return self._host, self._port
+
+    @property
     def is_streaming(self) -> bool:
         """Does it follow closely?"""
         return self.slot.state == slots.STREAMING and self.sender is not None

@@ -36,6 +36,7 @@ _LAST_FRAME = int(Word.LAST_FRAME)
 _CHAIN = int(Word.CHAIN)
 _FLUSHED = int(Word.FLUSHED)
 _DRAINED = int(Word.DRAINED_UNTIL_MS)
+_COMMITTED = int(Word.COMMITTED)
 _new = tuple.__new__
 
 
@@ -65,6 +66,30 @@ class EventLog(LogFollower):
         self.lost_frames = False
         self.words[_DRAINED] = 0  # of the reign before
         self.flusher.flush(position.lsn)
+        self.page.bump()
+        self.look_again()
+        return position
+
+    def change_config(self, config: Config) -> Position:
+        """Begin a segment with another CONFIG, in the epoch in force; durable, and in force from its own
+        frame on. The caller holds the lock with lock(), and has decided that the change may be made.
+
+        What was acknowledged without replicas stays visible: it is on disk, and said to be committed,
+        before a k above 0 is in force.
+        """
+        words, header = self.words, self.cursor.header
+        if header is None:
+            raise UsageError("a store without a log has no CONFIG to change")
+        if self.config.sync_replicas == 0:
+            self.flusher.flush(self.cursor.at.lsn)
+            words[_COMMITTED] = max(words[_COMMITTED], self.cursor.at.lsn)
+        before = config.before or self.config
+        now_ms = max(self.now_ms(), self.cursor.time_ms)
+        self.begin_segment(header.epoch, header.primary, now_ms)
+        position = self.append_control(None, config, now_ms)
+        self.flusher.flush(position.lsn)
+        if config.sync_replicas == 0 and before.sync_replicas == 0:
+            words[_COMMITTED] = max(words[_COMMITTED], position.lsn)
         self.page.bump()
         self.look_again()
         return position

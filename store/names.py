@@ -37,6 +37,8 @@ SWITCH_PLAN = "switch.plan"
 STATE_PREVIOUS = "state.previous"
 MIGRATION = "migration"
 MIGRATION_LOCK = "migration.lock"
+AUDIT = "audit.log"
+AUDIT_BEFORE = "audit.log.1"
 TEMPORARY_SUFFIX = ".tmp"
 CONSUMER_LOCK_SUFFIX = ".lock"
 

@@ -405,6 +405,13 @@ OPTIONS: Final[tuple[Option, ...]] = (
         AGE_MS_MAX,
         "ms",
     ),
+    Option(
+        RECOVERY,
+        "auto_reconcile",
+        FLAG,
+        True,
+        "A node process whose replica has diverged makes its state anew from snapshot and log.",
+    ),
 )
 
 _TABLE: Final = {(option.section, option.name): option for option in OPTIONS}

@@ -32,7 +32,12 @@ def node(store: SessionStore, tmp_path: Path) -> Iterator[NodeLog]:
 def started(call: Callable[[], object]) -> tuple[threading.Event, ThreadPoolExecutor]:
     done = threading.Event()
     pool = ThreadPoolExecutor(1)
-    pool.submit(lambda: (call(), done.set()))
+
+    def run() -> None:
+        call()
+        done.set()
+
+    pool.submit(run)
     return done, pool
 
 
