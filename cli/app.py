@@ -34,6 +34,7 @@ from .replay import replay
 from .ship import ship
 from .status import status
 from .stores import stores
+from .switchover import switchover
 from .sync import ensure_synced, flush, sync
 from .transfer import export, import_
 from .transfers import transfer, transfers
@@ -60,6 +61,7 @@ app.command()(verify)
 app.command()(migrate)
 app.command()(repair)
 app.command()(promote)
+app.command()(switchover)
 app.add_typer(member.group, name="member")
 app.command()(status)
 app.command()(sync)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..recovery import Policy
     from ..shipping import Credentials, TlsFiles
 
+LOOPBACK = "127.0.0.1"
 T = TypeVar("T")
 
 
@@ -84,6 +85,14 @@ class Settings:
         own = read_identity(self._directory).node if has_identity(self._directory) else ""
         return {node: parse_address(address) for node, address in listed.items() if node != own}
 
+    def own_address(self, directory: Path) -> tuple[str, int]:
+        """Where this node's receiver is asked from here: the port that it took last."""
+        from ..shipping import read_ports
+
+        configured = self.value(None, "node", "listen")
+        host, port = (LOOPBACK, 0) if configured is None else parse_address(configured)
+        return _reachable(host), read_ports(directory).listen or port
+
     def secret(self, file: Path | None) -> Credentials:
         """What the node proves itself with to others: secret, certificates, or both.
 
@@ -113,6 +122,11 @@ class Settings:
             configured = self.value(None, "node", "secret_file")
             file = None if configured is None else Path(configured)
         return read_secret(file)
+
+
+def _reachable(host: str) -> str:
+    """An address that can be connected to, for one that is listened on."""
+    return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)
 
 
 def open_store(

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 TimeoutS = Annotated[
     float,
     typer.Option(
-        "--timeout", min=0.1, max=60, metavar="SECONDS", help="Writers wait so long at most; then it is undone."
+        "--timeout",
+        min=0.1,
+        max=60,
+        metavar="SECONDS",
+        help="Writers wait so long; then it is undone.",
     ),
 ]
 
@@ -36,10 +40,10 @@ def switchover(
 ) -> None:
     """Hand the primary's role over to NODE, in order: nothing is lost, writers wait for a moment.
 
-    DIR is any node of the cluster, which runs with `perdure node`. It is checked first whether NODE is fit and
-    near enough; then writers are held back, NODE gets the rest of the log and takes over, and the old primary
-    follows it. Ctrl-C and whatever goes wrong on the way undo it. Exit code 3 says that NODE may not take over,
-    and why; 1 that it did, and the checks afterwards found something.
+    DIR is any node of the cluster, which runs with `perdure node`. It is checked first whether NODE is fit
+    and near enough; then writers are held back, NODE gets the rest of the log and takes over, and the old
+    primary follows it. Ctrl-C and whatever goes wrong on the way undo it. Exit code 3 says that NODE may not
+    take over, and why; 1 that it did, and the checks afterwards found something.
 
     \b
     Example:
@@ -67,13 +71,19 @@ def failback(
     node = Settings(directory).value(None, "failover", "preferred")
     if not node:
         raise UsageError(
-            "there is no preferred primary", hint="Set preferred in [failover], or `perdure switchover DIR NODE`."
+            "there is no preferred primary",
+            hint="Set preferred in [failover], or `perdure switchover DIR NODE`.",
         )
     _hand_over(directory, node, peer, timeout_s, secret_file, as_json)
 
 
 def _hand_over(
-    directory: Path, node: str, peer: list[str] | None, timeout_s: float, secret_file: Path | None, as_json: bool
+    directory: Path,
+    node: str,
+    peer: list[str] | None,
+    timeout_s: float,
+    secret_file: Path | None,
+    as_json: bool,
 ) -> None:
     from ..recovery import WireNodes, switch_over
 
@@ -81,7 +91,10 @@ def _hand_over(
     identity = read_identity(directory)
     addresses = {**settings.peers(peer), identity.node: settings.own_address(directory)}
     secret = settings.secret(secret_file)
-    with WireNodes(addresses, cluster_id=identity.cluster_id, secret=secret) as nodes, render.steps() as on_step:
+    with (
+        WireNodes(addresses, cluster_id=identity.cluster_id, secret=secret) as nodes,
+        render.steps() as on_step,
+    ):
         report = switch_over(nodes, node, timeout_ms=round(timeout_s * 1000), on_step=on_step)
     render.result(msgspec.to_builtins(report), as_json=as_json, title=_title(report))
     leave(Exit.FINDINGS if report.problems else Exit.FINE)

@@ -146,6 +146,7 @@ __all__ = [
     "set_sync_replicas",
     "stat",
     "summarise",
+    "switch_over",
     "take_snapshot",
     "transfers",
     "verify",

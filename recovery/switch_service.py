@@ -30,7 +30,7 @@ from ..shipping.nodelog import NodeLog, now_ms, open_node_log
 from ..shipping.server import Handler
 from ..store import names
 from ..store.drain import begin_drain, drained_ms, end_drain
-from ..store.errors import DivergedError, LockTimeoutError
+from ..store.errors import DivergedError, LockTimeoutError, NoQuorumError
 from ..store.ids import StatePosition
 from ..store.lock import FileLock
 from ..store.page import Word
@@ -43,6 +43,8 @@ from .take import take_snapshot
 SAMPLES: Final = 10
 POLL_S: Final = 0.0005
 COMMIT_MS: Final = 5_000
+HEAR_S: Final = 0.003
+"""So long a writer may take to see that its frame is committed; once the role is lost it cannot know."""
 
 
 class SwitchService:
@@ -92,8 +94,10 @@ class SwitchService:
             ), b""
 
     def _drain(self, asked: DrainAsk, _payload: bytes) -> tuple[Message, bytes]:
+        deadline = time.monotonic() + asked.timeout_ms / 1000
         with self._node() as node:
             end = begin_drain(node.log, asked.number, asked.timeout_ms)
+            _await_commit(node, end.lsn, deadline)
         keys = self._keys[:SAMPLES_MAX]
         return Drained(end, list(zip(keys, hashes_of(self._store, keys), strict=True))), b""
 
@@ -159,6 +163,27 @@ class SwitchService:
             return not lock.try_acquire()
         finally:
             lock.close()
+
+
+def _await_commit(node: NodeLog, lsn: int, deadline: float) -> None:
+    """Wait until what was appended before the drain is confirmed, and whoever waits for that has heard so.
+
+    Raises NoQuorumError if the replicas do not confirm it in time: another node would not have it either.
+    """
+    words: Any = node.log.words
+    if node.log.config.sync_replicas == 0:
+        return
+    is_late = words[Word.COMMITTED] < lsn
+    while words[Word.COMMITTED] < lsn:
+        if time.monotonic() > deadline:
+            raise NoQuorumError(
+                f"replicas have confirmed LSN {words[Word.COMMITTED]} of {lsn} in time",
+                node=node.node,
+                hint="See `perdure status`: which replicas are connected, and how far they are.",
+            )
+        time.sleep(POLL_S)
+    if is_late:
+        time.sleep(HEAR_S)
 
 
 def _await_log(node: NodeLog, end: StatePosition, deadline: float) -> None:

@@ -149,7 +149,7 @@ def reasons_against(primary: str, target: str, looks: Mapping[str, SwitchReply])
         ),
         (
             len(confirming) < before.sync_replicas,
-            f"{before.sync_replicas} replica(s) must confirm a write, and {len(confirming)} besides it answer",
+            f"{before.sync_replicas} replica(s) must confirm writes, and {len(confirming)} besides it answer",
         ),
         (before.drained_ms > 0, "another switchover is under way"),
     ]
@@ -300,12 +300,10 @@ class _Switchover:
         )
 
     def _problems(self, end: StatePosition, taken: TookOver) -> list[str]:
-        """What is not as it should be: does the new one begin where the old one ended, does the old one follow?"""
+        """What is not as it should be: does the new one begin where the old one ended, does that follow?"""
         found: list[str] = []
         if taken.before != end.position:  # its chain covers count and digest
-            found.append(
-                f"{self.target} began at {taken.before}, where {self.primary} ended at {end.position}"
-            )
+            found.append(f"{self.target} began at {taken.before}; {self.primary} ended at {end.position}")
         if not taken.is_committed:
             found.append("the new epoch is not confirmed by enough replicas yet")
         deadline = time.monotonic() + AFTER_MS / 1000
