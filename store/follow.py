@@ -67,6 +67,7 @@ _LOST_FRAMES = int(Word.LOST_FRAMES)
 _DRAINED = int(Word.DRAINED_UNTIL_MS)
 _SEGMENT = int(Word.SEGMENT)
 _EPOCH = int(Word.EPOCH)
+_GIVEN_UP = int(Word.GIVEN_UP)
 _UNSEEN = -1
 _MOVING = -2
 """No generation: frames are being taken, or whoever took them broke off in the middle."""
@@ -419,7 +420,9 @@ class LogFollower:
     def _judge_role(self) -> None:
         header, at = self.cursor.header, self.cursor.at
         self.is_primary = (
-            is_primary(header, at.epoch, self.promise, self.identity.node) and not self.lost_frames
+            is_primary(header, at.epoch, self.promise, self.identity.node)
+            and not self.lost_frames
+            and self.words[_GIVEN_UP] != at.epoch
         )
         self.may_append = self.is_primary and not self.words[_DRAINED]
 
