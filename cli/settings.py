@@ -132,14 +132,6 @@ class Settings:
         own = read_identity(self._directory).node if has_identity(self._directory) else ""
         return {node: parse_address(address) for node, address in listed.items() if node != own}
 
-    def own_address(self, directory: Path) -> tuple[str, int]:
-        """Where this node's receiver is asked from here: the port that it took last."""
-        from ..shipping import read_ports
-
-        configured = self.value(None, "node", "listen")
-        host, port = (LOOPBACK, 0) if configured is None else parse_address(configured)
-        return _reachable(host), read_ports(directory).listen or port
-
     def secret(self, file: Path | None) -> Credentials:
         """What the node proves itself with to others: secret, certificates, or both.
 
