@@ -57,9 +57,14 @@ _KNOWN_NAMES = frozenset(
         names.SHIPPER_LOCK,
         names.RECEIVER_LOCK,
         names.PORTS,
+        names.PROBE,
+        names.UNMONITORED,
+        names.TAKEOVERS,
         names.CUT_PLAN,
         names.INSTALL_PLAN,
         names.INCOMING,
+        names.REJOIN_PLAN,
+        names.REJOIN,
         names.FOLD_FAULT,
         names.CONFIG_FILE,
         names.SWITCH_PLAN,
@@ -74,6 +79,7 @@ _KNOWN_NAMES = frozenset(
 )
 _PLANS = {
     names.CUT_PLAN: "a cut of the log was begun and not completed; the receiver completes it",
+    names.REJOIN_PLAN: "a rejoin was begun and not completed; the receiver completes it",
     names.INSTALL_PLAN: "a bootstrap from a snapshot was begun and not completed; the receiver completes it",
     names.SWITCH_PLAN: "a switch of the state was begun and not completed; the next opening completes it",
     names.MIGRATION: "a migration or repair is under way, or was broken off; begun again it goes on",
