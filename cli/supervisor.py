@@ -134,7 +134,8 @@ class Supervisor:
         self._folder = Post("folder", lambda: start_child(self._task("folder")))
         self._shipper = Post("shipper", self._start_shipper)
         self._server = Post("server", self._start_server)
-        self._chores = Post("chores", lambda: start_chores(plan.chores))
+        chores = msgspec.structs.replace(plan.chores, replicas=dict(plan.replicas), secret=plan.secret)
+        self._chores = Post("chores", lambda: start_chores(chores))
 
     def run(self, should_stop: Callable[[], bool], on_ready: Callable[[int], object]) -> None:
         """Keep the node running until `should_stop` says so; `on_ready` gets the port once it listens.

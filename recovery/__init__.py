@@ -2,6 +2,7 @@
 
 from .cluster_status import ClusterStatus, PeerStatus, cluster_status
 from .counting import promises_needed
+from .degrading import AvailabilityKeeper, WireWitnesses, Witnesses, keep_available
 from .drop import apply_retention, explain_retention
 from .findings import Finding, Level, Summary, summarise
 from .keyuse import KeyUse, key_use
@@ -51,6 +52,7 @@ from .waiting import Target, Waited, wait_for
 
 __all__ = [
     "Answer",
+    "AvailabilityKeeper",
     "ClusterStatus",
     "ClusterSync",
     "Decision",
@@ -88,6 +90,8 @@ __all__ = [
     "Waited",
     "Why",
     "WireVoters",
+    "WireWitnesses",
+    "Witnesses",
     "abort_migration",
     "add_member",
     "add_witness",
@@ -102,6 +106,7 @@ __all__ = [
     "force_sync",
     "inspect_snapshots",
     "is_unfinished",
+    "keep_available",
     "key_use",
     "list_members",
     "migrate",
