@@ -186,6 +186,7 @@ class Dial:
             self._fail(error)
 
     def _greet(self, link: Link) -> None:
+        self._detector.accepted(self.node)
         self._auth = Connecting(self._secret, self._cluster_id, MONITOR, os.urandom(NONCE_BYTES))
         link.send(self._auth.greet())
         self._stage = Stage.GREETING

@@ -38,13 +38,17 @@ def primary(nodes: Nodes) -> str:
     return nodes.primary()
 
 
-def process_of(nodes: Nodes, node: str, word: str) -> int:
-    """The process of a node whose kind its task names, as its command line or its open files tell."""
-    for pid in family(nodes.running[node].pid)[1:]:
+def sockets_of(pid: int) -> set[str]:
+    """The sockets that a process has open, by inode."""
+    found: set[str] = set()
+    for name in os.listdir(f"/proc/{pid}/fd"):
         with suppress(OSError):
-            if word in Path(f"/proc/{pid}/cmdline").read_text():
-                return pid
-    return 0
+            found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return {link for link in found if link.startswith("socket:")}
+
+
+def is_of_shipping(pid: int) -> bool:
+    return b"perdure.shipping" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def test_a_primary_that_is_killed_is_replaced_and_comes_back_as_a_replica(nodes: Nodes, primary: str) -> None:
@@ -112,19 +116,12 @@ def test_a_monitor_that_dies_alone_is_started_again_and_nobody_is_replaced(
     nodes: Nodes, primary: str
 ) -> None:
     epoch, other = nodes.epoch(), next(node for node in NODES if node != primary)
-    inode = Path(f"/proc/{nodes.running[primary].pid}/fd")
-    listening = {os.readlink(inode / name) for name in os.listdir(inode)}
-    monitors = [
-        pid
-        for pid in family(nodes.running[primary].pid)[1:]
-        if listening & {os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
-        and b"perdure.shipping" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        and any("socket" in one for one in listening)
-    ]
+    supervisor = nodes.running[primary].pid
+    held = sockets_of(supervisor)
+    monitors = [pid for pid in family(supervisor)[1:] if is_of_shipping(pid) and held & sockets_of(pid)]
+    assert len(monitors) == 1
     seen_ms = nodes.row(other, primary)["last_seen_ms"]
-    for pid in monitors:
-        os.kill(pid, signal.SIGKILL)
-    assert monitors
+    os.kill(monitors[0], signal.SIGKILL)
     until(lambda: nodes.row(other, primary).get("last_seen_ms", 0) > seen_ms + 1_000, "it is heard again")
     until(nodes.is_well, "all is well")
     assert (nodes.primary(), nodes.epoch()) == (primary, epoch)

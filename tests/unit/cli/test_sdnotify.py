@@ -55,21 +55,15 @@ def test_each_word_is_a_datagram_and_a_status_is_told_once(init: tuple[str, Init
     notifier.alive()
     notifier.stopping()
     notifier.status("nothing is said after the end")
-    assert heard.heard() == [
-        "READY=1",
-        "STATUS=n1 has begun",
-        "STATUS=n1 is active",
-        "WATCHDOG=1",
-        "STOPPING=1",
-    ]
+    said = heard.heard()
+    assert said[:3] == ["READY=1", "STATUS=n1 has begun", "STATUS=n1 is active"]
+    assert said[3:] == ["WATCHDOG=1", "STOPPING=1"]
 
 
 @pytest.mark.parametrize(
     "given", [{}, {"WATCHDOG_USEC": "nothing"}, {"WATCHDOG_USEC": "1", "WATCHDOG_PID": "1"}]
 )
-def test_no_sign_of_life_is_sent_that_was_not_asked_for(
-    init: tuple[str, Init], given: dict[str, str]
-) -> None:
+def test_no_sign_of_life_that_was_not_asked_for(init: tuple[str, Init], given: dict[str, str]) -> None:
     name, heard = init
     notifier = Notifier({"NOTIFY_SOCKET": name, **given})
     notifier.alive()
