@@ -212,7 +212,9 @@ class Supervisor:
     def _start_server(self) -> ServerChild:
         plan = self._plan
         host, port = plan.serve or self._beside_receiver(1)
-        task = ServerTask(str(plan.directory), host, self._serve_port or port, plan.secret, plan.log_level)
+        task = ServerTask(
+            str(plan.directory), host, self._serve_port or port, plan.secret, self._others(), plan.log_level
+        )
         child = start_server(task)
         self._serve_port = child.port
         write_ports(plan.directory, msgspec.structs.replace(read_ports(plan.directory), serve=child.port))

@@ -33,15 +33,19 @@ from .migrate import (
 )
 from .node_state import NodeState
 from .ops_service import OpsService
+from .primary import Primary
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
 from .promote import PromotionRefusedError, PromotionReport, promote
-from .reach import Reach
+from .reach import Reach, known_reach
 from .reconcile import Comparison, Difference, NodeVerdict
 from .repair import RepairReport, repair
 from .replay import ReplayReport, replay_to
 from .report import Failover, NodeReport, ReplicaReport, report_node
 from .retention import Line, Plan, Policy, plan_retention
 from .self_reconcile import SelfReconciled, reconcile_self
+from .switch_nodes import WireNodes
+from .switch_service import SwitchService
+from .switchover import SwitchoverRefusedError, SwitchoverReport, switch_over
 from .sync_state import ClusterSync, SessionSync
 from .syncing import (
     Lacking,
@@ -94,6 +98,7 @@ __all__ = [
     "PeerStatus",
     "Plan",
     "Policy",
+    "Primary",
     "PromotionRefusedError",
     "PromotionReport",
     "Quorum",
@@ -107,6 +112,9 @@ __all__ = [
     "SessionSync",
     "SnapshotState",
     "Summary",
+    "SwitchService",
+    "SwitchoverRefusedError",
+    "SwitchoverReport",
     "SyncReport",
     "Takeover",
     "TakeoverRecord",
@@ -117,6 +125,7 @@ __all__ = [
     "Voters",
     "Waited",
     "Why",
+    "WireNodes",
     "WireVoters",
     "abort_migration",
     "add_member",
@@ -137,6 +146,7 @@ __all__ = [
     "inspect_snapshots",
     "is_unfinished",
     "key_use",
+    "known_reach",
     "list_members",
     "locate",
     "migrate",
@@ -159,6 +169,7 @@ __all__ = [
     "set_sync_replicas",
     "stat",
     "summarise",
+    "switch_over",
     "take_snapshot",
     "transfers",
     "verify",
