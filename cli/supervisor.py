@@ -18,9 +18,23 @@ from typing import Protocol
 
 import msgspec
 
-from ..shipping import Child, NodePorts, Secret, Task, read_fault, read_ports, start_child, write_ports
-from ..store import PerdureError, read_identity
+from ..recovery import ElectionOptions
+from ..shipping import (
+    Child,
+    MonitorOptions,
+    NodePorts,
+    Secret,
+    Task,
+    read_fault,
+    read_ports,
+    start_child,
+    write_ports,
+)
+from ..store import PerdureError, WireError, read_identity
 from .chores import ChoreTask
+from .elector_process import AUTO, ElectorChild, ElectorTask, start_elector
+from .monitor_sockets import MonitorSockets
+from .sdnotify import Notifier
 from .server_process import ServerChild, ServerTask, start_server
 
 logger = logging.getLogger(__name__)
@@ -119,6 +133,11 @@ class NodePlan(msgspec.Struct, frozen=True):
     """0: the shipper's default."""
     serve: tuple[str, int] | None = None
     """Where the server listens; None: on the port after the receiver's, a free one where that was."""
+    monitor: tuple[str, int] | None = None
+    """Where the monitor listens; None: on the second port after the receiver's, a free one where that was."""
+    coordinator: str = AUTO
+    election: ElectionOptions = ElectionOptions()
+    health: MonitorOptions = MonitorOptions()
     log_level: str = "WARNING"
 
 
@@ -136,25 +155,44 @@ class Supervisor:
         self._server = Post("server", self._start_server)
         chores = msgspec.structs.replace(plan.chores, replicas=dict(plan.replicas), secret=plan.secret)
         self._chores = Post("chores", lambda: start_chores(chores))
+        self._sockets: MonitorSockets | None = None
+        self._monitor = Post("monitor", self._start_monitor)
+        self._elector = Post("elector", self._start_elector)
+        self._elector_child: ElectorChild | None = None
 
     def run(self, should_stop: Callable[[], bool], on_ready: Callable[[int], object]) -> None:
         """Keep the node running until `should_stop` says so; `on_ready` gets the port once it listens.
 
         Raises PerdureError if the receiver cannot be started at first.
         """
+        notifier = Notifier()
         try:
             self._receiver.begin()
-            write_ports(self._plan.directory, NodePorts(listen=self._port))
+            address = self._plan.monitor or self._beside_receiver(2)
+            self._sockets = sockets = MonitorSockets(address, is_configured=self._plan.monitor is not None)
+            write_ports(self._plan.directory, NodePorts(listen=self._port, monitor=sockets.port))
             on_ready(self._port)
+            notifier.ready(f"{self._node} has begun")
             while not should_stop():
                 self._receiver.tend(True)
+                self._monitor.tend(True)
+                self._elector.tend(True)
                 self._folder.tend(not read_fault(self._plan.directory))
                 self._shipper.tend(bool(self._others()))
                 self._server.tend(True)
                 self._chores.tend(True)
+                if self._elector_child is not None:
+                    notifier.status(f"{self._node} is {self._elector_child.state or 'initializing'}")
+                notifier.alive()
                 time.sleep(TICK_S)
         finally:
-            for post in (self._chores, self._server, self._shipper, self._folder, self._receiver):
+            notifier.stopping()
+            # First the elector, which is not to stand now, then what tells the others that this node ends.
+            self._elector.stop()
+            self._monitor.stop()
+            if self._sockets is not None:
+                self._sockets.close()
+            for post in (self._shipper, self._server, self._chores, self._folder, self._receiver):
                 post.stop()
 
     def _others(self) -> dict[str, tuple[str, int]]:
@@ -174,12 +212,51 @@ class Supervisor:
 
     def _start_server(self) -> ServerChild:
         plan = self._plan
-        host, port = plan.serve or (plan.host, plan.port + 1 if plan.port else 0)
-        task = ServerTask(str(plan.directory), host, self._serve_port or port, plan.secret, plan.log_level)
+        host, port = plan.serve or self._beside_receiver(1)
+        task = ServerTask(
+            str(plan.directory), host, self._serve_port or port, plan.secret, self._others(), plan.log_level
+        )
         child = start_server(task)
         self._serve_port = child.port
         write_ports(plan.directory, msgspec.structs.replace(read_ports(plan.directory), serve=child.port))
         return child
+
+    def _beside_receiver(self, offset: int) -> tuple[str, int]:
+        """The port so much after the receiver's; a free one where that was."""
+        plan = self._plan
+        return (plan.host, plan.port + offset if plan.port else 0)
+
+    def _start_monitor(self) -> Child:
+        sockets, health = self._sockets, self._plan.health
+        if sockets is None:
+            raise WireError("the monitor has no socket yet")
+        task = msgspec.structs.replace(
+            self._task("monitor"),
+            replicas=self._others(),
+            listener=sockets.listener.fileno(),
+            pipe=sockets.monitor_end.fileno(),
+            heartbeat_ms=health.heartbeat_ms,
+            silence_ms=health.silence_ms,
+            disk_stall_ms=health.disk_stall_ms,
+        )
+        return start_child(task)
+
+    def _start_elector(self) -> ElectorChild:
+        plan, sockets = self._plan, self._sockets
+        if sockets is None:
+            raise WireError("the elector has no pipe yet")
+        self._elector_child = start_elector(
+            ElectorTask(
+                str(plan.directory),
+                sockets.elector_end.fileno(),
+                self._others(),
+                plan.secret,
+                plan.coordinator,
+                plan.election,
+                plan.log_level,
+            )
+        )
+        return self._elector_child
 
     def _task(self, kind: str) -> Task:
         plan = self._plan

@@ -26,10 +26,21 @@ import msgspec
 from ..store import zstd
 from ..store.errors import CorruptError, WireError
 from ..store.frame import FRAME_BYTES_MAX
-from . import messages_forward, messages_rejoin, messages_server, messages_witness
+from . import (
+    messages_forward,
+    messages_health,
+    messages_ops,
+    messages_rejoin,
+    messages_server,
+    messages_switchover,
+    messages_witness,
+)
 from .messages_forward import ForwardMessage
+from .messages_health import HealthMessage
+from .messages_ops import OpsMessage
 from .messages_rejoin import RejoinMessage
 from .messages_server import ServerMessage
+from .messages_switchover import SwitchoverMessage
 from .messages_witness import Nodes, WitnessMessage
 from .wire_types import (
     NODES_MAX,
@@ -310,6 +321,9 @@ Message: TypeAlias = (
     | ServerMessage
     | ForwardMessage
     | WitnessMessage
+    | SwitchoverMessage
+    | HealthMessage
+    | OpsMessage
 )
 
 KINDS: Final[dict[int, type[Message]]] = {
@@ -340,12 +354,17 @@ KINDS: Final[dict[int, type[Message]]] = {
     **messages_server.KINDS,
     **messages_forward.KINDS,
     **messages_witness.KINDS,
+    **messages_switchover.KINDS,
+    **messages_health.KINDS,
+    **messages_ops.KINDS,
 }
 WITH_PAYLOAD: Final = frozenset({20, 32, 45}).union(
     messages_rejoin.WITH_PAYLOAD,
     messages_server.WITH_PAYLOAD,
     messages_forward.WITH_PAYLOAD,
     messages_witness.WITH_PAYLOAD,
+    messages_switchover.WITH_PAYLOAD,
+    messages_ops.WITH_PAYLOAD,
 )
 
 FENCED: Final = "fenced"

@@ -489,7 +489,8 @@ class Writer:
     def _await_voters(self, need: int, deadline: float) -> None:
         """Give the replicas until the write's deadline to connect; NoQuorumError if they do not.
 
-        Returns earlier if the role, or what has to be confirmed, may have changed.
+        Returns earlier if the role (nobody connects to what is no primary any more: the lock tells), or what
+        has to be confirmed, may have changed.
         """
         words, generation = self.log.words, self.log.generation
         while words[_VOTERS] < need and words[_GENERATION] == generation:

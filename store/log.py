@@ -21,7 +21,7 @@ from .frame import FRAME_BYTES_MAX, MAGIC, pack_body_header, pack_chain, xxh3_64
 from .frame import HEADER_BYTES as FRAME_HEADER_BYTES
 from .ids import Position, StatePosition
 from .page import Word
-from .promise import Promise, give_promise
+from .promise import Promise, give_promise, give_reign
 from .sealing import create_segment
 from .segment import HEADER_BYTES, SegmentHeader
 
@@ -35,6 +35,7 @@ _END = int(Word.END)
 _LAST_FRAME = int(Word.LAST_FRAME)
 _CHAIN = int(Word.CHAIN)
 _FLUSHED = int(Word.FLUSHED)
+_DRAINED = int(Word.DRAINED_UNTIL_MS)
 _COMMITTED = int(Word.COMMITTED)
 _new = tuple.__new__
 
@@ -51,6 +52,14 @@ class EventLog(LogFollower):
         self.look_again()
         return given
 
+    def follow_reign(self, reign: Promise) -> None:
+        """Promise an epoch to the primary that began it (see give_reign). The caller holds the write lock."""
+        header = self.cursor.header
+        begun = header is not None and header.epoch == reign.epoch
+        give_reign(self.store, reign, header.primary if header is not None and begun else "")
+        self.page.bump()
+        self.look_again()
+
     def start_epoch(
         self, promise: Promise, config: Config, reason: str, at_risk: tuple[int, int] = (0, 0)
     ) -> Position:
@@ -63,6 +72,7 @@ class EventLog(LogFollower):
         start = EpochStart(self.identity.node, reason, *at_risk)
         position = self.append_control(start, config, now_ms)
         self.lost_frames = False
+        self.words[_DRAINED] = 0  # of the reign before
         self.flusher.flush(position.lsn)
         self.page.bump()
         self.look_again()

@@ -17,7 +17,7 @@ from . import names
 from .errors import ForeignError, PromiseRefusedError, StorageError, StoreMissingError, UsageError
 from .files import translated
 from .identity import CLUSTER_ID_BYTES
-from .promise import NO_PROMISE, Promise, decide_promise
+from .promise import NO_PROMISE, Promise, decide_promise, decide_reign
 from .smallfile import publish_small, read_small_file
 
 MAGIC = b"PDRWITN1"
@@ -50,18 +50,24 @@ def promised(state: WitnessState, asked: Promise) -> WitnessState:
     """The state after the promise was given. Raises PromiseRefusedError, naming the one in force. Pure."""
     if not decide_promise(state.promise, asked):
         raise _refused(state, asked)
-    return msgspec.structs.replace(state, promise=asked) if state.promise != asked else state
+    held = state.promise
+    is_same = (held.epoch, held.candidate) == (asked.epoch, asked.candidate)
+    return state if is_same else msgspec.structs.replace(state, promise=asked)
 
 
 def recorded(state: WitnessState, asked: Promise, expected: InSync, nodes: tuple[str, ...]) -> WitnessState:
     """The state after the primary of epoch `asked` recorded `nodes`, if `expected` is what is held. Pure.
 
-    A primary of a higher epoch than was promised is promised it first. What another record came before
+    A primary of a higher epoch than was promised is promised it first, and so is one that began the epoch
+    that was promised to a candidate which did not win it (see decide_reign). What another record came before
     changes nothing but that: the answer is the state, by which the primary sees it. Without `nodes` it asks
     what is held, which then gets a new number: a record that is still on its way from before comes too late.
     Raises PromiseRefusedError for a primary whose epoch is over.
     """
-    state = promised(state, asked)
+    if not decide_reign(state.promise, asked, ""):
+        raise _refused(state, asked)
+    begun = msgspec.structs.replace(asked, has_begun=True)
+    state = msgspec.structs.replace(state, promise=begun)
     held = state.in_sync
     if not nodes:
         return msgspec.structs.replace(state, in_sync=InSync(held.epoch, held.number + 1, held.nodes))

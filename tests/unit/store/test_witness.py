@@ -44,24 +44,24 @@ def test_a_record_is_taken_only_in_place_of_the_one_that_it_names() -> None:
     state = recorded(promised(NEW, FIRST), FIRST, InSync(), ("a",))
     assert state.in_sync == InSync(3, 1, ("a",))
     late = recorded(state, FIRST, InSync(), ("a", "b"))
-    assert late is state  # sent before the one that is held
+    assert late == state  # sent before the one that is held
     cleared = recorded(state, FIRST, state.in_sync, ("a", "b"))
     assert cleared.in_sync == InSync(3, 2, ("a", "b"))
-    assert recorded(cleared, FIRST, state.in_sync, ("a", "b")) is cleared  # the same message again
+    assert recorded(cleared, FIRST, state.in_sync, ("a", "b")) == cleared  # the same message again
 
 
 def test_a_record_that_was_on_its_way_when_the_primary_asked_comes_too_late() -> None:
     state = recorded(promised(NEW, FIRST), FIRST, InSync(), ("a",))
     asked = recorded(state, FIRST, InSync(), ())
     assert asked.in_sync == InSync(3, 2, ("a",))
-    assert recorded(asked, FIRST, state.in_sync, ("a", "b")) is asked
+    assert recorded(asked, FIRST, state.in_sync, ("a", "b")) == asked
 
 
 def test_the_primary_of_a_later_epoch_is_promised_it_before_its_record_and_the_old_one_is_refused() -> None:
     state = recorded(NEW, FIRST, InSync(), ("a",))
-    assert state.promise == FIRST
+    assert state.promise == Promise(3, "a", has_begun=True)
     state = recorded(state, Promise(5, "b"), InSync(9, 9), ("b",))
-    assert (state.promise, state.in_sync.nodes) == (Promise(5, "b"), ("a",))
+    assert (state.promise, state.in_sync.nodes) == (Promise(5, "b", has_begun=True), ("a",))
     with pytest.raises(PromiseRefusedError, match="epoch 5 is promised to b"):
         recorded(state, FIRST, state.in_sync, ("a", "b"))
 
@@ -93,3 +93,13 @@ def test_a_witness_is_never_made_anew_and_not_among_other_files(tmp_path: Path) 
         make_witness(tmp_path / "y", "w", b"short", 0)
     with pytest.raises(StoreMissingError):
         read_witness(tmp_path)
+
+
+def test_who_began_an_epoch_that_was_promised_to_a_loser_is_taken_and_the_loser_is_not_any_more() -> None:
+    state = recorded(promised(NEW, FIRST), Promise(3, "b"), InSync(), ("b",))
+    assert state.in_sync.nodes == ("b",)
+    for late in (Promise(3, "a"), Promise(3, "c")):
+        with pytest.raises(PromiseRefusedError):
+            promised(state, late)
+        with pytest.raises(PromiseRefusedError):
+            recorded(state, late, state.in_sync, ("a",))
