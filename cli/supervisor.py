@@ -178,7 +178,7 @@ class Supervisor:
                 self._monitor.tend(True)
                 self._elector.tend(True)
                 self._folder.tend(not read_fault(self._plan.directory))
-                self._shipper.tend(bool(self._others()))
+                self._shipper.tend(True)
                 self._server.tend(True)
                 self._chores.tend(True)
                 if self._elector_child is not None:

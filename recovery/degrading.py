@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 LOOK_MS: Final = 100
 ASK_TIMEOUT_MS: Final = 1_000
-_GENERATION: Final = int(Word.GENERATION)
 
 
 class Witnesses(Protocol):
@@ -90,9 +89,7 @@ class AvailabilityKeeper:
     def look(self) -> Step:
         """Look, and take the step that is due; answers which. Raises as NodeLog's calls."""
         log = self._node.log
-        if log.words[_GENERATION] != log.generation or self._has_moved():
-            log.lock_any()
-            log.unlock()
+        self._node.keep_up()
         if not log.is_primary:
             self._epoch = 0
             return Step(Act.NOTHING)
@@ -152,12 +149,6 @@ class AvailabilityKeeper:
                 logger.warning("%s: lsn=%d", step.act.value, position.lsn)
         finally:
             log.unlock()
-
-    def _has_moved(self) -> bool:
-        """Did the log go on into another segment, whose CONFIG may be another?"""
-        log = self._node.log
-        header = log.cursor.header
-        return header is None or log.words[Word.SEGMENT] != header.first_lsn
 
     def _epoch_start(self) -> int:
         return next((first for epoch, first in self._node.epochs() if epoch == self._epoch), 0)
