@@ -33,9 +33,10 @@ from .migrate import (
 )
 from .node_state import NodeState
 from .ops_service import OpsService
+from .primary import Primary
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
 from .promote import PromotionRefusedError, PromotionReport, promote
-from .reach import Reach
+from .reach import Reach, known_reach
 from .reconcile import Comparison, Difference, NodeVerdict
 from .repair import RepairReport, repair
 from .replay import ReplayReport, replay_to
@@ -94,6 +95,7 @@ __all__ = [
     "PeerStatus",
     "Plan",
     "Policy",
+    "Primary",
     "PromotionRefusedError",
     "PromotionReport",
     "Quorum",
@@ -137,6 +139,7 @@ __all__ = [
     "inspect_snapshots",
     "is_unfinished",
     "key_use",
+    "known_reach",
     "list_members",
     "locate",
     "migrate",
