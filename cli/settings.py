@@ -17,7 +17,7 @@ from ..store.options import StoreOptions, option
 from .options import SECRET_VARIABLE, parse_nodes, read_secret
 
 if TYPE_CHECKING:
-    from ..recovery import ElectionOptions, Policy
+    from ..recovery import ElectionOptions, Policy, Reach
     from ..shipping import Credentials, MonitorOptions, TlsFiles
 
 T = TypeVar("T")
@@ -131,6 +131,12 @@ class Settings:
         listed: Mapping[str, str] = self.value(None, "node", "peers") or {}
         own = read_identity(self._directory).node if has_identity(self._directory) else ""
         return {node: parse_address(address) for node, address in listed.items() if node != own}
+
+    def reach(self, given: list[str] | None, secret_file: Path | None = None) -> Reach:
+        """The way to the other nodes: by command line or configuration, and by the cluster's own list."""
+        from ..recovery import known_reach
+
+        return known_reach(self._directory, self.peers(given), self.secret(secret_file))
 
     def secret(self, file: Path | None) -> Credentials:
         """What the node proves itself with to others: secret, certificates, or both.

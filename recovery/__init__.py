@@ -4,6 +4,7 @@ from .cluster_status import ClusterStatus, PeerStatus, cluster_status
 from .consistency import check_consistency, reconcile
 from .coordinators import Coordinator, Manual, Quorum
 from .counting import promises_needed
+from .degrading import AvailabilityKeeper, WireWitnesses, Witnesses, keep_available
 from .diverged import (
     Applied,
     Change,
@@ -42,9 +43,10 @@ from .migrate import (
 )
 from .node_state import NodeState
 from .ops_service import OpsService
+from .primary import Primary
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
 from .promote import PromotionRefusedError, PromotionReport, promote
-from .reach import Reach
+from .reach import Reach, known_reach
 from .reconcile import Comparison, Difference, NodeVerdict
 from .rejoin import RejoinReport, plan_rejoin, rejoin
 from .repair import RepairReport, repair
@@ -52,6 +54,9 @@ from .replay import ReplayReport, replay_to
 from .report import Failover, NodeReport, ReplicaReport, report_node
 from .retention import Line, Plan, Policy, plan_retention
 from .self_reconcile import SelfReconciled, reconcile_self
+from .switch_nodes import WireNodes
+from .switch_service import SwitchService
+from .switchover import SwitchoverRefusedError, SwitchoverReport, switch_over
 from .sync_state import ClusterSync, SessionSync
 from .syncing import (
     Lacking,
@@ -75,6 +80,7 @@ from .waiting import Target, Waited, wait_for
 __all__ = [
     "Answer",
     "Applied",
+    "AvailabilityKeeper",
     "Change",
     "ClusterStatus",
     "ClusterSync",
@@ -107,6 +113,7 @@ __all__ = [
     "PeerStatus",
     "Plan",
     "Policy",
+    "Primary",
     "PromotionRefusedError",
     "PromotionReport",
     "Quorum",
@@ -121,6 +128,9 @@ __all__ = [
     "SessionSync",
     "SnapshotState",
     "Summary",
+    "SwitchService",
+    "SwitchoverRefusedError",
+    "SwitchoverReport",
     "SyncReport",
     "Takeover",
     "TakeoverRecord",
@@ -131,7 +141,10 @@ __all__ = [
     "Voters",
     "Waited",
     "Why",
+    "WireNodes",
     "WireVoters",
+    "WireWitnesses",
+    "Witnesses",
     "abort_migration",
     "add_member",
     "add_witness",
@@ -153,7 +166,9 @@ __all__ = [
     "force_transfer",
     "inspect_snapshots",
     "is_unfinished",
+    "keep_available",
     "key_use",
+    "known_reach",
     "list_diverged",
     "list_members",
     "locate",
@@ -179,6 +194,7 @@ __all__ = [
     "set_sync_replicas",
     "stat",
     "summarise",
+    "switch_over",
     "take_snapshot",
     "transfers",
     "verify",
