@@ -149,8 +149,6 @@ def _find_primary(node: NodeLog, peers: Mapping[str, tuple[str, int]], secret: S
     """The facts of the peer that is primary, in the newest epoch if several think so."""
     if not peers:
         raise UsageError("the primary is not known", hint="Give --peer NODE=HOST:PORT for the other nodes.")
-    if node.log.is_primary:
-        raise UsageError(f"{node.node} is the primary itself", hint="Only a replica rejoins.")
     found: list[FactsReply] = []
     unheard: list[str] = []
     for name, (host, port) in peers.items():
@@ -165,7 +163,10 @@ def _find_primary(node: NodeLog, peers: Mapping[str, tuple[str, int]], secret: S
         if told.is_primary:
             found.append(told)
     if found:
-        return max(found, key=lambda told: told.end[0])
+        newest = max(found, key=lambda told: told.end[0])
+        if node.log.is_primary and newest.end[0] <= node.log.cursor.at.epoch:
+            raise UsageError(f"{node.node} is the primary itself", hint="Only a replica rejoins.")
+        return newest
     if len(unheard) == len(peers):
         raise WireError(f"no peer answers ({'; '.join(unheard)})", hint="Start the other nodes.")
     raise NotPrimaryError(

@@ -58,16 +58,16 @@ def test_however_often_either_side_dies_no_byte_is_written_twice(tmp_path: Path)
                         break
                     piece, payload = found
                     raw = unpack_payload(payload, piece.raw_bytes, piece.compressed)
-                    raw = raw[: random_.randrange(1, len(raw) + 1)] if random_.randrange(2) else raw
+                    raw = raw[: random_.randrange(1, 200_000)]  # it dies in the middle, or a little later
                     incoming.take(piece, raw)
                     sent[piece.part] += len(raw)
                     if len(raw) < piece.raw_bytes:
-                        break  # it died in the middle of a piece
+                        break
                 is_whole = sent == [sender.offer.snapshot_bytes, sender.offer.log_bytes]
                 incoming.close()
                 sender.close()
                 deaths += 1
-        assert deaths > 3
+        assert deaths > 10
         cluster.start_here()
         expect_same(cluster)
 
