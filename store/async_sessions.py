@@ -30,7 +30,7 @@ from .keyring import Keyring
 from .opening import SWEEP_INTERVAL_MS
 from .outcome import Outcome
 from .page import Word
-from .ports import CommitGate
+from .ports import CommitGate, Forwarder
 from .reading import REFRESHES_MAX
 from .reseal import Progress as ResealProgress
 from .reseal import Resealed
@@ -113,6 +113,7 @@ class AsyncSessionStore:
         home_node: str = "",
         max_sessions: int | None = None,
         gate: CommitGate | None = None,
+        forwarder: Forwarder | None = None,
         compression: str = "none",
         compress_min_bytes: int = 1024,
         keys: Keyring | str | os.PathLike[str] | None = None,
@@ -134,6 +135,7 @@ class AsyncSessionStore:
             home_node=home_node,
             max_sessions=max_sessions,
             gate=gate,
+            forwarder=forwarder,
             compression=compression,
             compress_min_bytes=compress_min_bytes,
             keys=keys,

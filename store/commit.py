@@ -48,6 +48,8 @@ TAIL_ENTRIES_MAX = 65_536
 GROUP_OPERATIONS_MAX = 512
 GROUP_BYTES_MAX = 1 << 20
 QUORUM_POLL_S = 0.002
+MOVED_MS = 300
+"""A write that has waited so long asks whether another node is the primary by now."""
 FOLD_ENTRIES = 2048
 """A writer that finds so many sessions in its tail map folds them."""
 _EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
@@ -129,6 +131,8 @@ class Writer:
         log.thread_locks.append(self.threads)
         self._queue: deque[Operation] = deque()
         self._writing_thread = 0
+        self.has_moved: Callable[[], object] | None = None
+        """Asks the other nodes whether one of them is the primary by now, and fences this one if so."""
         self.dirty_since_ms = 0
         """Monotonic ms of the oldest append that no flush of this process covers; 0 if none."""
 
@@ -300,13 +304,39 @@ class Writer:
         if self.gate is None:
             raise self._no_way_to_replicas()
         self.gate.poke(position.lsn)
-        if not self.gate.wait(position.position, self.write_timeout_ms):
+        begun = time.monotonic()
+        if not self._wait_at_gate(self.gate, position):
             replicas = self.log.config.sync_replicas
-            raise Indeterminate(
+            error = Indeterminate(
                 f"not confirmed by {replicas} replica(s) within {self.write_timeout_ms} ms",
                 position=position.position,
                 operation_id=None,
             )
+            error.left_ms = max(0, self.write_timeout_ms - int((time.monotonic() - begun) * 1000))
+            raise error
+
+    def _wait_at_gate(self, gate: CommitGate, position: StatePosition) -> bool:
+        """Wait for the commit LSN; looks now and then whether another node has become the primary."""
+        if self.has_moved is None:
+            return gate.wait(position.position, self.write_timeout_ms)
+        left_ms = self.write_timeout_ms
+        while left_ms > MOVED_MS:
+            if gate.wait(position.position, MOVED_MS):
+                return True
+            left_ms -= MOVED_MS
+            if self._is_over(position.epoch):
+                return gate.wait(position.position, 0)
+        return gate.wait(position.position, left_ms)
+
+    def _is_over(self, epoch: int) -> bool:
+        """Is this node not the primary of that epoch any more, by its own files or by what others say?"""
+        log = self.log
+        if self.has_moved is not None and log.is_primary:
+            self.has_moved()
+        if log.words[_GENERATION] != log.generation:
+            with self.view.mutex:
+                self.view.catch_up()
+        return not log.is_primary or log.cursor.at.epoch != epoch
 
     def _check_still_ours(self, position: StatePosition) -> None:
         """The node's role changed while the frame was in flight: was it before the change?"""
@@ -487,10 +517,16 @@ class Writer:
 
     def _await_voters(self, need: int) -> None:
         """Give the replicas until the write's deadline to connect; NoQuorumError if they do not."""
-        deadline = time.monotonic() + self.write_timeout_ms / 1000
-        words = self.log.words
+        now = time.monotonic()
+        deadline, look_at = now + self.write_timeout_ms / 1000, now + MOVED_MS / 1000
+        words, epoch = self.log.words, self.log.cursor.at.epoch
         while words[_VOTERS] < need:
-            if time.monotonic() < deadline:
+            now = time.monotonic()
+            if now >= look_at:
+                look_at = now + MOVED_MS / 1000
+                if self._is_over(epoch):
+                    return  # who takes the lock now is told so
+            if now < deadline:
                 time.sleep(QUORUM_POLL_S)
                 continue
             raise NoQuorumError(
