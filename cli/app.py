@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +17,9 @@ import typer
 from .. import __version__
 from ..store import UsageError
 from ..store.config import FILE_VARIABLE as CONFIG_VARIABLE
+from ..store.option import variable_of
 from . import config as config_commands
-from . import feed, group, keys, log, orphans, render, retention, session, snapshot
+from . import feed, group, keys, log, orphans, render, retention, session, snapshot, tls
 from .bench import bench
 from .demo.command import demo
 from .init import init
@@ -30,8 +32,11 @@ from .replay import replay
 from .ship import ship
 from .status import status
 from .stores import stores
+from .sync import ensure_synced, flush, sync
 from .transfer import export, import_
+from .transfers import transfers
 from .verify import verify
+from .wait import wait
 from .watch import watch
 
 app = typer.Typer(
@@ -54,8 +59,14 @@ app.command()(migrate)
 app.command()(repair)
 app.command()(promote)
 app.command()(status)
+app.command()(sync)
+app.command()(flush)
+app.command()(ensure_synced)
+app.command()(transfers)
+app.command()(wait)
 app.add_typer(keys.group, name="keys")
 app.add_typer(log.group, name="log")
+app.add_typer(tls.group, name="tls")
 app.add_typer(retention.group, name="retention")
 session.group.command("watch")(watch)
 app.add_typer(session.group, name="session")
@@ -85,26 +96,48 @@ def root(
             "--config", metavar="FILE", help="The configuration file, in place of DIR/perdure.toml."
         ),
     ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option("--tls-cert", metavar="FILE", help="This node's certificate, for TLS.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option("--tls-key", metavar="FILE", help="The key of that certificate.")
+    ] = None,
+    tls_ca: Annotated[
+        Path | None, typer.Option("--tls-ca", metavar="FILE", help="The CA of the cluster's certificates.")
+    ] = None,
+    allow_plain: Annotated[
+        bool,
+        typer.Option("--allow-plain", help="A secret without TLS will do on any address, not just loopback."),
+    ] = False,
     version: Annotated[
         bool,
         typer.Option("--version", help="Say the version and end.", is_eager=True, callback=_say_version),
     ] = False,
 ) -> None:
     """Durable, replicated session storage: an append-only log, its state, and replicas."""
-    if config is not None:
-        _use_config(context, config)
+    paths = {
+        CONFIG_VARIABLE: config,
+        variable_of("node", "tls_cert"): tls_cert,
+        variable_of("node", "tls_key"): tls_key,
+        variable_of("node", "tls_ca"): tls_ca,
+    }
+    given = {variable: str(path.absolute()) for variable, path in paths.items() if path is not None}
+    if allow_plain:
+        given[variable_of("node", "allow_plain")] = "true"
+    _set_variables(context, given)
 
 
-def _use_config(context: typer.Context, config: Path) -> None:
-    """Name the file where this command and the processes that it starts look for it."""
-    before = os.environ.get(CONFIG_VARIABLE)
-    os.environ[CONFIG_VARIABLE] = str(config.absolute())
+def _set_variables(context: typer.Context, given: Mapping[str, str]) -> None:
+    """Say it where this command and the processes that it starts look for it."""
+    before = {variable: os.environ.get(variable) for variable in given}
+    os.environ.update(given)
 
     def restore() -> None:
-        if before is None:
-            os.environ.pop(CONFIG_VARIABLE, None)
-        else:
-            os.environ[CONFIG_VARIABLE] = before
+        for variable, value in before.items():
+            if value is None:
+                os.environ.pop(variable, None)
+            else:
+                os.environ[variable] = value
 
     context.call_on_close(restore)
 

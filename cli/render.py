@@ -31,6 +31,8 @@ REFRESH_HZ = 8
 
 Advance = Callable[[int], None]
 """Told how much of a long work is done so far."""
+Show = Callable[[dict[str, Any]], None]
+"""Shows one result."""
 
 
 def result(values: Mapping[str, Any], *, as_json: bool, title: str = "") -> None:
@@ -169,6 +171,25 @@ class _Speed(ProgressColumn):
 
 
 def _no_phase(_phase: str, _done: int, _total: int) -> None: ...
+
+
+@contextmanager
+def in_place() -> Generator[Callable[[Callable[[], None]], None], None, None]:
+    """Show things one after the other in the same place of a terminal; in a pipe, below each other."""
+    console = _stdout()
+    is_live = console.is_terminal
+
+    def show(draw: Callable[[], None]) -> None:
+        if is_live:
+            console.clear()
+        draw()
+        sys.stdout.flush()
+
+    if not is_live:
+        yield show
+        return
+    with console.screen(hide_cursor=True):
+        yield show
 
 
 @contextmanager

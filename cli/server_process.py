@@ -19,7 +19,7 @@ from time import monotonic
 import msgspec
 
 from .. import open as open_replicated
-from ..shipping import ForwardService, Server, merged_handlers
+from ..shipping import ForwardService, Secret, Server, merged_handlers
 from ..store import PerdureError, SessionStore, WireError, read_identity
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class ServerTask(msgspec.Struct, frozen=True):
     directory: str
     host: str
     port: int
-    secret: bytes = b""
+    secret: Secret = b""
     log_level: str = "WARNING"
 
 

@@ -18,6 +18,7 @@ from .options import SECRET_VARIABLE, parse_nodes, read_secret
 
 if TYPE_CHECKING:
     from ..recovery import Policy
+    from ..shipping import Credentials, TlsFiles
 
 T = TypeVar("T")
 
@@ -83,8 +84,31 @@ class Settings:
         own = read_identity(self._directory).node if has_identity(self._directory) else ""
         return {node: parse_address(address) for node, address in listed.items() if node != own}
 
-    def secret(self, file: Path | None) -> bytes:
-        """The shared secret: from the file that is given, the environment, or the configured file."""
+    def secret(self, file: Path | None) -> Credentials:
+        """What the node proves itself with to others: secret, certificates, or both.
+
+        The secret is from the file that is given, the environment, or the configured file. Raises UsageError
+        if some of the files of TLS are given and not all.
+        """
+        from ..shipping import Credentials
+
+        return Credentials(self._shared(file), self._tls(), self.value(None, "node", "allow_plain"))
+
+    def _tls(self) -> TlsFiles | None:
+        from ..shipping import TlsFiles
+
+        paths = {name: self.value(None, "node", name) for name in ("tls_cert", "tls_key", "tls_ca")}
+        missing = [name for name, path in paths.items() if path is None]
+        if len(missing) == len(paths):
+            return None
+        if missing:
+            raise UsageError(
+                f"TLS takes certificate, key and CA: {', '.join(missing)} of [node] is not set",
+                hint="Set all three, or none.",
+            )
+        return TlsFiles(paths["tls_cert"], paths["tls_key"], paths["tls_ca"])
+
+    def _shared(self, file: Path | None) -> bytes:
         if file is None and not os.environ.get(SECRET_VARIABLE, "").strip():
             configured = self.value(None, "node", "secret_file")
             file = None if configured is None else Path(configured)

@@ -1,12 +1,15 @@
-"""`perdure status`: how a node is, and how far its replicas and peers are."""
+"""`perdure status`: how a node is, and how the cluster stands as it and its peers say."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+import typer
 
 from ..store import PerdureError, read_identity
 from . import render
@@ -15,13 +18,23 @@ from .options import AsJson, Directory, Peers, SecretFile
 from .settings import Settings, open_store
 
 if TYPE_CHECKING:
-    from ..shipping import ShippingStatus
+    from ..recovery import ClusterStatus, NodeReport, Reach
 
 OPEN_TIMEOUT_MS = 1000
 OPENED = ("sessions", "digest", "voters", "sync_replicas")
 """What only an open store knows."""
 WRONG_STATES = ("diverged", "refused")
-REPLICA_COLUMNS = ("node", "state", "acked_lsn", "applied_lsn", "lag_events", "lag_ms", "lag_bytes", "error")
+REPLICA_COLUMNS = (
+    "node",
+    "state",
+    "acked_lsn",
+    "applied_lsn",
+    "lag_ms",
+    "lag_events",
+    "lag_bytes",
+    "apply_lag_ms",
+    "error",
+)
 PEER_COLUMNS = (
     "node",
     "address",
@@ -33,54 +46,86 @@ PEER_COLUMNS = (
     "promise",
     "problem",
 )
+TABLES = ("replicas", "peers", "unknown")
 
 
 @reporting
 def status(
-    directory: Directory, peer: Peers = None, secret_file: SecretFile = None, as_json: AsJson = False
+    directory: Directory,
+    peer: Peers = None,
+    secret_file: SecretFile = None,
+    watches: Annotated[
+        bool, typer.Option("--watch", help="Again and again, until Ctrl-C; with --json a line each time.")
+    ] = False,
+    every_s: Annotated[
+        float, typer.Option("--every", min=0.05, max=3600, help="Seconds between two looks of --watch.")
+    ] = 1.0,
+    as_json: AsJson = False,
 ) -> None:
-    """Say how a node is: role, epoch, sessions, how far its log is, and the lag of each replica.
+    """Say how a node is, and how its cluster stands: roles, epoch, sessions, each replica and its lag.
 
-    With --peer other nodes are asked over the network, too. Exit code 1 says that something is not as it
-    should be: a replica that diverged or is refused, a peer that does not answer, a primary whose writes
-    nobody confirms.
+    Peers (--peer, or those of the configuration) are asked over the network. What could not be asked is said
+    under `unknown`. Exit code 1 says that something is not as it should be: a replica that diverged or is
+    refused, a peer that does not answer, a primary whose writes nobody confirms.
 
     \b
     Example:
       perdure status /srv/n1 --peer n2=10.0.0.2:7001 --json
+      perdure status /srv/n1 --watch
     """
-    from ..shipping import shipping_status
+    from ..recovery import Reach
+
+    settings = Settings(directory)
+    reach = Reach(settings.peers(peer), settings.secret(secret_file))
+    if not watches:
+        values, code = _look(directory, reach)
+        _show(values, as_json)
+        leave(code)
+        return
+    with _screen(as_json) as show:
+        while True:
+            show(_look(directory, reach)[0])
+            time.sleep(every_s)
+
+
+def _look(directory: Path, reach: Reach) -> tuple[dict[str, Any], Exit]:
+    """(everything that there is to say, under stable keys; the exit code)"""
+    from ..recovery import cluster_status
 
     identity = read_identity(directory)
-    known = shipping_status(directory)
-    is_primary = known.is_primary
-    settings = Settings(directory)
-    addresses, secret = settings.peers(peer), settings.secret(secret_file)
+    found = cluster_status(directory, reach)
+    own = found.own
     opened, code = _opened(directory)
-    opened["problem"] = opened["problem"] or _problem(known, opened["sync_replicas"] or 0)
+    opened["problem"] = opened["problem"] or _problem(own)
     values: dict[str, Any] = {
-        "node": known.node,
+        "node": own.node,
         "cluster_id": identity.cluster_id.hex(),
         "backend": identity.backend,
-        "role": "primary" if is_primary else "replica",
-        "epoch": known.epoch,
-        "promise": msgspec.to_builtins(known.promise),
+        "role": "primary" if own.is_primary else "replica",
+        "epoch": own.epoch,
+        "promise": {"epoch": own.promise_epoch, "candidate": own.promise_candidate},
+        "primary": found.primary,
+        "sync_state": found.sync_state.value,
         **opened,
-        "appended_lsn": known.appended_lsn,
-        "flushed_lsn": known.flushed_lsn,
-        "committed_lsn": known.committed_lsn,
-        "folded_lsn": known.folded_lsn if known.is_state_shared or not is_primary else None,
-        "is_state_shared": known.is_state_shared,
-        "pending_events": known.pending_events if is_primary and opened["sync_replicas"] else 0,
-        "shipper_pid": known.shipper_pid,
-        "voters_connected": known.voters_connected,
-        "fault": known.fault,
+        "appended_lsn": own.appended_lsn,
+        "flushed_lsn": own.flushed_lsn,
+        "committed_lsn": own.committed_lsn,
+        "folded_lsn": own.folded_lsn,
+        "is_state_shared": own.is_state_shared,
+        "pending_events": own.pending_events,
+        "total_replicated": found.total_replicated,
+        "failed": found.failed,
+        "failovers": found.failovers,
+        "last_failover": msgspec.to_builtins(found.last_failover) if found.last_failover else None,
+        "shipper_pid": own.shipper_pid,
+        "voters_connected": own.voters_connected,
+        "fault": own.fault,
+        "replicas": [msgspec.to_builtins(replica) for replica in found.replicas],
+        "peers": _peers(found),
+        "unknown": found.unknown,
     }
-    replicas = [msgspec.to_builtins(replica) for replica in known.replicas] if is_primary else []
-    peers = _ask(addresses, identity.cluster_id, secret)
-    _show(values, replicas, peers, as_json)
-    is_wrong = bool(opened["problem"]) or any(row["problem"] for row in peers)
-    leave(code if code is not Exit.FINE else Exit.FINDINGS if is_wrong else Exit.FINE)
+    is_wrong = bool(opened["problem"]) or any(row["problem"] for row in values["peers"])
+    return values, code if code is not Exit.FINE else Exit.FINDINGS if is_wrong else Exit.FINE
 
 
 def _opened(directory: Path) -> tuple[dict[str, Any], Exit]:
@@ -93,42 +138,32 @@ def _opened(directory: Path) -> tuple[dict[str, Any], Exit]:
     return {name: stats[name] for name in OPENED} | {"problem": ""}, Exit.FINE
 
 
-def _problem(known: ShippingStatus, sync_replicas: int) -> str:
+def _problem(own: NodeReport) -> str:
     """What is not as it should be with this node, empty if nothing."""
-    if known.fault:
-        return f"folding stopped: {known.fault}"
-    if not known.is_primary:
+    if own.fault:
+        return f"folding stopped: {own.fault}"
+    if not own.is_primary:
         return ""
-    for replica in known.replicas:
+    for replica in own.replicas:
         if replica.state in WRONG_STATES:
             return f"replica {replica.node} is {replica.state}: {replica.error}"
-    if known.voters_connected < sync_replicas:
-        connected = f"{known.voters_connected} of the {sync_replicas} replica(s)"
+    if own.voters_connected < own.sync_replicas:
+        connected = f"{own.voters_connected} of the {own.sync_replicas} replica(s)"
         return f"{connected} that must confirm a write are connected"
     return ""
 
 
-def _ask(addresses: Mapping[str, tuple[str, int]], cluster_id: bytes, secret: bytes) -> list[dict[str, Any]]:
+def _peers(found: ClusterStatus) -> list[dict[str, Any]]:
     """What each peer says of itself; one that does not answer is a row with its problem."""
-    from ..shipping import NodeClient
-
     rows: list[dict[str, Any]] = []
-    for node, (host, port) in addresses.items():
-        row: dict[str, Any] = {"node": node, "address": f"{host}:{port}", "problem": ""}
-        try:
-            with NodeClient(host, port, cluster_id=cluster_id, secret=secret) as client:
-                reply = client.status()
-        except PerdureError as error:
-            rows.append(row | {"problem": str(error)})
-            continue
-        epoch, lsn, _ = reply.end
-        problem = reply.fault or (f"{reply.node} answers at this address" if reply.node != node else "")
-        rows.append(
-            row
-            | {
+    for peer in found.peers:
+        row: dict[str, Any] = {"node": peer.node, "address": peer.address, "problem": peer.problem}
+        reply = peer.reply
+        if reply is not None:
+            row |= {
                 "role": reply.role,
-                "epoch": epoch,
-                "lsn": lsn,
+                "epoch": reply.end[0],
+                "lsn": reply.end[1],
                 "committed_lsn": reply.committed_lsn,
                 "applied_lsn": reply.applied_lsn,
                 "promise": {"epoch": reply.promise_epoch, "candidate": reply.promise_candidate},
@@ -136,20 +171,31 @@ def _ask(addresses: Mapping[str, tuple[str, int]], cluster_id: bytes, secret: by
                 "primary_heard_ms": reply.primary_heard_ms,
                 "voters": list(reply.voters),
                 "sync_replicas": reply.sync_replicas,
-                "problem": problem,
             }
-        )
+        rows.append(row)
     return rows
 
 
-def _show(
-    values: dict[str, Any], replicas: list[dict[str, Any]], peers: list[dict[str, Any]], as_json: bool
-) -> None:
+@contextmanager
+def _screen(as_json: bool) -> Generator[render.Show, None, None]:
+    """Where --watch shows each look: a line of JSON, or the place of the one before on a terminal."""
     if as_json:
-        render.write_json({**values, "replicas": replicas, "peers": peers})
+        yield render.write_json
         return
-    render.result(values, as_json=False)
-    for title, rows, columns in (("replicas", replicas, REPLICA_COLUMNS), ("peers", peers, PEER_COLUMNS)):
-        if rows:
+    with render.in_place() as place:
+        yield lambda values: place(lambda: _show(values, as_json=False))
+
+
+def _show(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        render.write_json(values)
+        return
+    render.result({name: value for name, value in values.items() if name not in TABLES}, as_json=False)
+    for title, columns in (("replicas", REPLICA_COLUMNS), ("peers", PEER_COLUMNS)):
+        if values[title]:
             print(f"\n{title}")
-            render.rows(rows, as_json=False, columns=columns, key=title)
+            render.rows(values[title], as_json=False, columns=columns, key=title)
+    if values["unknown"]:
+        print("\nnot known")
+        for text in values["unknown"]:
+            print(f"  {text}")

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import msgspec
 
-from ..shipping import Child, NodePorts, Task, read_fault, read_ports, start_child, write_ports
+from ..shipping import Child, NodePorts, Secret, Task, read_fault, read_ports, start_child, write_ports
 from ..store import PerdureError, read_identity
 from .chores import ChoreTask
 from .server_process import ServerChild, ServerTask, start_server
@@ -112,7 +112,7 @@ class NodePlan(msgspec.Struct, frozen=True):
     port: int
     replicas: Mapping[str, tuple[str, int]]
     """Every other node, by name; the node itself may stand among them."""
-    secret: bytes
+    secret: Secret
     chores: ChoreTask
     compress: bool = True
     slot_budget_bytes: int = 0

@@ -1,5 +1,6 @@
 """Snapshots, replay, verify, promotion, retention and log tools; imports the store and shipping rooms."""
 
+from .cluster_status import ClusterStatus, PeerStatus, cluster_status
 from .counting import promises_needed
 from .drop import apply_retention, explain_retention
 from .findings import Finding, Level, Summary, summarise
@@ -16,46 +17,77 @@ from .migrate import (
 )
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
 from .promote import PromotionRefusedError, PromotionReport, promote
+from .reach import Reach
 from .repair import RepairReport, repair
 from .replay import ReplayReport, replay_to
+from .report import Failover, NodeReport, ReplicaReport, report_node
 from .retention import Line, Plan, Policy, plan_retention
+from .sync_state import ClusterSync, SessionSync
+from .syncing import (
+    Lacking,
+    SyncReport,
+    Transfer,
+    ensure_synced,
+    flush,
+    force_sync,
+    transfers,
+    wait_for_replicas,
+)
 from .take import SnapshotState, inspect_snapshots, prune_snapshots, take_snapshot
 from .target import is_unfinished
 from .verify import verify
 from .verify_end import Depth
 from .voters import WireVoters
+from .waiting import Target, Waited, wait_for
 
 __all__ = [
     "Answer",
+    "ClusterStatus",
+    "ClusterSync",
     "Decision",
     "Depth",
     "EpochStat",
+    "Failover",
     "Finding",
     "KeyUse",
+    "Lacking",
     "Level",
     "Line",
     "LogStat",
     "MigrationReport",
     "MigrationState",
+    "NodeReport",
+    "PeerStatus",
     "Plan",
     "Policy",
     "PromotionRefusedError",
     "PromotionReport",
+    "Reach",
     "RepairReport",
     "ReplayReport",
+    "ReplicaReport",
     "SegmentStat",
+    "SessionSync",
     "SnapshotState",
     "Summary",
+    "SyncReport",
+    "Target",
+    "Transfer",
     "VoterState",
     "Voters",
+    "Waited",
     "Why",
     "WireVoters",
     "abort_migration",
     "apply_retention",
+    "cluster_status",
     "count_promises",
     "drop_previous",
     "dump",
+    "ensure_synced",
     "explain_retention",
+    "flush",
+    "force_sync",
     "inspect_snapshots",
     "is_unfinished",
     "key_use",
@@ -68,8 +100,12 @@ __all__ = [
     "prune_snapshots",
     "repair",
     "replay_to",
+    "report_node",
     "stat",
     "summarise",
     "take_snapshot",
+    "transfers",
     "verify",
+    "wait_for",
+    "wait_for_replicas",
 ]

@@ -26,6 +26,7 @@ from typing import TypeVar
 
 import msgspec
 
+from ..shipping.credentials import Secret
 from ..shipping.faults import read_fault
 from ..shipping.nodelog import NodeLog, open_node_log
 from ..store import names
@@ -92,7 +93,7 @@ Step = Callable[[str], None]
 def promote(
     store: str | os.PathLike[str],
     peers: Mapping[str, tuple[str, int]] | Voters,
-    secret: bytes = b"",
+    secret: Secret = b"",
     *,
     accept_data_loss: bool = False,
     alone: bool = False,

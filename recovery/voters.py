@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..shipping.asking import NodeClient
+from ..shipping.credentials import Secret
 from ..store.errors import PromiseRefusedError, WireError
 from ..store.ids import Position
 from ..store.promise import Promise
@@ -25,7 +26,7 @@ class WireVoters:
         addresses: Mapping[str, tuple[str, int]],
         *,
         cluster_id: bytes,
-        secret: bytes = b"",
+        secret: Secret = b"",
         timeout_ms: int = ASK_TIMEOUT_MS,
     ) -> None:
         self._addresses = dict(addresses)
@@ -75,4 +76,5 @@ class WireVoters:
             cluster_id=self._cluster_id,
             secret=self._secret,
             timeout_ms=self._timeout_ms,
+            node=node,
         )

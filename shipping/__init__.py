@@ -1,8 +1,8 @@
 """Every byte on the wire: shipper and receiver, slots, acknowledgements; imports only the store room."""
 
 from .asking import NodeClient
-from .auth import check_secret
 from .children import Child, Task, spawn_receiver, start_child
+from .credentials import Credentials, Secret, TlsFiles, check_secret
 from .faults import read_fault
 from .folder import run_folder
 from .forward_service import ForwardService
@@ -23,6 +23,7 @@ from .status import ReplicaStatus, ShippingStatus, shipping_status
 __all__ = [
     "AnswerLost",
     "Child",
+    "Credentials",
     "ForwardService",
     "Gate",
     "Handler",
@@ -31,6 +32,7 @@ __all__ = [
     "NodePorts",
     "PromiseReply",
     "ReplicaStatus",
+    "Secret",
     "Server",
     "ServerClient",
     "ShipperOptions",
@@ -38,6 +40,7 @@ __all__ = [
     "Slot",
     "StatusReply",
     "Task",
+    "TlsFiles",
     "check_secret",
     "merged_handlers",
     "open_gate",

@@ -16,7 +16,8 @@ from typing import Final, TypeVar
 from ..store.errors import FencedError, ForeignError, PromiseRefusedError, WireError
 from ..store.ids import Position
 from ..store.promise import Promise
-from .auth import CLIENT, NONCE_BYTES, Connecting, check_secret
+from .auth import CLIENT, NONCE_BYTES, Connecting
+from .credentials import Secret, check_secret
 from .link import Link, begin_connect, check_connected
 from .messages import (
     FENCED,
@@ -42,9 +43,16 @@ class NodeClient:
     """A connection to one node's receiver. Not for two threads at once."""
 
     def __init__(
-        self, host: str, port: int, *, cluster_id: bytes, secret: bytes = b"", timeout_ms: int = ANSWER_MS
+        self,
+        host: str,
+        port: int,
+        *,
+        cluster_id: bytes,
+        secret: Secret = b"",
+        timeout_ms: int = ANSWER_MS,
+        node: str = "",
     ) -> None:
-        """Connect and prove both sides.
+        """Connect and prove both sides. With certificates the other's must be that of `node`, if it is given.
 
         Raises WireError if the node can't be reached within `timeout_ms` or does not know the secret,
         ForeignError if it belongs to another cluster, UsageError for a secret that is too short.
@@ -53,7 +61,7 @@ class NodeClient:
         self._name = f"{host}:{port}"
         self._timeout_ms = timeout_ms
         deadline = self._deadline()
-        self._link: Link = begin_connect(host, port, self._name)
+        self._link: Link = begin_connect(host, port, self._name, secret, node=node)
         try:
             self._wait(select.POLLOUT, deadline)
             check_connected(self._link)

@@ -9,14 +9,13 @@ cluster, one without it learns nothing. The listening side proves itself only af
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from typing import Final
 
-from ..store.errors import ForeignError, UsageError, WireError
+from ..store.errors import ForeignError, WireError
+from .credentials import Secret, secret_of
 from .messages import Challenge, Greet, Proof
 
 NONCE_BYTES: Final = 32
-SECRET_BYTES_MIN: Final = 16
 SHIPPER: Final = "shipper"
 CLIENT: Final = "client"
 ROLES: Final = frozenset({SHIPPER, CLIENT})
@@ -25,40 +24,11 @@ _LISTENING: Final = b"perdure 1 listening"
 _CLUSTER: Final = b"perdure 1 cluster"
 
 
-def check_secret(secret: bytes, host: str) -> None:
-    """Refuse a secret that is too short, and none at all on an address that others can reach.
-
-    Raises UsageError.
-    """
-    if secret:
-        if len(secret) < SECRET_BYTES_MIN:
-            raise UsageError(
-                f"the shared secret has {len(secret)} bytes, at least {SECRET_BYTES_MIN} are needed",
-                hint="Make one with `openssl rand -hex 32`.",
-            )
-        return
-    if not is_loopback(host):
-        raise UsageError(
-            f"without a shared secret only loopback addresses are allowed, not {host!r}",
-            hint="Give every node the same secret.",
-        )
-
-
-def is_loopback(host: str) -> bool:
-    """Is a host name or address surely this machine's own?"""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 class Connecting:
     """The connecting side: greets, answers the challenge, then checks the other's proof."""
 
-    def __init__(self, secret: bytes, cluster_id: bytes, role: str, nonce: bytes) -> None:
-        self._secret = secret
+    def __init__(self, secret: Secret, cluster_id: bytes, role: str, nonce: bytes) -> None:
+        self._secret = secret_of(secret)
         self._cluster_id = cluster_id
         self._role = role
         self._nonce = nonce
@@ -81,8 +51,8 @@ class Connecting:
 class Listening:
     """The listening side: challenges, checks the proof, and only then proves itself."""
 
-    def __init__(self, secret: bytes, cluster_id: bytes, nonce: bytes) -> None:
-        self._secret = secret
+    def __init__(self, secret: Secret, cluster_id: bytes, nonce: bytes) -> None:
+        self._secret = secret_of(secret)
         self._cluster_id = cluster_id
         self._nonce = nonce
         self._peer_nonce = b""

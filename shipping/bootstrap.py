@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from ..store.segment import HEADER_BYTES
 from ..store.snapshot import list_snapshots, read_head
 from .messages import Piece, PieceAck, SnapshotOffer, SnapshotWant, pack_payload
 from .nodelog import NodeLog, monotonic_ms
+from .rejoin_plan import bytes_behind
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +40,16 @@ MakeSnapshot = Callable[[], Path]
 
 def log_bytes_behind(log: Path, lsn: int) -> int:
     """About how many bytes of log (whole segments) stand behind an LSN."""
-    files = list_segments(log)
-    total = 0
-    for number, file in enumerate(files):
-        is_last = number + 1 == len(files)
-        if is_last or files[number + 1].first_lsn > lsn + 1:
-            try:
-                total += os.stat(file.path).st_size
-            except FileNotFoundError:
-                continue
-    return total
+    return bytes_behind(log_sizes(log), lsn)
+
+
+def log_sizes(log: Path) -> list[tuple[int, int]]:
+    """(first LSN, bytes) of the segments, oldest first."""
+    sizes: list[tuple[int, int]] = []
+    for file in list_segments(log):
+        with suppress(FileNotFoundError):  # dropped meanwhile
+            sizes.append((file.first_lsn, os.stat(file.path).st_size))
+    return sizes
 
 
 def newest_usable_snapshot(node: NodeLog, snapshots: Path) -> Path | None:
@@ -72,7 +74,7 @@ def newest_usable_snapshot(node: NodeLog, snapshots: Path) -> Path | None:
 class SnapshotSender:
     """One snapshot on its way to one replica."""
 
-    def __init__(self, node: NodeLog, path: Path, *, compress: bool) -> None:
+    def __init__(self, node: NodeLog, path: Path, *, compress: bool, parted_lsn: int = -1) -> None:
         self._compress = compress
         self._under_way: list[int] = [0, 0]
         self._acked: list[int] = [0, 0]
@@ -95,6 +97,7 @@ class SnapshotSender:
             segment_primary=header.primary,
             segment_previous=header.previous,
             log_bytes=self._sizes[LOG_PART],
+            parted_lsn=parted_lsn,
         )
 
     def want(self, want: SnapshotWant) -> None:

@@ -37,6 +37,7 @@ from ..store.errors import (
     UsageError,
     WireError,
 )
+from .credentials import Secret
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     store: str
     host: str = "127.0.0.1"
     port: int = 0
-    secret: bytes = b""
+    secret: Secret = b""
     replicas: dict[str, tuple[str, int]] = {}
     compress: bool = True
     slot_budget_bytes: int = 0
@@ -215,7 +216,7 @@ def spawn_receiver(
     host: str = "127.0.0.1",
     port: int = 0,
     *,
-    secret: bytes = b"",
+    secret: Secret = b"",
     log_level: str = "WARNING",
 ) -> Child:
     """Start a receiver as a child and wait until it listens; its port is `child.port`."""

@@ -33,7 +33,11 @@ class Conversation:
     def take(self, deadline: float) -> tuple[Message, bytes]:
         """The next message and its payload. Raises WireError if the link broke, or too late."""
         while not self._waiting:
-            self._wait(select.POLLIN, deadline)
+            if self.link.has_unsent:  # records of a handshake
+                self._wait(select.POLLIN | select.POLLOUT, deadline)
+                self.link.flush()
+            else:
+                self._wait(select.POLLIN, deadline)
             self._waiting.extend(self.link.receive())
         return self._waiting.popleft()
 

@@ -186,11 +186,11 @@ class Folder:
             return False
         if not shares_state(backend_name):
             return not _why_not_in_log(self._node, self._at)
-        return self._place.is_same() and self._log_holds_state()
-
-    def _log_holds_state(self) -> bool:
-        files = list_segments(names.log_path(self._store))
-        return not files or files[0].first_lsn <= self._at.lsn + 1
+        if not self._place.is_same():
+            return False
+        self._at = self._backend.refresh()
+        self._backend.release()
+        return not _why_not_in_log(self._node, self._at)
 
     def _open(self) -> None:
         node = open_node_log(self._store, [])

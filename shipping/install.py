@@ -7,9 +7,11 @@ of them is finished by finish_install, which a receiver calls before it opens th
 
     1. the plan
     2. the snapshot moves to `snapshots/`
-    3. the old mark, then the old segments and the old state move to `aside/`
-    4. the new segment moves to `log/`
-    5. mark and control page say where the log ends now; the plan is removed
+    3. the snapshots of another history move to `diverged/`
+    4. the old mark, then the old segments and the old state move to `aside/`, but segments with something
+       from behind the fork to `diverged/`
+    5. the new segment moves to `log/`
+    6. mark and control page say where the log ends now; the plan is removed
 
 The state is then made from the snapshot and the log by whoever opens the store next.
 """
@@ -47,6 +49,7 @@ from ..store.state import set_aside
 from .faults import clear_fault
 from .messages import Piece, SnapshotOffer, SnapshotWant
 from .nodelog import NodeLog
+from .parted import export_folder, move_snapshots, segments_behind
 from .replacing import move_if_there, renew_page, set_mark, take_write_lock
 
 logger = logging.getLogger(__name__)
@@ -70,6 +73,10 @@ class InstallPlan(msgspec.Struct, frozen=True):
     committed_lsn: int
     folder: str
     """Where in `aside/` the old log goes."""
+    parted_lsn: int = -1
+    """Behind this LSN the old log is of another history; -1 if it is not known to be."""
+    diverged: str = ""
+    """Where in `diverged/` that is kept."""
 
 
 class Incoming:
@@ -141,7 +148,9 @@ class Incoming:
         finally:
             self._node.log.unlock()
         folder = next_free(store / names.ASIDE / f"replaced-{old.lsn:020d}-{old.epoch:08x}")
-        plan = InstallPlan(self._offer.name, self._segment_name, end, end.lsn, folder.name)
+        parted_lsn = self._offer.parted_lsn
+        kept = export_folder(store, parted_lsn, old.epoch) if parted_lsn >= 0 else ""
+        plan = InstallPlan(self._offer.name, self._segment_name, end, end.lsn, folder.name, parted_lsn, kept)
         logger.warning("installing a snapshot: at=%s old_end=%s kept=%s", end, old.position, folder)
         publish_small(store / names.INSTALL_PLAN, PLAN_MAGIC, VERSION, plan)
         finish_install(store)
@@ -230,10 +239,12 @@ def _carry_out(store: Path, identity: Identity, plan: InstallPlan) -> None:
     move_if_there(incoming / SNAPSHOT, store / names.SNAPSHOTS / plan.snapshot)
     segment = incoming / plan.segment
     if os.path.exists(segment):
+        parted = _keep_parted(store, plan) if plan.diverged else aside
         if not os.path.exists(aside / names.MARK):
             move_if_there(log / names.MARK, aside / names.MARK)
+        of_other_history = segments_behind(log, plan.parted_lsn) if plan.diverged else []
         for file in list_segments(log):
-            rename_durably(file.path, aside / file.path.name)
+            rename_durably(file.path, (parted if file in of_other_history else aside) / file.path.name)
         set_aside(store, "a snapshot of the primary replaced it")
         rename_durably(segment, log / plan.segment)
     epoch, lsn, chain = plan.end
@@ -245,6 +256,14 @@ def _carry_out(store: Path, identity: Identity, plan: InstallPlan) -> None:
     remove_durably(store / names.INSTALL_PLAN)
 
 
+def _keep_parted(store: Path, plan: InstallPlan) -> Path:
+    """Make the place for what is of another history, and move the snapshots there."""
+    folder = store / names.DIVERGED / plan.diverged
+    make_directory(folder)
+    move_snapshots(store, plan.parted_lsn, folder, but=plan.snapshot)
+    return folder
+
+
 def _check_offer(offer: SnapshotOffer) -> None:
     numbers = names.parse_snapshot_name(offer.name)
     at = StatePosition(*offer.at)
@@ -254,6 +273,7 @@ def _check_offer(offer: SnapshotOffer) -> None:
         or not names.is_node_name(offer.segment_primary)
         or not 0 <= offer.log_bytes <= LOG_BYTES_MAX
         or offer.snapshot_bytes < 0
+        or offer.parted_lsn < -1
         or previous.lsn + 1 != offer.segment_lsn
         or not offer.segment_lsn <= at.lsn + 1
     ):

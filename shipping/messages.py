@@ -26,8 +26,9 @@ import msgspec
 from ..store import zstd
 from ..store.errors import CorruptError, WireError
 from ..store.frame import FRAME_BYTES_MAX
-from . import messages_forward, messages_server
+from . import messages_forward, messages_rejoin, messages_server
 from .messages_forward import ForwardMessage
+from .messages_rejoin import RejoinMessage
 from .messages_server import ServerMessage
 from .wire_types import Count, WirePosition, WireState
 
@@ -99,6 +100,15 @@ class ShipWelcome(msgspec.Struct, frozen=True):
     epochs: list[tuple[Count, Count]]
     oldest_lsn: Count
     """First LSN in the log, 0 if the log is empty."""
+    sync_replicas: Count = 0
+    """By the newest CONFIG in its log."""
+    is_sound: bool = True
+    is_state_shared: bool = True
+    snapshots: list[Count] = []
+    """LSNs of its newest snapshots."""
+    takes_keys: bool = True
+    is_automatic: bool = True
+    """What these say: see ReplicaFacts."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -111,6 +121,8 @@ class Cut(msgspec.Struct, frozen=True):
     """The replica's log is to end here: what is behind it was never committed."""
 
     to: WirePosition
+    is_open: bool = False
+    """The primary's segment goes on there: so does the replica's."""
 
 
 class Frames(msgspec.Struct, frozen=True):
@@ -166,6 +178,8 @@ class SnapshotOffer(msgspec.Struct, frozen=True):
     segment_primary: str
     segment_previous: WireState
     log_bytes: Count
+    parted_lsn: int = -1
+    """The replica's log behind this LSN is of another history; -1 if nothing is known to be."""
 
 
 class SnapshotWant(msgspec.Struct, frozen=True):
@@ -275,6 +289,7 @@ Message: TypeAlias = (
     | PromiseReply
     | FetchAsk
     | FetchReply
+    | RejoinMessage
     | ServerMessage
     | ForwardMessage
 )
@@ -303,10 +318,13 @@ KINDS: Final[dict[int, type[Message]]] = {
     43: PromiseReply,
     44: FetchAsk,
     45: FetchReply,
+    **messages_rejoin.KINDS,
     **messages_server.KINDS,
     **messages_forward.KINDS,
 }
-WITH_PAYLOAD: Final = frozenset({20, 32, 45}) | messages_server.WITH_PAYLOAD | messages_forward.WITH_PAYLOAD
+WITH_PAYLOAD: Final = frozenset({20, 32, 45}).union(
+    messages_rejoin.WITH_PAYLOAD, messages_server.WITH_PAYLOAD, messages_forward.WITH_PAYLOAD
+)
 
 FENCED: Final = "fenced"
 FOREIGN: Final = "foreign"

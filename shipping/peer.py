@@ -31,6 +31,7 @@ from ..store.ids import Position
 from . import slots
 from .auth import NONCE_BYTES, SHIPPER, Connecting
 from .bootstrap import SnapshotSender
+from .credentials import CertificateError
 from .link import Link, LinkClosed, begin_connect, check_connected
 from .messages import (
     DIVERGED,
@@ -49,6 +50,7 @@ from .messages import (
     SnapshotWant,
     Start,
 )
+from .messages_rejoin import Parted
 from .nodelog import monotonic_ms, now_ms
 from .placement import CutTo, HasDiverged, NeedsSnapshot, Placement, StreamFrom
 from .reign import Fenced, Reign
@@ -169,7 +171,7 @@ class Peer:
     def _connect(self) -> None:
         self._since_ms = monotonic_ms()
         self._stage = Stage.CONNECTING
-        link = begin_connect(self._host, self._port, self.name)
+        link = begin_connect(self._host, self._port, self.name, self._reign.secret, node=self.name)
         self._link = link
         self._mask = selectors.EVENT_READ | selectors.EVENT_WRITE
         self._reign.selector.register(link.socket, self._mask, self.on_event)
@@ -248,19 +250,19 @@ class Peer:
                 return True
             case StreamFrom(after, cursor):
                 self._begin_stream(after, cursor)
-            case CutTo(position):
+            case CutTo(position, is_open):
                 logger.warning("cutting a replica's tail: node=%s to=%s", self.name, position)
                 self._stage = Stage.MEETING
                 self._since_ms = monotonic_ms()
-                self._send(Cut(position))
-            case NeedsSnapshot():
-                self._begin_snapshot()
-            case HasDiverged(why):
-                self._send(Refusal(DIVERGED, why))
+                self._send(Cut(position, is_open))
+            case NeedsSnapshot(why, parted_lsn):
+                self._begin_snapshot(why, parted_lsn)
+            case HasDiverged(why, is_fault):
+                self._send(Parted(why, is_fault))
                 raise DivergedError(
                     f"the replica has another history: {why}",
                     node=self.name,
-                    hint="It keeps its own log; make it anew from this primary.",
+                    hint="It keeps its own log until `perdure rejoin DIR` there says otherwise.",
                 )
         self._end_placement()
         return False
@@ -287,7 +289,7 @@ class Peer:
         state = slots.STREAMING if self.sender.is_close else slots.CATCH_UP
         self._set_slot(state=state, error="", position=after)
 
-    def _begin_snapshot(self) -> None:
+    def _begin_snapshot(self, why: str, parted_lsn: int) -> None:
         reign = self._reign
         path = reign.find_snapshot()
         self._set_slot(state=slots.SNAPSHOT, error="")
@@ -297,10 +299,10 @@ class Peer:
                 node=self.name,
                 hint="`perdure snapshot create` on the primary; the replica then goes on by itself.",
             )
-        self._snapshot = SnapshotSender(reign.node, path, compress=reign.compress)
+        self._snapshot = SnapshotSender(reign.node, path, compress=reign.compress, parted_lsn=parted_lsn)
         self._stage = Stage.SNAPSHOT
         self._heard_ms = monotonic_ms()
-        logger.info("sending a snapshot: node=%s path=%s", self.name, path)
+        logger.info("sending a snapshot: node=%s path=%s because=%s", self.name, path, why)
         self._send(self._snapshot.offer)
 
     def _pump_frames(self) -> bool:
@@ -424,7 +426,7 @@ class Peer:
         """What the slot says after a failure."""
         if isinstance(error, DivergedError):
             return slots.DIVERGED
-        if isinstance(error, (ForeignError, FencedError)) or self._stage is Stage.PROVING:
+        if isinstance(error, (ForeignError, FencedError, CertificateError)) or self._stage is Stage.PROVING:
             return slots.REFUSED
         if isinstance(error, PositionGoneError) or self.slot.state == slots.SNAPSHOT:
             return slots.SNAPSHOT

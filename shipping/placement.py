@@ -1,7 +1,8 @@
 """Placement: where a replica stands in the primary's log, and what follows from that.
 
-Owns the decision between streaming, cutting, a snapshot and refusing. It reads the log in bounded
-steps, so that no other replica waits for it, and sends nothing.
+Owns the look at the log that the decision (see rejoin_plan) needs before it is carried out: what the epochs
+tell is held against the chain. It reads in bounded steps, so that no other replica waits for it, and
+sends nothing.
 """
 
 from __future__ import annotations
@@ -10,12 +11,23 @@ from typing import TypeAlias
 
 import msgspec
 
-from ..store.cursor import LogCursor
+from ..store.cursor import LogCursor, list_segments
 from ..store.ids import Position
-from .bootstrap import log_bytes_behind
+from .bootstrap import log_sizes
 from .messages import ShipWelcome
-from .progress import last_common
+from .progress import Common
 from .reign import Reign
+from .rejoin_plan import (
+    Bootstrap,
+    Follow,
+    PrimaryFacts,
+    Refuse,
+    ReplicaFacts,
+    TakeKeys,
+    Truncate,
+    bytes_behind,
+    decide_rejoin,
+)
 from .sender import Search
 
 
@@ -27,22 +39,46 @@ class StreamFrom(msgspec.Struct, frozen=True):
 
 
 class CutTo(msgspec.Struct, frozen=True):
-    """The replica has more than the primary; none of it was committed."""
+    """The replica has more than the primary; none of it was committed, or in its state."""
 
     position: Position
+    is_open: bool
+    """The segment goes on behind it."""
 
 
 class NeedsSnapshot(msgspec.Struct, frozen=True):
-    """The log no longer reaches the replica, or no longer has to."""
+    """A snapshot replaces what the replica has."""
+
+    why: str
+    parted_lsn: int
+    """Behind this LSN the replica has another history, -1 if none is known."""
 
 
 class HasDiverged(msgspec.Struct, frozen=True):
-    """The replica has another history, and nothing may be taken from it without being asked."""
+    """The replica has another history, and nothing may be taken from it now."""
 
     why: str
+    is_fault: bool
 
 
 Verdict: TypeAlias = "StreamFrom | CutTo | NeedsSnapshot | HasDiverged"
+
+
+def replica_facts(welcome: ShipWelcome) -> ReplicaFacts:
+    """What a replica said of itself, as the decision takes it."""
+    return ReplicaFacts(
+        end=Position(*welcome.end),
+        epochs=tuple(welcome.epochs),
+        oldest_lsn=welcome.oldest_lsn,
+        committed_lsn=welcome.committed_lsn,
+        applied_lsn=welcome.applied_lsn,
+        sync_replicas=welcome.sync_replicas,
+        is_sound=welcome.is_sound,
+        is_state_shared=welcome.is_state_shared,
+        snapshots=tuple(welcome.snapshots),
+        takes_keys=welcome.takes_keys,
+        is_automatic=welcome.is_automatic,
+    )
 
 
 class Placement:
@@ -50,10 +86,9 @@ class Placement:
 
     def __init__(self, reign: Reign, welcome: ShipWelcome) -> None:
         self._reign = reign
-        self._welcome = welcome
-        self._end = Position(*welcome.end)
+        self._facts = replica_facts(welcome)
         self._search: Search | None = None
-        self._seeks_common = False
+        self._wanted: Follow | Truncate | TakeKeys | None = None
 
     def step(self) -> Verdict | None:
         """Search on a little; None as long as it goes on. Raises as LogCursor.read."""
@@ -62,12 +97,14 @@ class Placement:
         found = self._search.step()
         if found is None:
             return None
-        if self._seeks_common:
+        if not isinstance(self._wanted, Follow):
             return self._compare(self._search.cursor.at.position)
-        if found:
-            search, self._search = self._search, None
-            return StreamFrom(self._end, search.cursor)
-        return self._seek_common()
+        if not found:
+            at = self._search.cursor.at.position
+            self.close()
+            return HasDiverged(f"two histories under one position: {self._facts.end} there, {at} here", True)
+        search, self._search = self._search, None
+        return StreamFrom(self._facts.end, search.cursor)
 
     def close(self) -> None:
         if self._search is not None:
@@ -75,37 +112,42 @@ class Placement:
             self._search = None
 
     def _begin(self) -> Verdict | None:
-        reign, end = self._reign, self._end
-        if end.lsn + 1 < reign.node.oldest_lsn() or self._is_over_budget():
-            return NeedsSnapshot()
-        if end.lsn > reign.window.end.lsn:
-            return self._seek_common()
-        self._search = Search(reign.node.cursor(), end)
+        decided = decide_rejoin(self._facts, self._primary_facts())
+        if isinstance(decided, Refuse):
+            return HasDiverged(decided.why, decided.is_fault)
+        if isinstance(decided, Bootstrap):
+            fork_lsn = decided.fork.lsn if decided.fork else 0
+            return NeedsSnapshot(decided.why, fork_lsn if decided.has_parted else -1)
+        self._wanted = decided
+        fork = self._fork()
+        place = decided.after if isinstance(decided, Follow) else Position(fork.epoch, fork.lsn, 0)
+        self._search = Search(self._reign.node.cursor(), place)
         return None
 
-    def _is_over_budget(self) -> bool:
+    def _primary_facts(self) -> PrimaryFacts:
         reign = self._reign
-        behind = log_bytes_behind(reign.node.log.cursor.log, self._end.lsn)
-        return behind > reign.slot_budget_bytes and reign.find_snapshot() is not None
+        segments = tuple(log_sizes(reign.node.log.cursor.log))
+        may_exceed = bytes_behind(segments, 0) > reign.slot_budget_bytes
+        return PrimaryFacts(
+            end=reign.window.end,
+            epochs=tuple(reign.node.epochs()),
+            oldest_lsn=reign.node.oldest_lsn(),
+            segments=segments,
+            slot_budget_bytes=reign.slot_budget_bytes,
+            has_snapshot=may_exceed and reign.find_snapshot() is not None,
+        )
 
-    def _seek_common(self) -> Verdict | None:
-        """The replica's end is not in the log: look for the last position that both have."""
-        reign, end = self._reign, self._end
+    def _compare(self, found: Position) -> Verdict:
+        """What the epochs say is in common was looked for: it is here, as far as this log can tell."""
         self.close()
-        common = last_common(reign.node.epochs(), reign.window.end, self._welcome.epochs, end)
-        if common is not None and common.lsn + 1 >= reign.node.oldest_lsn():
-            self._search = Search(reign.node.cursor(), Position(common.epoch, common.lsn, 0))
-            self._seeks_common = True
-            return None
-        if reign.electorate.sync_replicas:
-            return NeedsSnapshot()
-        return HasDiverged(f"its log ends at {end}, and the two logs have nothing in common")
+        wanted, fork = self._wanted, self._fork()
+        if (found.epoch, found.lsn) != (fork.epoch, fork.lsn):
+            return NeedsSnapshot(f"the log has no frame that ends at LSN {fork.lsn}", fork.lsn)
+        if isinstance(wanted, TakeKeys):
+            return NeedsSnapshot("its state holds what this history has not", fork.lsn)
+        starts = {file.first_lsn for file in list_segments(self._reign.node.log.cursor.log)}
+        return CutTo(found, is_open=fork.lsn + 1 not in starts and fork.lsn < self._reign.window.end.lsn)
 
-    def _compare(self, common: Position) -> Verdict:
-        end = self._end
-        self.close()
-        if common.lsn == end.lsn:
-            return HasDiverged(f"two histories under one position: {end} there, {common} here")
-        if self._reign.electorate.sync_replicas == 0:
-            return HasDiverged(f"its log ends at {end}; the last position in common is {common}")
-        return CutTo(common)
+    def _fork(self) -> Common:
+        wanted = self._wanted
+        return wanted.fork if isinstance(wanted, (Truncate, TakeKeys)) else Common(0, 0)

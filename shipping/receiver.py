@@ -20,6 +20,7 @@ import msgspec
 
 from ..store import names
 from ..store.errors import (
+    DivergedError,
     PerdureError,
     PoisonedError,
     PositionGoneError,
@@ -29,9 +30,9 @@ from ..store.errors import (
 from ..store.ids import Position
 from ..store.page import Word
 from ..store.promise import Promise
-from .auth import check_secret
-from .cut import cut_log, finish_cut
-from .faults import read_fault
+from .credentials import Secret, check_secret
+from .cut import CommittedError, cut_log, finish_cut
+from .faults import Fault, read_fault, write_fault
 from .install import Incoming, finish_install
 from .link import LinkClosed, accept, listen
 from .messages import (
@@ -45,7 +46,9 @@ from .messages import (
     SnapshotWant,
     StatusReply,
 )
-from .nodelog import NodeLog, monotonic_ms, open_node_log, take_process_lock
+from .messages_rejoin import Parted
+from .nodelog import NodeLog, monotonic_ms, now_ms, open_node_log, take_process_lock
+from .parted import state_lsn
 from .ports import read_ports
 from .replica_log import ReplicaLog
 from .slots import SlotWriter, slot_or_new
@@ -65,7 +68,7 @@ FETCH_BYTES_MAX: Final = 1 << 20
 class Receiver:
     """The receiver of one node."""
 
-    def __init__(self, node: NodeLog, host: str, port: int, secret: bytes) -> None:
+    def __init__(self, node: NodeLog, host: str, port: int, secret: Secret) -> None:
         self.node = node
         self.secret = secret
         self.replica = ReplicaLog(node)
@@ -128,7 +131,7 @@ class Receiver:
 
     def _accept(self, _mask: int) -> None:
         try:
-            accepted = accept(self._listener)
+            accepted = accept(self._listener, self.secret)
         except WireError as error:
             logger.warning("%s", error)
             return
@@ -315,11 +318,30 @@ class Receiver:
 
     # -- changing the log ------------------------------------------------------------------------
 
-    def cut(self, to: Position, reign: Promise) -> None:
+    def cut(self, to: Position, reign: Promise, *, is_open: bool) -> None:
         """End this log at `to`, as the primary says; see cut_log."""
         self.replica.accept_reign(reign)
-        cut_log(self.node, to)
+        try:
+            cut_log(self.node, to, is_open=is_open)
+        except CommittedError as error:
+            self._note_fault(error.lsn or to.lsn, str(error))
+            raise
         self._reopen()
+
+    def has_parted(self, parted: Parted) -> None:
+        """The primary takes nothing of this log now. Raises DivergedError, which says why."""
+        if parted.is_fault:
+            self._note_fault(self.node.log.cursor.at.lsn, parted.why)
+        raise DivergedError(parted.why, node=self.node.node)
+
+    def _note_fault(self, lsn: int, why: str) -> None:
+        logger.critical("this node must not become primary: %s", why)
+        if not self._fault():
+            write_fault(self.node.store, Fault(lsn, why, now_ms()))
+
+    def applied_lsn(self) -> int:
+        """What the state holds, also before the folder has looked at it."""
+        return self.node.folded_lsn() or state_lsn(self.node.store)
 
     def begin_install(self, offer: SnapshotOffer) -> SnapshotWant:
         """A snapshot comes: say how much of it is here already."""
@@ -373,16 +395,16 @@ def serve_receiver(
     host: str,
     port: int,
     *,
-    secret: bytes = b"",
+    secret: Secret = b"",
     should_stop: Callable[[], bool] = lambda: False,
     on_ready: Callable[[int], object] | None = None,
     lifeline: int | None = None,
 ) -> None:
     """Receive, acknowledge and answer on `host`:`port` until `should_stop` says so.
 
-    Port 0 takes a free one; `on_ready` is called with the port. `secret` is what all nodes share, empty
-    only on loopback. `lifeline` is a descriptor: the receiver ends when its other end is closed. What a
-    crash left half-done (a cut, an installed snapshot) is finished first.
+    Port 0 takes a free one; `on_ready` is called with the port. `secret` is what all nodes share, or
+    credentials (see check_secret); empty only on loopback. `lifeline` is a descriptor: the receiver ends when
+    its other end is closed. What a crash left half-done (a cut, an installed snapshot) is finished first.
 
     Raises StoreInUseError if a receiver runs already, WireError if the address is taken, CorruptError
     for a damaged log (a replica that lost what it acknowledged must not go on by itself), PoisonedError

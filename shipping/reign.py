@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from ..store.ids import Position
+from .credentials import Secret
 from .messages import Heartbeat, ShipHello
 from .nodelog import NodeLog
 from .progress import Electorate
@@ -38,7 +39,7 @@ class Reign:
     """What all peers of one shipper share."""
 
     node: NodeLog
-    secret: bytes
+    secret: Secret
     window: Window
     electorate: Electorate
     selector: selectors.BaseSelector

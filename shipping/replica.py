@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from ..store.errors import WireError
-from .auth import check_secret
 from .children import Child, Task, start_child
+from .credentials import Secret, check_secret
 from .faults import read_fault
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def run_replica(
     host: str,
     port: int,
     *,
-    secret: bytes = b"",
+    secret: Secret = b"",
     should_stop: Callable[[], bool] = lambda: False,
     on_ready: Callable[[int], object] | None = None,
     lifeline: int | None = None,

@@ -19,8 +19,9 @@ from time import monotonic
 from typing import Any, Final, TypeAlias, TypeVar
 
 from ..store.errors import ForeignError, PerdureError, WireError
-from .auth import CLIENT, NONCE_BYTES, Listening, check_secret
+from .auth import CLIENT, NONCE_BYTES, Listening
 from .conversation import Conversation
+from .credentials import Secret, check_secret
 from .link import Link, LinkClosed, accept, listen
 from .messages import FOREIGN, REFUSED, Greet, Message, Proof, Refusal
 from .wire_errors import failed
@@ -48,7 +49,9 @@ _Said = TypeVar("_Said", Greet, Proof)
 class Server:
     """The server of one node."""
 
-    def __init__(self, host: str, port: int, *, cluster_id: bytes, secret: bytes, handlers: Handlers) -> None:
+    def __init__(
+        self, host: str, port: int, *, cluster_id: bytes, secret: Secret, handlers: Handlers
+    ) -> None:
         """Listen; port 0 takes a free one. Raises WireError if the address is taken, UsageError for a secret
         that is too short.
         """
@@ -86,7 +89,7 @@ class Server:
 
     def _accept(self) -> None:
         try:
-            accepted = accept(self._listener)
+            accepted = accept(self._listener, self._secret)
         except WireError as error:
             logger.warning("%s", error)
             return

@@ -13,8 +13,9 @@ from typing import Final, TypeVar
 
 from ..store.errors import WireError
 from .asking import refused
-from .auth import CLIENT, NONCE_BYTES, Connecting, check_secret
+from .auth import CLIENT, NONCE_BYTES, Connecting
 from .conversation import Conversation
+from .credentials import Secret, check_secret
 from .link import begin_connect, check_connected
 from .messages import Challenge, Message, Proof, Refusal
 from .messages_server import Failed
@@ -32,13 +33,19 @@ class AnswerLost(WireError):
 class ServerClient:
     """A way to one node's server. Not for two threads at once."""
 
-    def __init__(self, host: str, port: int, *, cluster_id: bytes, secret: bytes = b"") -> None:
-        """Nothing is connected yet. Raises UsageError for a secret that is too short."""
+    def __init__(
+        self, host: str, port: int, *, cluster_id: bytes, secret: Secret = b"", node: str = ""
+    ) -> None:
+        """Nothing is connected yet. With certificates the other's must be that of `node`, if it is given.
+
+        Raises UsageError for a secret that is too short, or not enough for that address.
+        """
         check_secret(secret, host)
         self.name = f"{host}:{port}"
         self._host, self._port = host, port
         self._cluster_id = cluster_id
         self._secret = secret
+        self._node = node
         self._talk: Conversation | None = None
 
     def ask(
@@ -89,7 +96,7 @@ class ServerClient:
                 return self._talk
             self.close()  # the server hung up meanwhile, or it said what nobody asked
         deadline = min(deadline, monotonic() + CONNECT_MS / 1000)
-        link = begin_connect(self._host, self._port, self.name)
+        link = begin_connect(self._host, self._port, self.name, self._secret, node=self._node)
         talk = Conversation(link)
         try:
             talk.wait_writable(deadline)

@@ -25,8 +25,8 @@ from ..store.identity import read_identity
 from ..store.page import Word
 from ..store.promise import Promise
 from . import slots
-from .auth import check_secret
 from .bootstrap import MakeSnapshot, SnapshotFinder, log_bytes_behind
+from .credentials import Secret, check_secret
 from .gateserver import GateServer
 from .messages import Peers
 from .nodelog import NodeLog, monotonic_ms, open_node_log, take_process_lock
@@ -76,7 +76,7 @@ class Shipper:
         self,
         node: NodeLog,
         replicas: Mapping[str, tuple[str, int]],
-        secret: bytes,
+        secret: Secret,
         options: ShipperOptions,
         make_snapshot: MakeSnapshot | None,
     ) -> None:
@@ -318,7 +318,7 @@ def run_shipper(
     store: str | os.PathLike[str],
     replicas: Mapping[str, tuple[str, int]],
     *,
-    secret: bytes = b"",
+    secret: Secret = b"",
     options: ShipperOptions | None = None,
     make_snapshot: MakeSnapshot | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -327,10 +327,10 @@ def run_shipper(
 ) -> None:
     """Ship a primary's log until `should_stop` says so, looked at every few milliseconds.
 
-    `replicas` gives host and port by node name; `secret` is what all nodes share, empty only on
-    loopback. `make_snapshot` takes a snapshot when a replica needs one and there is none; it runs in a
-    thread of its own. `on_ready` is called once everything is set up. `lifeline` is a descriptor: the
-    shipper ends when its other end is closed.
+    `replicas` gives host and port by node name; `secret` is what all nodes share, or credentials (see
+    check_secret); empty only on loopback. `make_snapshot` takes a snapshot when a replica needs one and
+    there is none; it runs in a thread of its own. `on_ready` is called once everything is set up. `lifeline`
+    is a descriptor: the shipper ends when its other end is closed.
 
     Raises StoreInUseError if a shipper runs already, NotPrimaryError if this node is not the primary,
     FencedError once a replica has promised a higher epoch (recorded in this store, too, so that local
@@ -362,7 +362,7 @@ def run_shipper(
         node.close()
 
 
-def check_replicas(store: Path, replicas: Mapping[str, tuple[str, int]], secret: bytes) -> None:
+def check_replicas(store: Path, replicas: Mapping[str, tuple[str, int]], secret: Secret) -> None:
     """Raises UsageError for a secret that is too short or for a node among its own replicas."""
     for host, _port in replicas.values():
         check_secret(secret, host)

@@ -21,6 +21,7 @@ from ..store import names
 from ..store.errors import NotPrimaryError
 from ..store.page import Word
 from .bootstrap import MakeSnapshot
+from .credentials import Secret
 from .nodelog import NodeLog, monotonic_ms, open_node_log, take_process_lock
 from .shipper import Shipper, ShipperOptions, check_replicas
 
@@ -36,7 +37,7 @@ def run_standby(
     store: str | os.PathLike[str],
     replicas: Mapping[str, tuple[str, int]],
     *,
-    secret: bytes = b"",
+    secret: Secret = b"",
     options: ShipperOptions | None = None,
     make_snapshot: MakeSnapshot | None = None,
     should_stop: Callable[[], bool] = lambda: False,

@@ -11,12 +11,21 @@ import os
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from ..store.errors import FencedError, ForeignError, PerdureError, PromiseRefusedError, WireError
+from ..store.backends import shares_state
+from ..store.errors import (
+    DivergedError,
+    FencedError,
+    ForeignError,
+    PerdureError,
+    PromiseRefusedError,
+    WireError,
+)
 from ..store.ids import Position
 from ..store.promise import Promise
 from .auth import NONCE_BYTES, SHIPPER, Listening
 from .link import Link
 from .messages import (
+    DIVERGED,
     FENCED,
     FOREIGN,
     PROTOCOL_ERROR,
@@ -41,7 +50,9 @@ from .messages import (
     StatusAsk,
     unpack_payload,
 )
+from .messages_rejoin import Parted
 from .nodelog import monotonic_ms
+from .parted import newest_snapshots
 
 if TYPE_CHECKING:
     from .receiver import Receiver
@@ -121,8 +132,10 @@ class Visitor:
             case Stage.MEETING, Start() if self.reign:
                 self._start(Position(*message.after))
             case Stage.MEETING, Cut() if self.reign:
-                self._receiver.cut(Position(*message.to), self.reign)
+                self._receiver.cut(Position(*message.to), self.reign, is_open=message.is_open)
                 self.welcome(self.reign)
+            case Stage.MEETING, Parted() if self.reign:
+                self._receiver.has_parted(message)
             case Stage.MEETING, SnapshotOffer() if self.reign:
                 self.link.send(self._receiver.begin_install(message))
                 self.stage = Stage.SNAPSHOT
@@ -148,6 +161,8 @@ class Visitor:
             code, held = FENCED, self._receiver.replica.held()
         elif isinstance(error, ForeignError):
             code = FOREIGN
+        elif isinstance(error, DivergedError):
+            code = DIVERGED
         elif isinstance(error, WireError):
             code = PROTOCOL_ERROR
         refusal = Refusal(code, str(error)[:1000], held.epoch if held else 0, held.candidate if held else "")
@@ -166,9 +181,13 @@ class Visitor:
                 node=node.node,
                 end=end,
                 committed_lsn=node.committed_lsn(),
-                applied_lsn=node.folded_lsn(),
                 epochs=node.epochs(),
                 oldest_lsn=node.oldest_lsn(),
+                sync_replicas=node.log.config.sync_replicas,
+                is_state_shared=shares_state(node.identity.backend),
+                snapshots=newest_snapshots(node.store),
+                applied_lsn=receiver.applied_lsn(),
+                takes_keys=False,
             )
         )
 
@@ -190,6 +209,7 @@ class Visitor:
             raise WireError(f"the primary ships shard {hello.shard}, this node holds {identity.shard}")
         if hello.node == identity.node:
             raise WireError(f"the primary calls itself {hello.node}, as this node does")
+        self.link.check_name(hello.node)
         reign = Promise(hello.epoch, hello.node, hello.alone)
         self.primary, self.reign = hello.node, reign
         self.welcome(reign)
@@ -211,6 +231,7 @@ class Visitor:
             self.acknowledge(self._receiver.node.log.cursor.at.position)
 
     def _promise(self, ask: PromiseAsk) -> None:
+        self.link.check_name(ask.candidate)
         try:
             self.link.send(self._receiver.promise(Promise(ask.epoch, ask.candidate, ask.alone)))
         except PromiseRefusedError as error:

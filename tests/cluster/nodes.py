@@ -19,6 +19,7 @@ import pytest
 from perdure.shipping import (
     Child,
     NodeClient,
+    Secret,
     ShipperOptions,
     Task,
     open_gate,
@@ -99,7 +100,7 @@ class Cluster:
         self.start(*(self.receiver(name) for name in others), *(self.folder_of(name) for name in others))
         self.start(self.shipper(self.names[0]))
 
-    def serve_here(self, *names: str) -> None:
+    def serve_here(self, *names: str, secret: Secret = SECRET) -> None:
         """Receivers in threads of the test, for what needs no process of its own."""
         for name in names:
             listening = threading.Event()
@@ -110,7 +111,7 @@ class Cluster:
 
             port = self.ports.get(name, 0)
             self._run_here(
-                listening, serve_receiver, self.path(name), HOST, port, secret=SECRET, on_ready=ready
+                listening, serve_receiver, self.path(name), HOST, port, secret=secret, on_ready=ready
             )
 
     def fold_here(self, *names: str) -> None:
@@ -125,7 +126,7 @@ class Cluster:
         *,
         options: ShipperOptions | None = None,
         make_snapshot: MakeSnapshot | None = None,
-        secret: bytes = SECRET,
+        secret: Secret = SECRET,
     ) -> None:
         """A shipper in a thread of the test."""
         ready = threading.Event()

@@ -234,23 +234,6 @@ def test_an_uncommitted_tail_of_a_replica_is_exported_and_cut(tmp_path: Path) ->
             assert reader.count() == 2
 
 
-def test_a_diverged_replica_of_an_asynchronous_cluster_is_refused_and_keeps_its_log(tmp_path: Path) -> None:
-    with cluster_of(tmp_path, 2) as cluster:
-        cluster.start_here()
-        store = cluster.open("n1")
-        store.create({"n": 0})
-        until(lambda: cluster.end("n2") == cluster.end("n1"), "n2 has it")
-        cluster.stop_here()
-        store.create({"n": 1})
-        old_end = cluster.end("n1")
-        become_primary(cluster, "n2", Promise(2, "n2"), Config(cluster.names, 0))
-        cluster.serve_here("n1")
-        cluster.ship_here("n2")
-        until(lambda: cluster.slot_state("n2", "n1")[0] == "diverged", "the slot says diverged")
-        assert "last position in common" in cluster.slot_state("n2", "n1")[1]
-        assert cluster.end("n1") == old_end
-
-
 def test_a_shipper_of_an_older_epoch_is_refused(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 2) as cluster:
         cluster.start(cluster.receiver("n2"))

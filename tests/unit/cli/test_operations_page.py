@@ -42,7 +42,7 @@ def test_each_example_parses(line: str) -> None:
 
 
 def test_each_command_stands_in_the_table() -> None:
-    named = set(re.findall(r"^\| `perdure ([a-z ]+?)(?: [A-Z ]+)?` \|", PAGE, re.MULTILINE))
+    named = set(re.findall(r"^\| `perdure ([a-z -]+?)(?: [A-Z ]+)?` \|", PAGE, re.MULTILINE))
     expected: set[str] = set()
     for name, command in ROOT.commands.items():
         inner = getattr(command, "commands", None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from perdure.shipping.auth import CLIENT, SHIPPER, Connecting, Listening, check_secret, is_loopback
+from perdure.shipping.auth import CLIENT, SHIPPER, Connecting, Listening
+from perdure.shipping.credentials import Credentials, check_secret, is_loopback
 from perdure.shipping.messages import Challenge, Greet, Proof
 from perdure.store import ForeignError, UsageError, WireError
 
@@ -112,6 +113,17 @@ def test_loopback_is_known_by_its_address(host: str, expected: bool) -> None:
     else:
         with pytest.raises(UsageError, match="loopback"):
             check_secret(b"", host)
+
+
+def test_a_secret_without_tls_is_for_loopback_unless_told_otherwise() -> None:
+    check_secret(SECRET, "127.0.0.1")
+    for credentials in (SECRET, Credentials(SECRET)):
+        with pytest.raises(UsageError, match=r"without TLS") as refused:
+            check_secret(credentials, "10.0.0.1")
+        assert "--allow-plain" in refused.value.hint
+    check_secret(Credentials(SECRET, allow_plain=True), "10.0.0.1")
+    with pytest.raises(UsageError, match="without certificates or a shared secret"):
+        check_secret(Credentials(b"", allow_plain=True), "10.0.0.1")
 
 
 def test_a_short_secret_is_refused() -> None:

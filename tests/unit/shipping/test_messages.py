@@ -7,7 +7,7 @@ import contextlib
 import pytest
 from hypothesis import strategies as st
 
-from perdure.shipping import messages, messages_forward, messages_server
+from perdure.shipping import messages, messages_forward, messages_rejoin, messages_server
 from perdure.shipping.messages import (
     ENVELOPE,
     GREETING_BYTES_MAX,
@@ -53,6 +53,7 @@ EXAMPLES: list[Message] = [
     messages.PromiseReply(4, "n2", POSITION, 9, ""),
     messages.FetchAsk(POSITION, 1000),
     messages.FetchReply(0, POSITION),
+    messages_rejoin.Parted("two primaries", True),
     messages_server.Failed("LockTimeoutError", "no", path="/p", lsn=4, position=POSITION, actual=3),
     messages_forward.PositionAsk(),
     messages_forward.PositionReply("n1", True, POSITION),

@@ -8,6 +8,7 @@ from pathlib import Path
 from perdure.shipping import (
     auth,
     bootstrap,
+    credentials,
     link,
     messages,
     peer,
@@ -57,7 +58,7 @@ def test_numbers_in_the_text_are_the_codes() -> None:
     flat = re.sub(r"\s+", " ", PAGE)
     for said in (
         f"Version {messages.PROTOCOL}",
-        f"at least {auth.SECRET_BYTES_MIN} bytes",
+        f"at least {credentials.SECRET_BYTES_MIN} bytes",
         f"({peer.RETRY_MS_MIN} ms to {peer.RETRY_MS_MAX // 1000} s apart",
         f"{peer.REFUSED_RETRY_MS // 1000} s after a refusal",
         f"{auth.NONCE_BYTES} random bytes",

@@ -1,0 +1,168 @@
+"""The status of a whole cluster, as one node knows it and as the others answer.
+
+Owns how the words of several nodes are put together: this node's own report, what each peer says of
+itself, and the primary's word for its replicas. What could not be asked stands in `unknown`, never left out.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final, TypeAlias
+
+import msgspec
+
+from ..shipping.messages import StatusReply
+from ..store.errors import PerdureError, WireError
+from .behind import behind
+from .reach import NOBODY, Reach
+from .report import Failover, NodeReport, ReplicaReport, report_node
+from .source import Source, open_source
+from .sync_state import ClusterSync, Holder, cluster_sync
+
+HEARD_MS_MAX: Final = 2_000
+"""A primary that a replica has not heard for so long may be gone."""
+Store: TypeAlias = "str | os.PathLike[str]"
+
+
+class PeerStatus(msgspec.Struct, frozen=True):
+    """What a peer says of itself."""
+
+    node: str
+    address: str
+    reply: StatusReply | None
+    """None if it was not heard."""
+    problem: str
+
+
+class ClusterStatus(msgspec.Struct, frozen=True):
+    """A cluster as one node sees it."""
+
+    own: NodeReport
+    primary: str
+    """The node of the highest epoch that says it is the primary; empty if none was heard."""
+    epoch: int
+    """The highest that was heard of."""
+    sync_state: ClusterSync
+    replicas: list[ReplicaReport]
+    """By the word of the primary, if that is this node; what a peer said itself stands above it."""
+    pending_events: int
+    total_replicated: int
+    """Events of the log that enough replicas have on disk: as many as must confirm a write, or one."""
+    failed: int
+    """Replicas that are refused or have another history, and peers that were not heard."""
+    failovers: int
+    """Changes of the primary of which the log still tells."""
+    last_failover: Failover | None
+    peers: list[PeerStatus]
+    unknown: list[str]
+    """What could not be asked or is not known, a sentence each."""
+
+
+def cluster_status(store: Store, reach: Reach = NOBODY) -> ClusterStatus:
+    """What is known of the cluster on this node, with every peer in `reach` asked.
+
+    Raises StoreMissingError, FormatError, StorageError; UsageError for a secret that is too short.
+    """
+    source = open_source(store)
+    own = report_node(store)
+    peers = _ask(source, reach)
+    heard = [peer.reply for peer in peers if peer.reply is not None]
+    claims = [(reply.end[0], reply.node) for reply in heard if reply.role == "primary"]
+    if own.is_primary:
+        claims.append((own.epoch, own.node))
+    primary = max(claims, default=(0, ""))[1]
+    epochs = [own.epoch, own.promise_epoch, *(max(reply.end[0], reply.promise_epoch) for reply in heard)]
+    replicas = [_updated(source, own, replica, heard) for replica in own.replicas]
+    expected = sorted({*own.expected, *reach.peers} - {own.node, *own.witnesses}) if own.is_primary else []
+    known = {replica.node: replica for replica in replicas}
+    holders = [
+        Holder(node, node in known and known[node].is_connected, node in known and not known[node].lag_events)
+        for node in expected
+    ]
+    state = ClusterSync.UNKNOWN
+    if own.is_primary and primary == own.node:
+        state = cluster_sync(holders, own.voters_connected, own.sync_replicas)
+    return ClusterStatus(
+        own=own,
+        primary=primary,
+        epoch=max(epochs),
+        sync_state=state,
+        replicas=replicas,
+        pending_events=own.pending_events,
+        total_replicated=_replicated(own, replicas),
+        failed=sum(1 for replica in replicas if replica.error and not replica.is_connected)
+        + sum(1 for peer in peers if peer.problem and peer.node not in known),
+        failovers=len(own.failovers),
+        last_failover=own.failovers[-1] if own.failovers else None,
+        peers=peers,
+        unknown=_unknown(own, primary, peers, expected, known),
+    )
+
+
+def _ask(source: Source, reach: Reach) -> list[PeerStatus]:
+    cluster_id = source.identity.cluster_id
+
+    def ask(node: str) -> StatusReply:
+        with reach.connect(node, cluster_id) as client:
+            return client.status()
+
+    found: list[PeerStatus] = []
+    for node, answer in reach.ask_all(ask).items():
+        host, port = reach.peers[node]
+        if isinstance(answer, PerdureError):
+            found.append(PeerStatus(node, f"{host}:{port}", None, str(answer)))
+            continue
+        problem = answer.fault
+        if answer.node != node:
+            problem = str(WireError(f"{answer.node} answers at this address", node=node))
+        found.append(PeerStatus(node, f"{host}:{port}", answer, problem))
+    return found
+
+
+def _updated(
+    source: Source, own: NodeReport, replica: ReplicaReport, heard: list[StatusReply]
+) -> ReplicaReport:
+    """A replica's row, newer where it says itself that it has more: slots are written now and then."""
+    said = next((reply for reply in heard if reply.node == replica.node), None)
+    if said is None or said.end[0] != own.epoch or said.end[1] <= replica.acked_lsn:
+        return replica
+    acked = min(said.end[1], own.flushed_lsn)
+    lacking = behind(source, acked, own.flushed_lsn)
+    age_ms = 0 if not lacking.records else replica.lag_ms
+    if lacking.oldest_ms is not None:
+        age_ms = max(0, own.now_ms - lacking.oldest_ms)
+    return msgspec.structs.replace(
+        replica,
+        acked_lsn=acked,
+        applied_lsn=max(replica.applied_lsn, said.applied_lsn),
+        lag_events=lacking.records,
+        lag_bytes=lacking.bytes,
+        lag_ms=age_ms,
+    )
+
+
+def _replicated(own: NodeReport, replicas: list[ReplicaReport]) -> int:
+    """The highest LSN that as many replicas hold as must confirm a write, one at least."""
+    held = sorted((replica.acked_lsn for replica in replicas), reverse=True)
+    needed = max(1, own.sync_replicas)
+    return held[needed - 1] if len(held) >= needed else 0
+
+
+def _unknown(
+    own: NodeReport,
+    primary: str,
+    peers: list[PeerStatus],
+    expected: list[str],
+    known: dict[str, ReplicaReport],
+) -> list[str]:
+    found = [f"{peer.node} was not heard: {peer.problem}" for peer in peers if peer.reply is None]
+    asked = {peer.node for peer in peers}
+    silent = [name for name in own.voters if name != own.node and name not in asked]
+    if silent:
+        found.append(f"{', '.join(silent)} could not be asked: no address is known (--peer NODE=HOST:PORT)")
+    if not primary:
+        found.append("no primary was heard; replicas and their lag are known to the primary alone")
+    elif primary != own.node:
+        found.append(f"replicas and their lag are known to the primary alone: ask {primary}")
+    found += [f"{node} has never been connected to this primary" for node in expected if node not in known]
+    return found

@@ -1,0 +1,62 @@
+"""Reaching the other nodes of a cluster: their addresses, and what proves that one may ask.
+
+Owns how recovery connects to a node's receiver, and that several are asked at the same time. Whether an
+answer can be believed is for whoever asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+import msgspec
+
+from ..shipping.asking import NodeClient
+from ..shipping.credentials import Secret
+from ..store.errors import PerdureError, WireError
+
+ASK_TIMEOUT_MS: Final = 2_000
+ASKED_AT_ONCE: Final = 16
+T = TypeVar("T")
+
+
+class Reach(msgspec.Struct, frozen=True):
+    """The addresses of other nodes' receivers by name, and what this node proves itself with."""
+
+    peers: Mapping[str, tuple[str, int]] = {}
+    secret: Secret = b""
+    timeout_ms: int = ASK_TIMEOUT_MS
+
+    def connect(self, node: str, cluster_id: bytes) -> NodeClient:
+        """A connection to a node's receiver. Raises WireError, ForeignError, UsageError."""
+        address = self.peers.get(node)
+        if address is None:
+            raise WireError(
+                f"the address of {node} is not known", node=node, hint="Give --peer NODE=HOST:PORT."
+            )
+        return NodeClient(
+            address[0],
+            address[1],
+            cluster_id=cluster_id,
+            secret=self.secret,
+            node=node,
+            timeout_ms=self.timeout_ms,
+        )
+
+    def ask_all(self, ask: Callable[[str], T]) -> dict[str, T | PerdureError]:
+        """What `ask` answers for each peer, or the error that it raised; all at the same time."""
+        if not self.peers:
+            return {}
+
+        def answer(node: str) -> T | PerdureError:
+            try:
+                return ask(node)
+            except PerdureError as error:
+                return error
+
+        with ThreadPoolExecutor(min(len(self.peers), ASKED_AT_ONCE)) as threads:
+            return dict(zip(self.peers, threads.map(answer, self.peers), strict=True))
+
+
+NOBODY: Final = Reach()

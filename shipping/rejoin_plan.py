@@ -1,0 +1,193 @@
+"""How a replica whose log is not simply behind gets back into the primary's history. Pure.
+
+Owns the decision: values in, one of five outcomes out. What the epochs tell is checked by chain where the
+outcome is carried out. The rule, for a replica whose log ends at `end` and has its last position in common
+with the primary's at the fork:
+
+    | the replica                                        | outcome                                        |
+    |----------------------------------------------------|------------------------------------------------|
+    | has nothing behind the fork                        | Follow; Bootstrap if the log is gone, or more  |
+    |                                                    | than its budget is missing                     |
+    | k >= 1, and something behind the fork is committed | Refuse: two primaries have committed           |
+    | rejoins by command only                            | Refuse, until it is told to                    |
+    | its log is not to be trusted                       | Bootstrap                                      |
+    | no fork is known, or either log begins behind it   | Bootstrap                                      |
+    | its state is not beyond the fork, or can be made   | Truncate                                       |
+    | anew from a snapshot that is not                   |                                                |
+    | its state is beyond the fork (k = 0)               | TakeKeys; Bootstrap if that would be too much  |
+
+Invariant: an outcome that takes something off a log names the fork, and nothing that a majority confirmed
+stands behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Final, TypeAlias
+
+import msgspec
+
+from ..store.ids import Position
+from .progress import Common, last_common
+
+KEYS_LOG_BYTES_MAX: Final = 192 << 20
+"""Log behind the fork, on either side, up to which touched keys are taken one by one; above, a snapshot.
+Whole segments count, so that it is well above two of them."""
+OVER_BUDGET: Final = "it lacks more log than its budget"
+
+
+class ReplicaFacts(msgspec.Struct, frozen=True):
+    """What a replica says of itself."""
+
+    end: Position
+    epochs: tuple[tuple[int, int], ...]
+    """(epoch, first LSN) of the epochs in its log, oldest first."""
+    oldest_lsn: int
+    """First LSN in its log, 0 if that is empty."""
+    committed_lsn: int
+    applied_lsn: int
+    """What its state holds."""
+    sync_replicas: int
+    """By the newest CONFIG in its own log: did a commit there need other nodes?"""
+    is_sound: bool = True
+    """False if its log or state is not to be built on."""
+    is_state_shared: bool = True
+    """False if each process makes its state from snapshot and log, so that none is ever beyond the log."""
+    snapshots: tuple[int, ...] = ()
+    """LSNs of its snapshots."""
+    takes_keys: bool = True
+    """False if it has found that the keys which its state has from behind the fork cannot be taken."""
+    is_automatic: bool = True
+    """False if it takes nothing off its log before it is told to."""
+
+
+class PrimaryFacts(msgspec.Struct, frozen=True):
+    """What the primary knows of itself."""
+
+    end: Position
+    epochs: tuple[tuple[int, int], ...]
+    oldest_lsn: int
+    segments: tuple[tuple[int, int], ...]
+    """(first LSN, bytes) of the segments of its log, oldest first."""
+    slot_budget_bytes: int
+    """A replica that lacks more log than this gets a snapshot, if there is one."""
+    has_snapshot: bool = False
+
+
+class Follow(msgspec.Struct, frozen=True, tag=True):
+    """Frames follow the replica's end."""
+
+    after: Position
+
+
+class Truncate(msgspec.Struct, frozen=True, tag=True):
+    """The replica's log ends at the fork from now on; frames follow."""
+
+    fork: Common
+
+
+class TakeKeys(msgspec.Struct, frozen=True, tag=True):
+    """The log ends at the fork, and what the state has from behind it is taken from the primary."""
+
+    fork: Common
+
+
+class Bootstrap(msgspec.Struct, frozen=True, tag=True):
+    """A snapshot replaces log and state."""
+
+    fork: Common | None
+    """None if nothing behind the replica's log is known to have parted, or it is not known where."""
+    has_parted: bool
+    """The replica has what the primary has not."""
+    why: str
+
+
+class Refuse(msgspec.Struct, frozen=True, tag=True):
+    """Nothing is taken from the replica."""
+
+    fork: Common | None
+    why: str
+    is_fault: bool
+    """Two primaries have committed, or one position has two histories: a person has to look."""
+
+
+Outcome: TypeAlias = "Follow | Truncate | TakeKeys | Bootstrap | Refuse"
+
+COMMAND: Final = "`perdure rejoin DIR` on the replica makes it a replica of this primary."
+
+
+def decide_rejoin(replica: ReplicaFacts, primary: PrimaryFacts) -> Outcome:
+    """The way for this replica. Whether its end is the primary's by chain is still to be looked at."""
+    fork = last_common(list(primary.epochs), primary.end, list(replica.epochs), replica.end)
+    if fork is not None and fork.lsn == replica.end.lsn and replica.is_sound:
+        return _decide_behind(replica, primary)
+    if fork is None and replica.end.lsn + 1 < primary.oldest_lsn and replica.is_sound:
+        return Bootstrap(None, False, _gone(primary))  # too far behind to be compared
+    if (refusal := _refuse_parted(replica, fork)) is not None:
+        return refusal
+    has_parted = fork is None or fork.lsn < replica.end.lsn
+    if not replica.is_sound:
+        return Bootstrap(fork, has_parted, "its log or state is not to be built on")
+    if fork is None:
+        return Bootstrap(None, True, "the two logs have no epoch in common")
+    return _decide_parted(replica, primary, fork)
+
+
+def _decide_behind(replica: ReplicaFacts, primary: PrimaryFacts) -> Outcome:
+    if replica.end.lsn + 1 < primary.oldest_lsn:
+        return Bootstrap(None, False, _gone(primary))
+    if _is_over_budget(primary, replica.end.lsn):
+        return Bootstrap(None, False, OVER_BUDGET)
+    return Follow(replica.end)
+
+
+def _refuse_parted(replica: ReplicaFacts, fork: Common | None) -> Refuse | None:
+    """Why nothing may be taken from a replica that has what the primary has not, None if it may."""
+    lsn = fork.lsn if fork is not None else max(replica.oldest_lsn - 1, 0)
+    kept = max(replica.committed_lsn, replica.applied_lsn)
+    if replica.sync_replicas > 0 and kept > lsn:
+        what = f"LSN {kept} is committed there, and the two logs part behind LSN {lsn}"
+        return Refuse(fork, f"two primaries have committed: {what}", True)
+    if not replica.is_automatic:
+        where = f"behind {fork.epoch}:{fork.lsn}" if fork is not None else "altogether"
+        return Refuse(
+            fork, f"its log ends at {replica.end}, and parts from this one {where}. {COMMAND}", False
+        )
+    return None
+
+
+def _decide_parted(replica: ReplicaFacts, primary: PrimaryFacts, fork: Common) -> Outcome:
+    if fork.lsn + 1 < primary.oldest_lsn:
+        return Bootstrap(fork, True, _gone(primary))
+    if fork.lsn < max(replica.oldest_lsn, 1):
+        return Bootstrap(fork, True, f"its own log begins with LSN {replica.oldest_lsn}")
+    if _is_over_budget(primary, fork.lsn):
+        return Bootstrap(fork, True, OVER_BUDGET)
+    if replica.applied_lsn <= fork.lsn:
+        return Truncate(fork)
+    if not replica.is_state_shared:
+        if replica.oldest_lsn == 1 or any(
+            replica.oldest_lsn <= lsn + 1 <= fork.lsn + 1 for lsn in replica.snapshots
+        ):
+            return Truncate(fork)
+        return Bootstrap(fork, True, "it has no snapshot from before its log parted")
+    if not replica.takes_keys:
+        return Bootstrap(fork, True, "the keys that it changed cannot be taken one by one")
+    if bytes_behind(primary.segments, fork.lsn) > KEYS_LOG_BYTES_MAX:
+        return Bootstrap(fork, True, "too much was written since to take the changed keys one by one")
+    return TakeKeys(fork)
+
+
+def bytes_behind(segments: Sequence[tuple[int, int]], lsn: int) -> int:
+    """About how many bytes of log, in whole segments, stand behind an LSN."""
+    ends = [first for first, _ in segments[1:]]
+    return sum(size for (_, size), end in zip_longest(segments, ends) if end is None or end > lsn + 1)
+
+
+def _is_over_budget(primary: PrimaryFacts, lsn: int) -> bool:
+    return primary.has_snapshot and bytes_behind(primary.segments, lsn) > primary.slot_budget_bytes
+
+
+def _gone(primary: PrimaryFacts) -> str:
+    return f"the primary's log begins with LSN {primary.oldest_lsn}"

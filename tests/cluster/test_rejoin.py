@@ -1,0 +1,111 @@
+"""An old primary that comes back with a history of its own becomes a replica by itself, and loses nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perdure.recovery import take_snapshot
+from perdure.shipping import read_fault
+from perdure.store import Config, NotPrimaryError, SessionStore
+from perdure.store.page import Word
+from perdure.store.promise import Promise
+from tests.cluster.nodes import Cluster, cluster_of, session_ids, until
+from tests.cluster.test_shipping_safety import become_primary, write_uncommitted
+
+
+def part(cluster: Cluster, *, backend_folds: bool) -> tuple[SessionStore, str, str]:
+    """n1 and n2 share a session; n1 writes one more, then n2 is primary and writes one, too.
+
+    Answers n1's handle, the id of the shared session and that of n1's alone. All are down then.
+    """
+    cluster.start_here()
+    store = cluster.open("n1")
+    shared = store.create({"n": "shared"})
+    until(lambda: cluster.end("n2") == cluster.end("n1"), "n2 has it")
+    cluster.stop_here()
+    lost = store.create({"n": "lost"})
+    store.update(shared, lambda session: session.merge({"n": "changed on n1"}))
+    if backend_folds:
+        store.fold()
+    become_primary(cluster, "n2", Promise(2, "n2"), Config(cluster.names, 0))
+    return store, shared, lost
+
+
+def return_of_n1(cluster: Cluster) -> None:
+    cluster.serve_here("n1")
+    cluster.fold_here("n1")
+    cluster.ship_here("n2", make_snapshot=lambda: take_snapshot(cluster.path("n2")).path)
+
+
+def kept_bytes(cluster: Cluster, name: str) -> bytes:
+    return b"".join(file.read_bytes() for file in (cluster.path(name) / "diverged").rglob("*.seg"))
+
+
+@pytest.mark.parametrize("backend", ["lmdb", "sqlite", "memory"])
+@pytest.mark.parametrize("folds", [True, False])
+def test_an_old_primary_without_sync_replicas_becomes_a_replica_by_itself(
+    tmp_path: Path, backend: str, folds: bool
+) -> None:
+    with cluster_of(tmp_path, 2, backend=backend) as cluster:
+        store, shared, lost = part(cluster, backend_folds=folds)
+        new = cluster.open("n2").create({"n": "new"})
+        return_of_n1(cluster)
+        until(lambda: cluster.end("n1") == cluster.end("n2"), "n1 follows n2")
+        cluster.wait_applied(cluster.word("n2", Word.APPENDED), "n1")
+        assert session_ids(cluster.path("n1")) == {shared, new}
+        assert cluster.state_of("n1") == cluster.state_of("n2")
+        assert lost.encode() in kept_bytes(cluster, "n1")
+        until(lambda: set(store.ids()) == {shared, new}, "the handle that was open all the time sees it")
+        assert store.get(shared).metadata == {"n": "shared"}  # type: ignore[union-attr]
+        with pytest.raises(NotPrimaryError):
+            store.create({"n": "later"})
+        until(lambda: cluster.slot_state("n2", "n1")[0] == "streaming", "n1 streams")
+        assert not read_fault(cluster.path("n1"))
+        late = cluster.open("n2").create({"n": "late"})
+        until(lambda: store.peek(late) is not None, "n1 follows")
+
+
+def test_a_replica_whose_segment_goes_on_at_the_primary_is_cut_in_the_middle_of_it(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 3, sync_replicas=1) as cluster:
+        cluster.start_here()
+        store = cluster.open("n1")
+        store.create({"n": 0})
+        until(lambda: cluster.end("n3") == cluster.end("n1") == cluster.end("n2"), "all have it")
+        lost = write_uncommitted(cluster, "n1", ("n2",))
+        become_primary(cluster, "n3", Promise(2, "n3"), Config(cluster.names, 1))  # and dies at once
+        become_primary(cluster, "n1", Promise(3, "n1"), Config(cluster.names, 1))
+        cluster.serve_here("n2", "n3")
+        cluster.fold_here("n2", "n3")
+        cluster.ship_here("n1")
+        until(lambda: cluster.end("n3") == cluster.end("n1") == cluster.end("n2"), "all have all")
+        new = store.create({"n": 1})
+        cluster.wait_applied(cluster.word("n1", Word.COMMITTED))
+        for name in ("n2", "n3"):
+            assert {lost, new} <= session_ids(cluster.path(name))
+            assert cluster.state_of(name) == cluster.state_of("n1")
+        assert list((cluster.path("n3") / "diverged").rglob("*.seg"))
+
+
+def test_two_primaries_that_have_both_committed_are_a_fault_that_is_said_and_nothing_is_cut(
+    tmp_path: Path,
+) -> None:
+    with cluster_of(tmp_path, 3, sync_replicas=1) as cluster:
+        cluster.start_here()
+        store = cluster.open("n1")
+        store.create({"n": 0})
+        until(lambda: cluster.end("n3") == cluster.end("n1") == cluster.end("n2"), "all have it")
+        write_uncommitted(cluster, "n1", ("n2",))
+        end = cluster.end("n1")
+        store._log.words[Word.COMMITTED] = end.lsn
+        become_primary(cluster, "n3", Promise(2, "n3"), Config(cluster.names, 1))
+        cluster.serve_here("n1")
+        cluster.ship_here("n3")
+        until(lambda: cluster.slot_state("n3", "n1")[0] == "diverged", "the slot says diverged")
+        assert "two primaries have committed" in cluster.slot_state("n3", "n1")[1]
+        until(lambda: "two primaries" in read_fault(cluster.path("n1")), "n1 says so itself")
+        assert cluster.end("n1") == end
+        assert not list((cluster.path("n1") / "diverged").iterdir())
+        with cluster.client("n1") as client:
+            assert "two primaries" in client.status().fault
