@@ -6,6 +6,7 @@ from .credentials import Credentials, Secret, TlsFiles, check_secret
 from .faults import read_fault
 from .folder import run_folder
 from .forward_service import ForwardService
+from .forwarder import NodeForwarder, Way
 from .gate import Gate, open_gate
 from .messages import PromiseReply, StatusReply
 from .nodelog import NodeLog, open_node_log
@@ -28,6 +29,7 @@ __all__ = [
     "Gate",
     "Handler",
     "NodeClient",
+    "NodeForwarder",
     "NodeLog",
     "NodePorts",
     "PromiseReply",
@@ -41,6 +43,7 @@ __all__ = [
     "StatusReply",
     "Task",
     "TlsFiles",
+    "Way",
     "check_secret",
     "merged_handlers",
     "open_gate",

@@ -148,6 +148,12 @@ class CommittingStore(SessionReader):
         level = None if durability is None else parse_durability(durability)
         return self._elsewhere.carry_out(evaluate, level, operation_id, error, finished=finished)
 
+    def _append(self, evaluate: Evaluate, operation_id: bytes) -> tuple[Any, StatePosition | None]:
+        """Evaluate and append on this node, which must be the primary; durable is for whoever calls."""
+        if self._evictor is None:
+            return self._writer.commit(evaluate, operation_id)
+        return self._commit_bounded(self._evictor, evaluate, operation_id)
+
     def _commit_bounded(
         self, evictor: Evictor, evaluate: Evaluate, operation_id: bytes
     ) -> tuple[Any, StatePosition | None]:

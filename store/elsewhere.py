@@ -31,7 +31,7 @@ from .promise import Promise
 
 RETRY_S: Final = 0.01
 """Pause before the primary is looked for again, or a frame that is not committed is asked after again."""
-ROUND_MS: Final = 2_000
+ROUND_MS: Final = 1_000
 """At most so long one answer is waited for, before the primary is looked for again."""
 LOOK_MS: Final = 500
 REFRESH_MS: Final = 1_000
