@@ -45,7 +45,7 @@ class AnyNodeCluster(Cluster):
 
     def kill_server(self, name: str) -> None:
         self.servers[name]._process.kill()
-        self.servers[name]._process.wait()
+        self.servers[name].stop()
 
     def kill_node(self, name: str) -> None:
         """kill -9 of all that runs for a node."""

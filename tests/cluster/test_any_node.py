@@ -135,7 +135,7 @@ def test_counters_that_three_nodes_count_up_together_are_exact(tmp_path: Path) -
             try:
                 for number in range(20):
                     store.update("a" if number % 2 else "b", count_up)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - it is for the test
                 failed.append(error)
 
         threads = [threading.Thread(target=work, args=(store,)) for store in stores for _ in range(2)]

@@ -55,7 +55,15 @@ EXAMPLES: list[Message] = [
     messages.FetchReply(0, POSITION),
     messages_rejoin.Parted("two primaries", True),
     messages_server.Failed("LockTimeoutError", "no", path="/p", lsn=4, position=POSITION, actual=3),
-    messages_forward.PositionAsk(),
+    messages_forward.PositionAsk(True, 100),
+    messages_forward.ForwardAsk(bytes(16), 1, 3, True),
+    messages_forward.ForwardReply(POSITION, True, False),
+    messages_forward.OutcomeAsk(bytes(16), POSITION, 2, None, 100),
+    messages_forward.OutcomeReply("lost"),
+    messages_forward.RefreshAsk(),
+    messages_forward.RefreshReply(5),
+    messages_forward.SweepAsk(0),
+    messages_forward.SweepReply(3, POSITION),
     messages_forward.PositionReply("n1", True, POSITION),
 ]
 
