@@ -19,7 +19,7 @@ from ..store import UsageError
 from ..store.config import FILE_VARIABLE as CONFIG_VARIABLE
 from ..store.option import variable_of
 from . import config as config_commands
-from . import feed, group, keys, log, orphans, render, retention, session, snapshot, tls
+from . import feed, group, keys, log, member, orphans, render, retention, session, snapshot, tls
 from .bench import bench
 from .demo.command import demo
 from .init import init
@@ -58,6 +58,7 @@ app.command()(verify)
 app.command()(migrate)
 app.command()(repair)
 app.command()(promote)
+app.add_typer(member.group, name="member")
 app.command()(status)
 app.command()(sync)
 app.command()(flush)

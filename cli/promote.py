@@ -33,8 +33,9 @@ def promote(
     """Make this node the primary.
 
     Name every other voter with --peer; those that answer promise it the next epoch, and fence the old
-    primary. Exit code 3 says that it may not be promoted, and why: promote the node that is further
-    instead, or bring back enough voters. Afterwards ship from it: `perdure ship`.
+    primary. What one of them has more of the log is fetched first. Exit code 3 says that it may not be
+    promoted, and why: promote another node instead, or bring back enough voters. Afterwards ship from it:
+    `perdure ship`.
 
     \b
     Example:

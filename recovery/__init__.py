@@ -6,6 +6,15 @@ from .drop import apply_retention, explain_retention
 from .findings import Finding, Level, Summary, summarise
 from .keyuse import KeyUse, key_use
 from .logtool import EpochStat, LogStat, SegmentStat, dump, stat
+from .members import (
+    Membership,
+    add_member,
+    add_witness,
+    list_members,
+    remove_member,
+    set_policy,
+    set_sync_replicas,
+)
 from .migrate import (
     MigrationReport,
     MigrationState,
@@ -54,6 +63,7 @@ __all__ = [
     "Level",
     "Line",
     "LogStat",
+    "Membership",
     "MigrationReport",
     "MigrationState",
     "NodeReport",
@@ -79,6 +89,8 @@ __all__ = [
     "Why",
     "WireVoters",
     "abort_migration",
+    "add_member",
+    "add_witness",
     "apply_retention",
     "cluster_status",
     "count_promises",
@@ -91,6 +103,7 @@ __all__ = [
     "inspect_snapshots",
     "is_unfinished",
     "key_use",
+    "list_members",
     "migrate",
     "migrate_back",
     "migration_state",
@@ -98,9 +111,12 @@ __all__ = [
     "promises_needed",
     "promote",
     "prune_snapshots",
+    "remove_member",
     "repair",
     "replay_to",
     "report_node",
+    "set_policy",
+    "set_sync_replicas",
     "stat",
     "summarise",
     "take_snapshot",

@@ -19,15 +19,16 @@ somebody has to say that it did not: a witness, or else every other replica.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Protocol
 
 import msgspec
 
+from ..shipping.asking import FETCH_BYTES
 from ..store.control import AVAILABLE, Config
 from ..store.ids import Position
-from ..store.promise import Promise
+from ..store.promise import Promise, leaps
 from .counting import electors_in_force, is_majority, meets_acknowledged, needs_consent, promises_needed
 
 
@@ -69,6 +70,13 @@ class Voters(Protocol):
 
     def promise(self, node: str, asked: Promise) -> Answer:
         """Ask a voter for its promise; a refusal is an answer. Raises WireError if none comes."""
+        ...
+
+    def fetch(self, node: str, after: Position, limit_bytes: int = FETCH_BYTES) -> Iterator[bytes]:
+        """Runs of frames of its log from behind `after` to the end, each at most about `limit_bytes`.
+
+        Raises PositionGoneError if the position is not in that log, WireError if the node does not answer.
+        """
         ...
 
 
@@ -173,7 +181,9 @@ class _Count:
         self.others = list(heard.values())
         self.given = [answer for answer in self.others if answer.is_given]
         self.witnesses = [answer for answer in self.given if answer.node in config.witnesses]
-        self.logs = [_with_fault(answer) for answer in self.given if answer not in self.witnesses]
+        self.logs = [
+            _with_fault(answer, candidate.end) for answer in self.given if answer not in self.witnesses
+        ]
         self.sound = [answer for answer in self.logs if not answer.fault]
         self.agreeing = {candidate.node, *(answer.node for answer in self.given)}
         holders = {candidate.node, *(answer.node for answer in self.sound)}
@@ -241,8 +251,13 @@ def _not_in_sync(config: Config, witnesses: Sequence[Answer], holders: set[str])
     return "no witness answered that could say whether the primary went on alone"
 
 
-def _with_fault(answer: Answer) -> Answer:
-    """An empty log may be new, or may have lost what it acknowledged: it cannot vouch for either."""
+def _with_fault(answer: Answer, known: Position) -> Answer:
+    """An empty log may be new, or may have lost what it acknowledged: it cannot vouch for either.
+
+    Nor can one that tells of an epoch which no election can have brought (see leaps).
+    """
+    if leaps(known.epoch, answer.end.epoch) and not answer.fault:
+        return msgspec.structs.replace(answer, fault=f"it tells of an absurd epoch, {answer.end.epoch}")
     if answer.end.lsn or answer.fault:
         return answer
     return msgspec.structs.replace(answer, fault="its log is empty")

@@ -1,18 +1,19 @@
-"""Promotion by hand: a candidate gathers promises, then begins an epoch.
+"""Promotion: a candidate gathers promises, takes what it lacks, then begins an epoch.
 
 Owns the order of a promotion, one durable step after the other:
 
     1. look: the candidate's log is whole and settled, it votes, nothing speaks against it
-    2. ask every other voter how far it is; whoever is further should be promoted instead
+    2. ask every other voter how far it is, and which epochs it knows of
     3. the candidate promises the new epoch to itself: it takes no frame of an older one any more
     4. ask every other voter for its promise; each answer says how far that voter is, for good
-    5. count (see promises)
+    5. count (see promises); while a promiser is further: fetch what it has (see forward), count again
     6. EPOCH_START, durable in the candidate's log: it is primary
+    7. wait a while for the EPOCH_START to be committed, if a shipper runs; only the report depends on it
 
-Survives a crash: before 6 nothing but promises was made; they fence the old primary and bind nobody to
-this candidate in a later epoch. Run again it takes the next epoch, and no epoch is ever begun twice: the
-candidate's own promise stands before any other is asked for. Safety rests on the promises alone; the
-looks of 1 and 2 only save futile tries.
+Survives a crash: before 6 nothing but promises was made, and frames appended that other logs have; promises
+fence the old primary and bind nobody to this candidate in a later epoch. Run again it takes the next epoch,
+and no epoch is ever begun twice: the candidate's own promise stands before any other is asked for. Safety
+rests on the promises alone; the looks of 1 and 2 only save futile tries.
 """
 
 from __future__ import annotations
@@ -22,68 +23,44 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 from ..shipping.credentials import Secret
+from ..shipping.cut import finish_cut
 from ..shipping.faults import read_fault
 from ..shipping.nodelog import NodeLog, open_node_log
+from ..shipping.roster import node_addresses
+from ..shipping.slots import read_slots
 from ..store import names
-from ..store.control import Config
+from ..store.control import VOTERS_MAX, Config
 from ..store.cursor import list_segments
 from ..store.errors import (
     DivergedError,
     ForeignError,
-    NoQuorumError,
-    PerdureError,
+    PositionGoneError,
     PromiseRefusedError,
     UsageError,
     WireError,
 )
 from ..store.ids import EPOCH_MAX, Position
-from ..store.promise import Promise, read_promise
-from .counting import promises_needed
-from .promises import Answer, Decision, Voters, VoterState, Why, count_promises, is_further
+from ..store.log import EventLog
+from ..store.page import Word
+from ..store.promise import Promise, leaps, read_promise
+from .counting import electors_in_force
+from .forward import cut_to_prefix, fetch_rest
+from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
+from .promotion import NOTHING_AT_RISK, AtRisk, PromotionRefusedError, PromotionReport, at_risk_of, refusal
 from .voters import WireVoters
 
-VOTERS_MAX = 32
+__all__ = ["COMMIT_TIMEOUT_MS", "PromotionRefusedError", "PromotionReport", "Step", "promote"]
+
+COMMIT_TIMEOUT_MS: Final = 2_000
+SHIPPER_MS: Final = 100
+"""A shipper that waits for this node to be primary has begun to ship by then."""
+POLL_MS: Final = 2
 T = TypeVar("T")
-
-
-class PromotionRefusedError(PromiseRefusedError):
-    """The candidate may not begin an epoch. `decision` says why; nothing but promises was made."""
-
-    def __init__(self, message: str, *, decision: Decision, path: Path, node: str, hint: str) -> None:
-        super().__init__(message, path=path, node=node, hint=hint)
-        self.decision = decision
-
-
-class PromotionReport(msgspec.Struct, frozen=True):
-    """What a promotion did."""
-
-    node: str
-    epoch: int
-    start: Position
-    """Of the EPOCH_START."""
-    before: Position
-    """Where the log ended when it was promised."""
-    voters: tuple[str, ...]
-    """From now on."""
-    sync_replicas: int
-    """From now on."""
-    promisers: tuple[str, ...]
-    needed: int
-    unheard: tuple[str, ...]
-    """Voters that did not answer, or refused."""
-    is_alone: bool
-    was_primary: bool
-    """The node was primary already, and nothing was done."""
-    keeps_acknowledged: bool
-    """No write that was acknowledged with sync_replicas >= 1 can have been lost."""
-    at_risk: str
-    """Which writes may be lost, in words; empty if none can be."""
-    elapsed_ms: int
 
 
 Step = Callable[[str], None]
@@ -98,29 +75,36 @@ def promote(
     accept_data_loss: bool = False,
     alone: bool = False,
     on_step: Step | None = None,
+    commit_timeout_ms: int = COMMIT_TIMEOUT_MS,
 ) -> PromotionReport:
     """Make the node of `store` the primary, by the promises of the other voters.
 
-    `peers` gives (host, port) of the other voters' receivers, which `secret` opens, or is the way to
-    them itself. Run it while the node's own receiver runs or not: both take the write lock.
+    `peers` gives (host, port) of the other voters' receivers, which `secret` opens (the CONFIG in the log may
+    say the others), or is the way to them itself. Run it while the node's own receiver runs or not: both take
+    the write lock.
     `accept_data_loss` allows what may lose acknowledged writes: sync_replicas = 0 needs it always.
     `alone` makes the node the only voter, with sync_replicas = 0; of two nodes that loses nothing if
-    each write needed both. A node that is primary already stays so, and nothing is done.
+    each write needed both. A node that is primary already stays so, and nothing is done. With
+    sync_replicas >= 1 and a shipper the call waits up to `commit_timeout_ms` for the epoch to be committed;
+    `is_committed` of the report says whether it was.
 
     Raises PromotionRefusedError (`decision` says why and names the node that stands in the way),
     NoQuorumError if too few voters answered, DivergedError for two histories under one position,
     CorruptError, PoisonedError or another StorageError if the candidate's own log is not fit.
     """
     started = time.monotonic_ns()
+    finish_cut(Path(store))  # which a promotion that died had begun
     node = open_node_log(Path(store), [])
     if isinstance(peers, Mapping):
-        voters: Voters = WireVoters(peers, cluster_id=node.identity.cluster_id, secret=secret)
+        addresses = node_addresses(node.log.config, node.node, peers) | dict(peers)
+        voters: Voters = WireVoters(addresses, cluster_id=node.identity.cluster_id, secret=secret)
     else:
         voters = peers
+    promotion = _Promotion(node, voters, accept_data_loss, alone, on_step or _silent)
     try:
-        report = _Promotion(node, voters, accept_data_loss, alone, on_step or _silent).run()
+        report = promotion.run(commit_timeout_ms)
     finally:
-        node.close()
+        promotion.node.close()
     return msgspec.structs.replace(report, elapsed_ms=(time.monotonic_ns() - started) // 1_000_000)
 
 
@@ -132,51 +116,60 @@ class _Promotion:
     ) -> None:
         self.node = node
         self.name = node.node
-        self.log = node.log
         self.peers = voters
         self.accept_data_loss = accept_data_loss
         self.alone = alone
         self.on_step = on_step
-        self.config = Config()
         self.unheard: dict[str, str] = {}
+        self.fetched_from: list[str] = []
+        self.fetched_events = 0
+        self.cut_from = 0
 
-    def run(self) -> PromotionReport:
+    @property
+    def log(self) -> EventLog:
+        return self.node.log
+
+    @property
+    def config(self) -> Config:
+        """The newest in the log; a store that never had voters is its own only one."""
+        config = self.log.config
+        return config if config.voters else Config((self.name,))
+
+    def run(self, commit_timeout_ms: int) -> PromotionReport:
         self.on_step("look")
         end, is_primary = self._look()
         if is_primary and not self.alone:
             return self._report_primary()
         self._refuse_early(end)
         self.on_step("ask")
-        states = self._ask_states()
-        self._compare(end, states)
+        states = self._ask_all(self._others(), self.peers.state)
         epoch = self._next_epoch(states)
         asked = Promise(epoch, self.name, self.alone)
         self.on_step("promise")
         own = self._promise_self(asked)
         self.on_step("gather")
-        answers = self._ask_promises(asked)
-        decision = self._count(own, answers)
+        own, decision = self._gather(asked, own)
         if not decision.is_granted:
             raise self._refusal(decision)
+        at_risk = at_risk_of(decision, own.end, self._seen(states))
         self.on_step("begin")
-        start = self._begin(asked, own.end)
-        return self._report(decision, own.end, start, states)
+        start = self._begin(asked, own.end, at_risk)
+        self.on_step("commit")
+        is_committed = self._await_commit(start, commit_timeout_ms)
+        return self._report(decision, own.end, start, at_risk, is_committed)
 
     # -- before anything is promised -------------------------------------------------------------
 
     def _look(self) -> tuple[Position, bool]:
         """(where the log ends, is it primary in force). Settles the log, which may be what is wrong."""
         end = self.node.end_on_disk()
-        self.config = self.log.config
-        if not self.config.voters:
-            self.config = Config((self.name,))
         if len(self.config.voters) > VOTERS_MAX:
             raise UsageError(f"{len(self.config.voters)} voters; at most {VOTERS_MAX} are asked")
         return end, self.log.is_primary
 
     def _refuse_early(self, end: Position) -> None:
         """Refuse what no promise could change, so that nobody is fenced for nothing."""
-        everyone = [Answer(name, Position(0, 1, 0), True) for name in self.config.voters if name != self.name]
+        everyone = [Answer(name, Position(0, 1, 0), True) for name in self._others()]
         decision = self._count(Answer(self.name, end, True, self._own_fault()), everyone)
         if not decision.is_granted:
             raise self._refusal(decision)
@@ -192,27 +185,18 @@ class _Promotion:
         fault = read_fault(self.node.store)
         return f"{self.name} is not fit: its state does not follow its log: {fault}" if fault else ""
 
-    def _ask_states(self) -> list[VoterState]:
-        return self._ask_all(self.peers.state)
-
-    def _compare(self, end: Position, states: Iterable[VoterState]) -> None:
-        """Refuse if a voter is further: its promise would only say the same, and fence the primary."""
-        answers = [Answer(state.node, state.end, True, state.fault) for state in states]
-        further = [answer for answer in answers if is_further(answer.end, end) and not answer.fault]
-        if further:
-            own = Answer(self.name, end, True)
-            best = max(further, key=lambda answer: answer.end[:2])
-            decision = self._count(own, [best])
-            if decision.why is Why.FURTHER:
-                raise self._refusal(decision)
-
     def _next_epoch(self, states: Iterable[VoterState]) -> int:
-        """One above every epoch that was ever promised or begun, as far as anybody said."""
+        """One above every epoch that was ever promised or begun, as far as anybody said.
+
+        What leaps is passed over: whoever says so has gone mad, and nobody else would promise it.
+        """
         seen = [self.log.promise.epoch, self.log.cursor.at.epoch]
         if self.log.cursor.header:
             seen.append(self.log.cursor.header.epoch)
+        own = max(seen)
         for state in states:
-            seen += [state.end.epoch, state.promise.epoch]
+            told = (state.end.epoch, state.promise.epoch)
+            seen += [epoch for epoch in told if not leaps(own, epoch)]
         if max(seen) >= EPOCH_MAX:
             raise UsageError(f"epoch {max(seen)} is the last one there can be")
         return max(seen) + 1
@@ -231,8 +215,35 @@ class _Promotion:
         finally:
             log.unlock()
 
-    def _ask_promises(self, asked: Promise) -> list[Answer]:
-        return self._ask_all(lambda name: self.peers.promise(name, asked))
+    def _gather(self, asked: Promise, own: Answer) -> tuple[Answer, Decision]:
+        """Promises, and whatever log of the promisers this one lacks, until the count is made."""
+        answers: dict[str, Answer] = {}
+        heard: set[str] = set()
+        while True:
+            # What was fetched may bring a CONFIG, and with it voters that were not asked.
+            missing = [name for name in self._others() if name not in heard]
+            heard.update(missing)
+            for answer in self._ask_all(missing, lambda name: self.peers.promise(name, asked)):
+                answers[answer.node] = answer
+            decision = self._count(own, list(answers.values()))
+            if decision.why is not Why.FURTHER:
+                return own, decision
+            better = answers.pop(decision.node)
+            self.on_step("fetch")
+            try:
+                own = self._fetch(asked, better)
+                answers[better.node] = better
+            except (WireError, PositionGoneError) as error:
+                # Without it the others have to be enough, and they say so only if nothing is lost.
+                self.unheard[better.node] = str(error)
+                own = self._promise_self(asked)
+
+    def _fetch(self, asked: Promise, better: Answer) -> Answer:
+        self.node, cut_from = cut_to_prefix(self.node, better.node, better.end, self.peers)
+        self.cut_from = cut_from or self.cut_from
+        self.fetched_events += fetch_rest(self.node, asked, better.node, better.end, self.peers)
+        self.fetched_from.append(better.node)
+        return self._promise_self(asked)
 
     def _count(self, own: Answer, answers: list[Answer]) -> Decision:
         return count_promises(
@@ -244,7 +255,7 @@ class _Promotion:
             alone=self.alone,
         )
 
-    def _begin(self, asked: Promise, end: Position) -> Position:
+    def _begin(self, asked: Promise, end: Position, at_risk: AtRisk) -> Position:
         """EPOCH_START, under the write lock, if the promise and the log are still as they were counted."""
         log = self.log
         log.lock_any()
@@ -263,18 +274,45 @@ class _Promotion:
                     hint="Try again.",
                 )
             reason = "promoted alone" if self.alone else "promoted"
-            return log.start_epoch(asked, self._config_after(), reason)
+            if at_risk.first:
+                reason += ", data loss accepted"
+            return log.start_epoch(asked, self._config_after(), reason, (at_risk.first, at_risk.last))
         finally:
             log.unlock()
 
     def _config_after(self) -> Config:
-        return Config((self.name,), 0) if self.alone else self.config
+        """What was the newest stays so. A k that was left for a while is in force again: whether this node
+        may go on without replicas is for it to find out anew."""
+        config = self.config
+        if self.alone:
+            return Config((self.name,), 0, config.members, is_auto=config.is_auto)
+        if config.degraded_from:
+            return msgspec.structs.replace(config, sync_replicas=config.degraded_from, degraded_from=0)
+        return config
+
+    def _await_commit(self, start: Position, timeout_ms: int) -> bool:
+        """Is the EPOCH_START committed, within the time if a shipper runs?"""
+        words = self.log.words
+        if self.log.config.sync_replicas == 0:
+            return True
+        began = time.monotonic()
+        while words[Word.COMMITTED] < start.lsn:
+            waited_ms = (time.monotonic() - began) * 1000
+            if waited_ms >= timeout_ms or (waited_ms >= SHIPPER_MS and not words[Word.SHIPPER]):
+                return False
+            time.sleep(POLL_MS / 1000)
+        return True
 
     # -- asking ----------------------------------------------------------------------------------
 
-    def _ask_all(self, ask: Callable[[str], T]) -> list[T]:
-        """What the other voters answer, asked all at once; who does not answer is `unheard`."""
-        others = [name for name in self.config.voters if name != self.name]
+    def _others(self) -> list[str]:
+        """The other voters: those of the CONFIG before as well until the newest is committed."""
+        electors = electors_in_force(self.config, self.node.committed_lsn())
+        names = [voter for each in electors for voter in each.voters if voter != self.name]
+        return list(dict.fromkeys(names))
+
+    def _ask_all(self, others: list[str], ask: Callable[[str], T]) -> list[T]:
+        """What these voters answer, asked all at once; who does not answer is `unheard`."""
         if not others:
             return []
         answers: list[T] = []
@@ -290,45 +328,23 @@ class _Promotion:
 
     # -- saying ----------------------------------------------------------------------------------
 
-    def _refusal(self, decision: Decision) -> PerdureError:
-        hints = {
-            Why.FURTHER: f"Promote {decision.node} instead.",
-            Why.NEEDS_DATA_LOSS: f"{self._risk()} Accept that (--accept-data-loss) to go on.",
-            Why.NO_VOTER: "Promote one of the voters.",
-            Why.EMPTY: "Promote a node that has a log, or begin a cluster with `perdure init`.",
-            Why.FAULTY: "Promote another node, or bootstrap this one anew.",
-            Why.DIVERGED: "See `perdure verify` on both; one of them must be bootstrapped anew.",
-            Why.NOT_IN_SYNC: f"Promote one that has them. {self._risk()} --accept-data-loss accepts that.",
-            Why.REFUSED: "Another candidate is at work; see who is primary before you try again.",
-        }
-        text = f"{self.name} cannot become primary: {decision.message}"
-        if decision.why is Why.TOO_FEW:
-            heard = "; ".join(f"{name}: {why}" for name, why in sorted(self.unheard.items()))
-            return NoQuorumError(
-                f"{text} ({heard})" if heard else text,
-                node=self.name,
-                hint=f"Bring back enough voters. If they are gone for good: {self._way_out(decision)}.",
-            )
-        if decision.why is Why.DIVERGED:
-            return DivergedError(text, node=self.name, hint=hints[Why.DIVERGED])
-        return PromotionRefusedError(
-            text, decision=decision, path=self.node.store, node=self.name, hint=hints[decision.why]
+    def _refusal(self, decision: Decision) -> Exception:
+        return refusal(
+            decision,
+            self.name,
+            path=self.node.store,
+            config=self.config,
+            end_lsn=self.log.cursor.at.lsn,
+            unheard=self.unheard,
         )
 
-    def _way_out(self, decision: Decision) -> str:
-        """Which options would let the promotion go on, with what it has."""
-        nodes, k = len(self.config.voters), self.config.sync_replicas
-        relaxed = promises_needed(nodes, k, accept_data_loss=True)
-        if len(decision.promisers) >= relaxed:
-            return "--accept-data-loss"
-        return "--alone" if nodes == 2 and k >= 1 else "--alone --accept-data-loss"
-
-    def _risk(self) -> str:
-        lsn = self.log.cursor.at.lsn
-        return f"What was written above LSN {lsn}, where {self.name}'s log ends, would be lost."
+    def _seen(self, states: Iterable[VoterState]) -> list[int]:
+        """Where other logs were known to end: what nodes said, and what the primary told of all nodes."""
+        slots = read_slots(self.node.store)
+        return [state.end.lsn for state in states] + [slot.lsn for slot in slots]
 
     def _report(
-        self, decision: Decision, end: Position, start: Position, states: list[VoterState]
+        self, decision: Decision, end: Position, start: Position, at_risk: AtRisk, is_committed: bool
     ) -> PromotionReport:
         config = self._config_after()
         return PromotionReport(
@@ -344,16 +360,15 @@ class _Promotion:
             is_alone=self.alone,
             was_primary=False,
             keeps_acknowledged=decision.keeps_acknowledged,
-            at_risk=self._at_risk(decision, end, states),
+            at_risk=at_risk.words,
             elapsed_ms=0,
+            fetched_from=tuple(self.fetched_from),
+            fetched_events=self.fetched_events,
+            cut_from=self.cut_from,
+            is_committed=is_committed,
+            at_risk_from=at_risk.first,
+            at_risk_to=at_risk.last,
         )
-
-    def _at_risk(self, decision: Decision, end: Position, states: list[VoterState]) -> str:
-        if decision.keeps_acknowledged:
-            return ""
-        text = f"writes above LSN {end.lsn} that the old primary acknowledged are lost, if there were any"
-        further = max((state.end.lsn for state in states), default=0)
-        return f"{text}; LSN {further} was seen" if further > end.lsn else text
 
     def _report_primary(self) -> PromotionReport:
         start = self._epoch_start()
@@ -370,8 +385,9 @@ class _Promotion:
             is_alone=self.log.promise.alone,
             was_primary=True,
             keeps_acknowledged=True,
-            at_risk="",
+            at_risk=NOTHING_AT_RISK.words,
             elapsed_ms=0,
+            is_committed=self.config.sync_replicas == 0 or self.node.committed_lsn() >= start.lsn,
         )
 
     def _epoch_start(self) -> Position:

@@ -6,9 +6,9 @@ a question: a promotion asks each voter twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from ..shipping.asking import NodeClient
+from ..shipping.asking import FETCH_BYTES, NodeClient
 from ..shipping.credentials import Secret
 from ..store.errors import PromiseRefusedError, WireError
 from ..store.ids import Position
@@ -65,6 +65,11 @@ class WireVoters:
         if (reply.epoch, reply.candidate) != (asked.epoch, asked.candidate):
             raise WireError(f"{node} answered for epoch {reply.epoch} of {reply.candidate}", node=node)
         return Answer(node, Position(*reply.end), True, reply.fault)
+
+    def fetch(self, node: str, after: Position, limit_bytes: int = FETCH_BYTES) -> Iterator[bytes]:
+        """Frames of that node's log. Raises PositionGoneError, and WireError as state()."""
+        with self._connect(node) as client:
+            yield from client.fetch(after, limit_bytes)
 
     def _connect(self, node: str) -> NodeClient:
         address = self._addresses.get(node)

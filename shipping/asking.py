@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, TypeVar
 
-from ..store.errors import FencedError, ForeignError, PromiseRefusedError, WireError
+from ..store.errors import FencedError, ForeignError, PositionGoneError, PromiseRefusedError, WireError
 from ..store.ids import Position
 from ..store.promise import Promise
 from .auth import CLIENT, NONCE_BYTES, Connecting
@@ -22,6 +22,7 @@ from .link import Link, begin_connect, check_connected
 from .messages import (
     FENCED,
     FOREIGN,
+    GONE,
     Challenge,
     FetchAsk,
     FetchReply,
@@ -85,13 +86,13 @@ class NodeClient:
         """
         return self._ask(PromiseAsk(promise.epoch, promise.candidate, promise.alone), PromiseReply)[0]
 
-    def fetch(self, after: Position) -> Iterator[bytes]:
+    def fetch(self, after: Position, limit_bytes: int = FETCH_BYTES) -> Iterator[bytes]:
         """Runs of frames of the node's log from behind `after` up to its end, as they stand there.
 
-        Raises WireError if the position is not in its log.
+        Raises PositionGoneError if the position is not in its log, WireError if it does not answer.
         """
         while True:
-            reply, raw = self._ask(FetchAsk((after.epoch, after.lsn, after.chain), FETCH_BYTES), FetchReply)
+            reply, raw = self._ask(FetchAsk((after.epoch, after.lsn, after.chain), limit_bytes), FetchReply)
             if not raw:
                 return
             yield raw
@@ -141,8 +142,12 @@ class NodeClient:
             )
 
 
-def refused(refusal: Refusal, name: str) -> WireError | ForeignError | PromiseRefusedError | FencedError:
+def refused(
+    refusal: Refusal, name: str
+) -> WireError | ForeignError | PromiseRefusedError | FencedError | PositionGoneError:
     """The error that a refusal stands for."""
+    if refusal.code == GONE:
+        return PositionGoneError(f"{name} refuses: {refusal.text}")
     if refusal.code == FENCED:
         return PromiseRefusedError(
             f"{name} refuses: {refusal.text}",

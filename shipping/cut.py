@@ -113,6 +113,10 @@ def finish_cut(store: Path) -> bool:
     identity = read_identity(store)
     lock = take_write_lock(store)
     try:
+        # Another process may have finished it meanwhile, and appended: the same cut would take that, too.
+        plan = read_small_file(store / names.CUT_PLAN, MAGIC, VERSION, CutPlan)
+        if plan is None:
+            return False
         with translated("cannot cut the log", store):
             _carry_out(store, identity, plan)
     finally:

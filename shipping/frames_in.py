@@ -14,6 +14,7 @@ from ..store.cursor import EVERYTHING, Run
 from ..store.errors import CorruptError, WireError
 from ..store.frame import HEADER_BYTES, Frame, decode_frame, scan_frames
 from ..store.ids import StatePosition
+from .wire_types import TIME_MS_LIMIT
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -65,6 +66,8 @@ def split_frames(raw: bytes, at: StatePosition, *, key: int, shard: int, epoch_m
         last = decode_frame(raw, scan.last, key)[1] if scan.last >= 0 else None
         if last is None:
             raise WireError(f"a frame of shard {first.shard} out of place", lsn=at.lsn + 1)
+        if last.time_ms >= TIME_MS_LIMIT:
+            raise WireError(f"a frame of the time {last.time_ms} ms", lsn=last.first_lsn)
         frames = [(offset, first)] if scan.last == offset else [(offset, first), (scan.last, last)]
         pieces.append(_piece(raw, frames, opens))
         at, offset = last.state_position, scan.end

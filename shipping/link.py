@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 OUT_BYTES_MAX = 48 << 20
 """Unsent bytes a link may hold: room for credits, one largest message and what goes beside them."""
 RECEIVE_BYTES = 256 << 10
+RECEIVE_BYTES_MIN = 16 << 10
+"""At first, and where little comes: the system maps and unmaps a large buffer for each call."""
 BACKLOG = 64
 
 
@@ -41,6 +43,7 @@ class Link:
         self._feed: Callable[[bytes], None] = self.decoder.feed
         self._out: deque[memoryview] = deque()
         self.out_bytes = 0
+        self._room_bytes = RECEIVE_BYTES_MIN
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -88,13 +91,14 @@ class Link:
     def receive(self) -> list[tuple[Message, bytes]]:
         """The messages that are complete now. Raises WireError for bad bytes, or when the peer closed."""
         try:
-            data = self.socket.recv(RECEIVE_BYTES)
+            data = self.socket.recv(self._room_bytes)
         except (BlockingIOError, InterruptedError):
             return []
         except OSError as error:
             raise self._broken(error) from error
         if not data:
             raise LinkClosed(f"{self.peer} closed the connection")
+        self._room_bytes = RECEIVE_BYTES if len(data) >= RECEIVE_BYTES_MIN else RECEIVE_BYTES_MIN
         self._feed(data)
         return list(self.decoder.messages())
 

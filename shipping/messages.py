@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
@@ -30,7 +30,16 @@ from . import messages_forward, messages_rejoin, messages_server
 from .messages_forward import ForwardMessage
 from .messages_rejoin import RejoinMessage
 from .messages_server import ServerMessage
-from .wire_types import Count, WirePosition, WireState
+from .wire_types import (
+    NODES_MAX,
+    Count,
+    NodeName,
+    NodeNameOrNone,
+    WireEpoch,
+    WirePosition,
+    WireState,
+    WireTime,
+)
 
 PROTOCOL: Final = 1
 ENVELOPE = struct.Struct("<IBBH")
@@ -71,20 +80,20 @@ class Refusal(msgspec.Struct, frozen=True):
 
     code: str
     text: str
-    epoch: Count = 0
-    candidate: str = ""
+    epoch: WireEpoch = 0
+    candidate: NodeNameOrNone = ""
 
 
 class ShipHello(msgspec.Struct, frozen=True):
     """A primary's shipper says who ships."""
 
-    node: str
+    node: NodeName
     shard: Count
-    epoch: Count
+    epoch: WireEpoch
     alone: bool
     end: WirePosition
     committed_lsn: Count
-    epochs: list[tuple[Count, Count]]
+    epochs: list[tuple[WireEpoch, Count]]
     """(epoch, first LSN) of the newest epochs in the log."""
     voters: tuple[str, ...]
     sync_replicas: Count
@@ -93,11 +102,11 @@ class ShipHello(msgspec.Struct, frozen=True):
 class ShipWelcome(msgspec.Struct, frozen=True):
     """A replica says where its log ends, on disk."""
 
-    node: str
+    node: NodeName
     end: WirePosition
     committed_lsn: Count
     applied_lsn: Count
-    epochs: list[tuple[Count, Count]]
+    epochs: list[tuple[WireEpoch, Count]]
     oldest_lsn: Count
     """First LSN in the log, 0 if the log is empty."""
     sync_replicas: Count = 0
@@ -138,7 +147,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
     committed_lsn: Count
     end_lsn: Count
-    time_ms: Count
+    time_ms: WireTime
     """Session time: the replica takes it over."""
     monotonic_us: Count
 
@@ -161,7 +170,10 @@ class Pause(msgspec.Struct, frozen=True):
 class Peers(msgspec.Struct, frozen=True):
     """What the primary's slots say of all replicas: (node, acknowledged LSN, state)."""
 
-    slots: list[tuple[str, Count, str]]
+    slots: Annotated[
+        list[tuple[NodeName, Count, Annotated[str, msgspec.Meta(max_length=32)]]],
+        msgspec.Meta(max_length=NODES_MAX),
+    ]
 
 
 class SnapshotOffer(msgspec.Struct, frozen=True):
@@ -174,8 +186,8 @@ class SnapshotOffer(msgspec.Struct, frozen=True):
     at: WireState
     snapshot_bytes: Count
     segment_lsn: Count
-    segment_epoch: Count
-    segment_primary: str
+    segment_epoch: WireEpoch
+    segment_primary: NodeName
     segment_previous: WireState
     log_bytes: Count
     parted_lsn: int = -1
@@ -212,14 +224,14 @@ class StatusAsk(msgspec.Struct, frozen=True):
 class StatusReply(msgspec.Struct, frozen=True):
     """What a node says of itself; its log is on disk up to `end`."""
 
-    node: str
+    node: NodeName
     shard: Count
     role: str
     end: WirePosition
     committed_lsn: Count
     applied_lsn: Count
-    promise_epoch: Count
-    promise_candidate: str
+    promise_epoch: WireEpoch
+    promise_candidate: NodeNameOrNone
     voters: tuple[str, ...]
     sync_replicas: Count
     oldest_lsn: Count
@@ -236,16 +248,16 @@ class StatusReply(msgspec.Struct, frozen=True):
 class PromiseAsk(msgspec.Struct, frozen=True):
     """Promise `epoch` to `candidate`."""
 
-    epoch: Count
-    candidate: str
+    epoch: WireEpoch
+    candidate: NodeName
     alone: bool = False
 
 
 class PromiseReply(msgspec.Struct, frozen=True):
     """The promise is durable; the position covers every acknowledgement ever sent in a lower epoch."""
 
-    epoch: Count
-    candidate: str
+    epoch: WireEpoch
+    candidate: NodeName
     end: WirePosition
     committed_lsn: Count
     fault: str
@@ -330,8 +342,9 @@ FENCED: Final = "fenced"
 FOREIGN: Final = "foreign"
 DIVERGED: Final = "diverged"
 REFUSED: Final = "refused"
+GONE: Final = "gone"
 PROTOCOL_ERROR: Final = "protocol"
-REFUSALS: Final = frozenset({FENCED, FOREIGN, DIVERGED, REFUSED, PROTOCOL_ERROR})
+REFUSALS: Final = frozenset({FENCED, FOREIGN, DIVERGED, REFUSED, GONE, PROTOCOL_ERROR})
 
 _KIND_OF: Final = {kind: number for number, kind in KINDS.items()}
 _DECODERS: Final = {number: msgspec.msgpack.Decoder(kind) for number, kind in KINDS.items()}

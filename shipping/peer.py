@@ -28,6 +28,7 @@ from ..store.errors import (
     WireError,
 )
 from ..store.ids import Position
+from ..store.promise import leaps
 from . import slots
 from .auth import NONCE_BYTES, SHIPPER, Connecting
 from .bootstrap import SnapshotSender
@@ -108,6 +109,10 @@ class Peer:
         self.slot = slot or new_slot(name)
         if self.slot.state in (slots.STREAMING, slots.CATCH_UP, slots.PAUSED):
             self._set_slot(state=slots.DISCONNECTED)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self._host, self._port
 
     @property
     def is_streaming(self) -> bool:
@@ -217,7 +222,7 @@ class Peer:
             case Stage.STREAMING, Ack():
                 self._acked(message)
             case ((Stage.STREAMING | Stage.SNAPSHOT), Pause()):
-                self._set_slot(state=slots.PAUSED, error=message.text)
+                self._set_slot(state=slots.PAUSED, error=message.text[:ERROR_CHARS_MAX])
             case Stage.SNAPSHOT, SnapshotWant() if self._snapshot:
                 self._snapshot.want(message)
             case Stage.SNAPSHOT, PieceAck() if self._snapshot:
@@ -395,8 +400,11 @@ class Peer:
 
     def _refused(self, refusal: Refusal) -> None:
         if refusal.code == FENCED:
-            self._fail(FencedError(refusal.text, node=self.name))
-            if refusal.epoch > self._reign.electorate.epoch:
+            self._fail(FencedError(refusal.text[:ERROR_CHARS_MAX], node=self.name))
+            own = self._reign.electorate.epoch
+            if leaps(own, refusal.epoch):
+                logger.error("an absurd epoch: node=%s epoch=%d own_epoch=%d", self.name, refusal.epoch, own)
+            elif refusal.epoch > own:
                 raise Fenced(refusal.epoch, refusal.candidate)
             return
         if refusal.code == FOREIGN:

@@ -51,8 +51,9 @@ from .nodelog import NodeLog, monotonic_ms, now_ms, open_node_log, take_process_
 from .parted import state_lsn
 from .ports import read_ports
 from .replica_log import ReplicaLog
-from .slots import SlotWriter, slot_or_new
+from .slots import STATES, SlotWriter, slot_or_new
 from .visitor import Stage, Visitor
+from .wire_types import NODES_MAX
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ class Receiver:
         self._full_since_ms = 0
         self._broken: PerdureError | None = None
         self._slots = SlotWriter(node.store)
+        self._told_of: set[str] = set()
+        """Nodes whose slots the primary has told of: each is a file here."""
         self._listener = listen(host, port)
         self.port = int(self._listener.getsockname()[1])
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -256,7 +259,10 @@ class Receiver:
     def take_peers(self, peers: Peers) -> None:
         """Remember how far the other replicas are, should this node become the primary."""
         for node, lsn, state in peers.slots:
-            if node != self.node.node and names.is_node_name(node):
+            if node != self.node.node and state in STATES:
+                if node not in self._told_of and len(self._told_of) >= NODES_MAX:
+                    raise WireError(f"the primary tells of more than {NODES_MAX} nodes")
+                self._told_of.add(node)
                 old = slot_or_new(self.node.store, node)
                 self._slots.put(msgspec.structs.replace(old, epoch=0, lsn=lsn, chain=0, state=state))
 

@@ -43,6 +43,8 @@ class ReplicaLog:
                 try:
                     log.give_promise(promise)
                 except PromiseRefusedError as error:
+                    if promise.epoch > held.epoch:
+                        raise  # not over, but absurd
                     raise self.fenced() from error
             self._sync()
             return log.cursor.at.position

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..store import names
+from ..store.control import Config
 from ..store.cursor import Run, list_segments
 from ..store.errors import FencedError, LockTimeoutError, UsageError
 from ..store.identity import read_identity
@@ -33,8 +34,9 @@ from .nodelog import NodeLog, monotonic_ms, open_node_log, take_process_lock
 from .peer import Peer
 from .progress import Electorate, commit_lsn, electorate_of, voters_connected
 from .reign import SILENCE_MS, SLOT_BUDGET_BYTES, Fenced, Reign
-from .slots import SlotWriter, slot_or_new
-from .wake import POLL_MS, PokeSocket, Wake, Watcher
+from .roster import replica_addresses
+from .slots import SlotWriter, read_slots, slot_or_new
+from .wake import POLL_MS, UNANNOUNCED_MIN, PokeSocket, Wake, Watcher
 from .window import Window
 
 logger = logging.getLogger(__name__)
@@ -99,10 +101,10 @@ class Shipper:
             committed_lsn=self._words[_COMMITTED],
         )
         self._slots = SlotWriter(node.store)
-        self._peers = [
-            Peer(self._reign, name, host, port, slot_or_new(node.store, name))
-            for name, (host, port) in sorted(replicas.items())
-        ]
+        self._configured = replicas
+        self._peers: list[Peer] = []
+        self._shipped_to: Config | None = None
+        self._set_peers()
         self._poke = PokeSocket(node.store)
         self._watcher = Watcher(self._log.cursor.log, self._words, _IDLE)
         self._gate = GateServer(node.store, self._selector, lambda: self._reign.committed_lsn)
@@ -113,6 +115,8 @@ class Shipper:
         self._is_fresh = False
         """Frames came in this round."""
         self._woken_by = Wake.POLL
+        self._unannounced = 0
+        """How often in a row frames came without a poke."""
         self.wakes: Counter[Wake] = Counter()
         """By what the shipper heard of frames that came while it waited."""
         self._ticked_ms = self._peers_told_ms = self._budget_ms = 0
@@ -200,7 +204,37 @@ class Shipper:
         self._reign.has_news = True
         return bool(words[_APPENDED] > end_lsn)
 
+    def _set_peers(self) -> None:
+        """Ship to the nodes that the newest CONFIG names, and to no others."""
+        config, store, reign = self._log.config, self._node.store, self._reign
+        if config == self._shipped_to:
+            return
+        self._shipped_to = config
+        wanted = replica_addresses(config, self._node.node, self._configured)
+        peers = {peer.name: peer for peer in self._peers}
+        for name, peer in list(peers.items()):
+            if wanted.get(name) != peer.address:
+                logger.info("no longer shipping to: node=%s address=%s:%d", name, *peer.address)
+                peers.pop(name).close()
+                if name not in wanted:
+                    self._slots.drop(name)
+        for name, (host, port) in wanted.items():
+            if name not in peers:
+                try:
+                    check_secret(reign.secret, host)
+                except UsageError as error:
+                    logger.error("cannot ship: node=%s error=%s", name, error)
+                    continue
+                peers[name] = Peer(reign, name, host, port, slot_or_new(store, name))
+        if config.members:
+            for slot in read_slots(store):
+                if slot.node not in wanted and slot.node not in config.voters:
+                    self._slots.drop(slot.node)
+        self._peers = [peers[name] for name in sorted(peers)]
+
     def _electorate_changed(self) -> None:
+        self._set_peers()
+        self._reign.committed_lsn = max(self._reign.committed_lsn, self._words[_COMMITTED])
         self._reign.electorate = self._electorate()
         self._reign.has_news = True
 
@@ -287,8 +321,12 @@ class Shipper:
             key.data(mask)
         if timeout_s and words[_APPENDED] > log.cursor.at.lsn:
             self.wakes[self._woken_by] += 1
-            if options.use_watcher and self._woken_by is not Wake.POKE:
-                self._watcher.need()
+            if self._woken_by is Wake.POKE:
+                self._unannounced = 0
+            elif not ready or self._woken_by is Wake.WATCHER:  # anything else may be ahead of the poke
+                self._unannounced += 1
+                if options.use_watcher and self._unannounced >= UNANNOUNCED_MIN:
+                    self._watcher.need()
 
     def _poked(self, _mask: int) -> None:
         if self._poke.drain():

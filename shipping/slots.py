@@ -117,7 +117,7 @@ class SlotWriter:
     def __init__(self, store: Path) -> None:
         self._store = store
         self._written: dict[str, tuple[Slot, float]] = {}
-        self._newest: dict[str, Slot] = {}
+        self._newest: dict[str, Slot | None] = {}
         self._changed = threading.Condition()
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="perdure-slots", daemon=True)
@@ -137,6 +137,13 @@ class SlotWriter:
             self._written[slot.node] = (slot, time.monotonic())
             self._changed.notify()
 
+    def drop(self, node: str) -> None:
+        """Forget a replica: its slot is removed, behind whatever was to be written of it."""
+        with self._changed:
+            self._newest[node] = None
+            self._written.pop(node, None)
+            self._changed.notify()
+
     def close(self) -> None:
         """Write what is left and end the thread."""
         with self._changed:
@@ -152,11 +159,14 @@ class SlotWriter:
                 if not self._newest:
                     return
                 due, self._newest = self._newest, {}
-            for slot in due.values():
+            for node, slot in due.items():
                 try:
-                    write_slot(self._store, slot)
+                    if slot is None:
+                        remove_slot(self._store, node)
+                    else:
+                        write_slot(self._store, slot)
                 except PerdureError as error:
-                    logger.warning("cannot write a slot: node=%s error=%s", slot.node, error)
+                    logger.warning("cannot write a slot: node=%s error=%s", node, error)
 
 
 def _is_same(old: Slot, new: Slot) -> bool:

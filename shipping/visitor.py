@@ -17,6 +17,7 @@ from ..store.errors import (
     FencedError,
     ForeignError,
     PerdureError,
+    PositionGoneError,
     PromiseRefusedError,
     WireError,
 )
@@ -28,6 +29,7 @@ from .messages import (
     DIVERGED,
     FENCED,
     FOREIGN,
+    GONE,
     PROTOCOL_ERROR,
     REFUSED,
     Ack,
@@ -161,6 +163,8 @@ class Visitor:
             code, held = FENCED, self._receiver.replica.held()
         elif isinstance(error, ForeignError):
             code = FOREIGN
+        elif isinstance(error, PositionGoneError):
+            code = GONE
         elif isinstance(error, DivergedError):
             code = DIVERGED
         elif isinstance(error, WireError):

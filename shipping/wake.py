@@ -28,6 +28,8 @@ POLL_MS: Final = 5
 """The last resort: look at the page this often."""
 WATCH_IDLE_S: Final = 10.0
 """The watcher is stopped when it was not needed for so long: it costs more than any other way."""
+UNANNOUNCED_MIN: Final = 3
+"""It is needed once frames came so often in a row without a poke: one poke may be late, not each."""
 POKE_BYTES: Final = 8
 
 

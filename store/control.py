@@ -22,11 +22,15 @@ AVAILABLE: Final = "available"
 POLICIES: Final = (STRICT, AVAILABLE)
 
 
-class EpochStart(msgspec.Struct, frozen=True):
+class EpochStart(msgspec.Struct, frozen=True, omit_defaults=True):
     """A reign begins."""
 
     node: str
     reason: str = ""
+    at_risk_from: int = 0
+    """First LSN of the history before that may be lost, as whoever promoted the node accepted; 0: none."""
+    at_risk_to: int = 0
+    """Highest LSN of it that any node was known to have."""
 
 
 class Electors(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -19,6 +19,10 @@ Chain = NewType("Chain", int)
 
 MASK64 = 0xFFFFFFFFFFFFFFFF
 EPOCH_MAX = 0xFFFFFFFF
+EPOCH_JUMP_MAX = 1 << 20
+"""A node that knows an epoch takes none that is further ahead of it. Elections go up by one or a few: this
+is one every minute for two years that a node was away. A peer gone mad would need 4,096 such leaps, each on
+disk and in the log lines, to use up all epochs."""
 LSN_LIMIT = 1 << 62
 """No log gets this far; whatever is computed from an LSN below it fits a signed 64-bit word."""
 

@@ -35,6 +35,7 @@ _END = int(Word.END)
 _LAST_FRAME = int(Word.LAST_FRAME)
 _CHAIN = int(Word.CHAIN)
 _FLUSHED = int(Word.FLUSHED)
+_COMMITTED = int(Word.COMMITTED)
 _new = tuple.__new__
 
 
@@ -50,16 +51,43 @@ class EventLog(LogFollower):
         self.look_again()
         return given
 
-    def start_epoch(self, promise: Promise, config: Config, reason: str) -> Position:
+    def start_epoch(
+        self, promise: Promise, config: Config, reason: str, at_risk: tuple[int, int] = (0, 0)
+    ) -> Position:
         """Begin this node's reign with a durable EPOCH_START. The caller holds the lock and has counted
-        the promises that it needs.
+        the promises that it needs. `at_risk`: first and last LSN of what may be lost by it.
         """
         give_promise(self.store, promise)
         now_ms = max(self.now_ms(), self.cursor.time_ms)
         self.begin_segment(promise.epoch, self.identity.node, now_ms)
-        position = self.append_control(EpochStart(self.identity.node, reason), config, now_ms)
+        start = EpochStart(self.identity.node, reason, *at_risk)
+        position = self.append_control(start, config, now_ms)
         self.lost_frames = False
         self.flusher.flush(position.lsn)
+        self.page.bump()
+        self.look_again()
+        return position
+
+    def change_config(self, config: Config) -> Position:
+        """Begin a segment with another CONFIG, in the epoch in force; durable, and in force from its own
+        frame on. The caller holds the lock with lock(), and has decided that the change may be made.
+
+        What was acknowledged without replicas stays visible: it is on disk, and said to be committed,
+        before a k above 0 is in force.
+        """
+        words, header = self.words, self.cursor.header
+        if header is None:
+            raise UsageError("a store without a log has no CONFIG to change")
+        if self.config.sync_replicas == 0:
+            self.flusher.flush(self.cursor.at.lsn)
+            words[_COMMITTED] = max(words[_COMMITTED], self.cursor.at.lsn)
+        before = config.before or self.config
+        now_ms = max(self.now_ms(), self.cursor.time_ms)
+        self.begin_segment(header.epoch, header.primary, now_ms)
+        position = self.append_control(None, config, now_ms)
+        self.flusher.flush(position.lsn)
+        if config.sync_replicas == 0 and before.sync_replicas == 0:
+            words[_COMMITTED] = max(words[_COMMITTED], position.lsn)
         self.page.bump()
         self.look_again()
         return position

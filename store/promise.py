@@ -12,6 +12,7 @@ import msgspec
 
 from . import names
 from .errors import PromiseRefusedError
+from .ids import EPOCH_JUMP_MAX, EPOCH_MAX
 from .smallfile import publish_small, read_small_file
 
 MAGIC = b"PDRPROM1"
@@ -33,11 +34,17 @@ NO_PROMISE = Promise(0, "")
 def decide_promise(held: Promise, asked: Promise) -> bool:
     """May `asked` be given, where `held` is? Pure.
 
-    One candidate per epoch, no way back: yes for a higher epoch, and again for the very same one.
+    One candidate per epoch, no way back: yes for a higher epoch, and again for the very same one. A leap
+    by more than EPOCH_JUMP_MAX is no election, but a peer gone mad; who knows no epoch yet believes any.
     """
     if asked.epoch > held.epoch:
-        return True
+        return asked.epoch <= EPOCH_MAX and not leaps(held.epoch, asked.epoch)
     return asked.epoch == held.epoch and asked.candidate == held.candidate
+
+
+def leaps(known_epoch: int, epoch: int) -> bool:
+    """Is an epoch further ahead of the one that a node knows than any election could have brought it?"""
+    return known_epoch > 0 and epoch > known_epoch + EPOCH_JUMP_MAX
 
 
 def read_promise(store: Path) -> Promise:
@@ -52,6 +59,13 @@ def give_promise(store: Path, asked: Promise) -> Promise:
     """
     held = read_promise(store)
     if not decide_promise(held, asked):
+        if asked.epoch > held.epoch:
+            raise PromiseRefusedError(
+                f"epoch {asked.epoch} is more than {EPOCH_JUMP_MAX} ahead of {held.epoch}, the newest known",
+                path=store / names.PROMISE,
+                hint="See which node speaks of it: its promise is damaged, or it is none of this cluster's. "
+                "A node that was away for so many elections is made anew.",
+            )
         raise PromiseRefusedError(
             f"epoch {asked.epoch} cannot be promised to {asked.candidate}: "
             f"epoch {held.epoch} is promised to {held.candidate}",

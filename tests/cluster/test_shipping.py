@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from perdure.shipping import read_slots, shipping_status
-from perdure.store import Indeterminate, NoQuorumError, Position
+from perdure.store import Indeterminate, NoQuorumError, Position, PositionGoneError
 from perdure.store.cursor import LogCursor, list_segments
-from perdure.store.errors import WireError
 from perdure.store.frame import cluster_key
 from perdure.store.page import Word
 from tests.cluster.nodes import CLUSTER, Cluster, cluster_of, session_ids, until
@@ -179,7 +178,7 @@ def test_the_asked_node_tells_its_position_and_its_frames(tmp_path: Path) -> Non
             assert 0 <= status.primary_heard_ms < 5_000
             raw = b"".join(client.fetch(cluster.end("n1")._replace(epoch=0, lsn=0, chain=0)))
             assert raw == frames_of(cluster, "n1")
-            with pytest.raises(WireError, match="is not in this log"):
+            with pytest.raises(PositionGoneError, match="is not in this log"):
                 list(client.fetch(cluster.end("n1")._replace(chain=1)))
 
 

@@ -12,7 +12,16 @@ from pathlib import Path
 
 from perdure.recovery import Answer, VoterState
 from perdure.shipping.nodelog import NodeLog, open_node_log
-from perdure.store import Config, Position, Promise, PromiseRefusedError, WireError, begin_cluster, init_store
+from perdure.store import (
+    Config,
+    Position,
+    PositionGoneError,
+    Promise,
+    PromiseRefusedError,
+    WireError,
+    begin_cluster,
+    init_store,
+)
 from perdure.store.event import Kind, Reason, encode_event
 from perdure.store.fold import Fold
 from perdure.store.session import encode_session
@@ -130,6 +139,18 @@ class DirectoryVoters:
                 return Answer(node, log.cursor.at.position, True, self.faults.get(node, ""))
             finally:
                 log.unlock()
+
+    def fetch(self, node: str, after: Position, limit_bytes: int = 1 << 20) -> Iterator[bytes]:
+        with self._node(node) as open_node:
+            cursor = open_node.cursor()
+            try:
+                cursor.seek(after.lsn)
+                if after.lsn and cursor.at.position != after:
+                    raise PositionGoneError(f"{after} is not in this log", lsn=after.lsn)
+                while run := cursor.read(limit_bytes=limit_bytes):
+                    yield run.raw
+            finally:
+                cursor.close()
 
     @contextlib.contextmanager
     def _node(self, node: str) -> Iterator[NodeLog]:

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from perdure.recovery import summarise, verify
 from perdure.recovery.promises import Why
 from perdure.recovery.promote import PromotionRefusedError, PromotionReport, promote
+from perdure.shipping.slots import new_slot, write_slot
 from perdure.store import (
+    DivergedError,
     FencedError,
     NoQuorumError,
     PerdureError,
     PoisonedError,
     Position,
     Promise,
+    WireError,
     names,
     read_promise,
 )
+from perdure.store.control import epoch_start_of
 from perdure.store.cursor import list_segments
+from perdure.store.page import Word
 from perdure.store.promise import give_promise
 from tests.recovery.kills import killed
 from tests.recovery.nodes import (
+    NOW_MS,
     DirectoryVoters,
     make_node,
     make_primary,
@@ -72,19 +80,135 @@ def test_the_old_primary_that_promised_is_fenced(tmp_path: Path) -> None:
         write(cluster.at["a"], 1)
 
 
-def test_a_voter_that_is_further_is_named_and_nobody_is_fenced(tmp_path: Path) -> None:
+def test_what_a_voter_has_more_is_fetched_before_the_epoch_begins(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    end = write(cluster.at["a"], 5)
+    replicate(cluster.at["a"], cluster.at["c"])
+    report = promote(cluster.at["b"], cluster.voters("c"))
+    assert (report.before, report.fetched_from, report.fetched_events) == (end, ("c",), 5)
+    assert report.cut_from == 0
+    assert report.keeps_acknowledged
+    replicate(cluster.at["b"], cluster.at["c"])
+    assert _end(cluster.at["b"]) == _end(cluster.at["c"])
+
+
+def _torn_apart(tmp_path: Path) -> Cluster:
+    """a has a tail that nobody else has; b began epoch 2 without it, and c follows b."""
     cluster = Cluster(tmp_path)
     write(cluster.at["a"], 5)
+    promote(cluster.at["b"], cluster.voters("c"))
+    give_promise(cluster.at["a"], Promise(2, "b"))
+    write(cluster.at["b"], 3, prefix="b")
+    replicate(cluster.at["b"], cluster.at["c"])
+    return cluster
+
+
+def test_a_tail_that_is_no_part_of_the_better_log_is_kept_aside_and_gives_way(tmp_path: Path) -> None:
+    cluster = _torn_apart(tmp_path)
+    better = _end(cluster.at["c"])
+    report = promote(cluster.at["a"], cluster.voters("c"))
+    assert (report.epoch, report.before) == (3, better)
+    assert report.cut_from == cluster.end.lsn + 1
+    assert report.fetched_events == better.lsn - cluster.end.lsn
+    kept = list((cluster.at["a"] / names.DIVERGED).rglob("*.seg"))
+    assert kept
+    assert summarise(verify(cluster.at["a"], level="chain")).exit_code == 0
     replicate(cluster.at["a"], cluster.at["c"])
-    voters = cluster.voters("c")
-    with pytest.raises(PromotionRefusedError, match="c is further") as caught:
-        promote(cluster.at["b"], voters)
-    assert caught.value.decision.why is Why.FURTHER
-    assert "Promote c instead" in caught.value.hint
-    assert voters.asked == []
-    assert read_promise(cluster.at["b"]).epoch == 1
-    write(cluster.at["a"], 1)
-    assert promote(cluster.at["c"], cluster.voters("b")).epoch == 2
+    assert _end(cluster.at["a"]) == _end(cluster.at["c"])
+
+
+def test_a_tail_over_several_segments_is_cut_at_the_last_frame_in_common(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    shared = write(cluster.at["a"], 4)
+    replicate(cluster.at["a"], cluster.at["c"], shared.lsn - 1)
+    replicate(cluster.at["a"], cluster.at["b"], shared.lsn - 1)
+    for _ in range(3):
+        write(cluster.at["a"], 3)
+        with opened(cluster.at["a"]) as node:
+            node.log.lock()
+            node.log.must_roll = True
+            node.log.roll_if_due(NOW_MS)
+            node.log.unlock()
+    promote(cluster.at["b"], cluster.voters("c"))
+    give_promise(cluster.at["a"], Promise(2, "b"))
+    replicate(cluster.at["b"], cluster.at["c"])
+    report = promote(cluster.at["a"], cluster.voters("c"))
+    assert report.cut_from == shared.lsn
+    replicate(cluster.at["a"], cluster.at["b"])
+    assert _end(cluster.at["a"]) == _end(cluster.at["b"])
+
+
+def test_without_confirming_replicas_a_tail_is_not_cut_by_itself(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, k=0)
+    write(cluster.at["a"], 5)
+    promote(cluster.at["b"], cluster.voters("c"), accept_data_loss=True)
+    give_promise(cluster.at["a"], Promise(2, "b"))
+    replicate(cluster.at["b"], cluster.at["c"])
+    end = _end(cluster.at["a"])
+    with pytest.raises(DivergedError, match="different frames behind LSN"):
+        promote(cluster.at["a"], cluster.voters("c"), accept_data_loss=True)
+    assert _end(cluster.at["a"]) == end
+
+
+def test_a_better_log_that_no_longer_reaches_back_is_not_fetched_and_says_what_to_do(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    write(cluster.at["a"], 2)
+    with opened(cluster.at["a"]) as node:
+        node.log.lock()
+        node.log.must_roll = True
+        node.log.roll_if_due(NOW_MS)
+        node.log.unlock()
+    replicate(cluster.at["a"], cluster.at["c"])
+    list_segments(cluster.at["c"] / "log")[0].path.unlink()
+    with pytest.raises(NoQuorumError, match="nothing in common"):
+        promote(cluster.at["b"], cluster.voters("c"))
+    assert _end(cluster.at["b"]) == cluster.end
+
+
+def test_a_further_log_that_cannot_be_had_is_done_without_if_the_others_are_enough(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, "abcde", k=2)
+    write(cluster.at["a"], 5)
+    replicate(cluster.at["a"], cluster.at["c"])
+
+    class Silent(DirectoryVoters):
+        def fetch(self, node: str, after: Position, limit_bytes: int = 1 << 20) -> Iterator[bytes]:
+            raise WireError("connection reset", node=node)
+
+    places = {name: cluster.at[name] for name in "cde"}
+    report = promote(cluster.at["b"], Silent(places))
+    assert report.before == cluster.end  # what c has more was on two disks only: never acknowledged
+    assert report.promisers == ("d", "e")
+    assert "c" in report.unheard
+    with pytest.raises(NoQuorumError, match="connection reset"):
+        promote(cluster.at["d"], Silent({"c": places["c"], "e": places["e"]}))
+
+
+def test_what_may_be_lost_stands_in_the_log_for_ever(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, k=0)
+    write_slot(cluster.at["b"], msgspec.structs.replace(new_slot("a"), lsn=cluster.end.lsn + 7))
+    report = promote(cluster.at["b"], cluster.voters("c"), accept_data_loss=True)
+    assert (report.at_risk_from, report.at_risk_to) == (cluster.end.lsn + 1, cluster.end.lsn + 7)
+    assert f"LSN {cluster.end.lsn + 7} was seen" in report.at_risk
+    with opened(cluster.at["b"]) as node:
+        cursor = node.cursor(is_sparse=False)
+        cursor.open_segment(list_segments(cursor.log)[-1])
+        run = cursor.read()
+        assert run is not None
+        start = epoch_start_of(run.events(*run.frames[0]))
+        cursor.close()
+    assert start is not None
+    assert (start.at_risk_from, start.at_risk_to) == (report.at_risk_from, report.at_risk_to)
+    assert start.reason == "promoted, data loss accepted"
+
+
+def test_the_report_says_whether_the_epoch_is_committed(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    report = promote(cluster.at["b"], cluster.voters("c"))
+    assert not report.is_committed  # nobody ships
+    assert not promote(cluster.at["b"], cluster.voters("c")).is_committed
+    with opened(cluster.at["b"]) as node:
+        node.log.words[Word.COMMITTED] = report.start.lsn
+    assert promote(cluster.at["b"], cluster.voters("c")).is_committed
 
 
 def test_too_few_voters_is_refused_and_says_how_to_go_on(tmp_path: Path) -> None:
@@ -265,6 +389,25 @@ def test_killed_at_any_system_call_it_can_be_run_again(tmp_path: Path) -> None:
         _check_after_death(cluster)
         number += 1
     assert points >= 15
+
+
+def test_killed_at_any_system_call_of_a_cut_and_a_fetch_it_can_be_run_again(tmp_path: Path) -> None:
+    points = 0
+    while True:
+        folder = tmp_path / str(points)
+        folder.mkdir()
+        cluster = _torn_apart(folder)
+        if not killed(lambda c=cluster: promote(c.at["a"], c.voters("c")), points):  # type: ignore[misc]
+            break
+        report = promote(cluster.at["a"], cluster.voters("c"))
+        assert report.epoch >= 3
+        assert list((cluster.at["a"] / names.DIVERGED).rglob("*.seg"))
+        write(cluster.at["a"], 1)
+        replicate(cluster.at["a"], cluster.at["c"])
+        assert _end(cluster.at["a"]) == _end(cluster.at["c"])
+        assert summarise(verify(cluster.at["a"], level="chain")).exit_code == 0
+        points += 1
+    assert points >= 40
 
 
 def _check_after_death(cluster: Cluster) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from perdure.recovery import PromotionRefusedError, promote
+from perdure.recovery import promote
 from perdure.shipping import spawn_receiver
-from perdure.store import NoQuorumError, Promise, init_store, read_promise
-from tests.recovery.nodes import make_node, make_primary, replicate, write
+from perdure.shipping.asking import NodeClient
+from perdure.store import NoQuorumError, Position, Promise, init_store, read_promise
+from perdure.store.promise import give_promise
+from tests.recovery.nodes import CLUSTER, DirectoryVoters, make_node, make_primary, replicate, write
 
 SECRET = b"0123456789abcdef-secret"
 
@@ -32,11 +34,29 @@ def test_with_receivers_running_on_both_replicas_the_candidate_is_promoted(tmp_p
         assert (report.epoch, report.promisers, report.unheard) == (2, ("c",), ("a",))
         assert read_promise(at["c"]) == Promise(2, "b")
         assert promote(at["b"], peers, SECRET).was_primary
-    with (
-        spawn_receiver(at["b"], secret=SECRET) as winner,
-        pytest.raises(PromotionRefusedError, match="b is further"),
-    ):
-        promote(at["c"], {"b": ("127.0.0.1", winner.port)}, SECRET)
+    with spawn_receiver(at["b"], secret=SECRET) as winner:
+        report = promote(at["c"], {"b": ("127.0.0.1", winner.port)}, SECRET)
+        assert (report.epoch, report.fetched_from, report.fetched_events) == (3, ("b",), 2)
+
+
+def test_a_candidate_that_cuts_and_fetches_while_its_receiver_runs_is_what_its_receiver_then_tells(
+    tmp_path: Path,
+) -> None:
+    at = cluster(tmp_path)
+    shared = replicate(at["a"], at["b"])
+    write(at["a"], 4)
+    promote(at["b"], DirectoryVoters({"c": at["c"]}))
+    give_promise(at["a"], Promise(2, "b"))
+    write(at["b"], 30, prefix="b")
+    end = replicate(at["b"], at["c"])
+    with spawn_receiver(at["a"], secret=SECRET) as own, spawn_receiver(at["c"], secret=SECRET) as other:
+        client = NodeClient("127.0.0.1", own.port, cluster_id=CLUSTER, secret=SECRET)
+        assert client.status().end[1] == shared.lsn + 4
+        report = promote(at["a"], {"c": ("127.0.0.1", other.port)}, SECRET)
+        assert (report.cut_from, report.before) == (shared.lsn + 1, end)
+        status = client.status()
+        client.close()
+    assert (status.role, Position(*status.end)) == ("primary", report.start)
 
 
 def test_a_wrong_secret_another_cluster_and_a_wrong_address_count_for_nothing(tmp_path: Path) -> None:

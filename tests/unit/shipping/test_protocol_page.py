@@ -18,7 +18,9 @@ from perdure.shipping import (
     visitor,
     wake,
     window,
+    wire_types,
 )
+from perdure.store import ids
 
 PAGE = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text(encoding="utf-8")
 
@@ -52,6 +54,17 @@ def test_the_limits_are_the_codes() -> None:
     assert told["connections to a receiver"] == (
         f"{receiver.VISITORS_MAX}, of which {receiver.STRANGERS_MAX} strangers"
     )
+
+
+def test_limits_of_what_messages_hold_are_the_codes() -> None:
+    told = {row[0]: row[1] for row in rows() if len(row) == 2}
+    assert told["LSNs, counts and sizes in messages"] == f"below 2^{ids.LSN_LIMIT.bit_length() - 1}"
+    assert told["times in messages and frames"] == f"below 2^{wire_types.TIME_MS_LIMIT.bit_length() - 1} ms"
+    assert told["nodes that a primary tells of"] == str(wire_types.NODES_MAX)
+    epochs = (
+        f"{ids.EPOCH_MAX:,}; a node that knows one takes none more than {ids.EPOCH_JUMP_MAX:,} ahead of it"
+    )
+    assert told["epochs in messages"] == epochs
 
 
 def test_numbers_in_the_text_are_the_codes() -> None:

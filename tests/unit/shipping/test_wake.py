@@ -102,6 +102,17 @@ def test_a_watcher_starts_only_when_frames_come_that_nobody_announced(store: Pat
         assert shipper._watcher.is_running
 
 
+def test_writers_who_poke_start_no_watcher_however_they_meet_the_shipper(store: Path) -> None:
+    with (
+        shipping(store, ShipperOptions()) as shipper,
+        SessionStore.open(store, gate=open_gate(store)) as sessions,
+    ):
+        for number in range(300):
+            sessions.create({})
+            time.sleep(number % 7 * 0.0003)
+        assert not shipper._watcher.is_running
+
+
 def test_a_watcher_that_was_not_needed_for_a_while_is_stopped(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,43 @@
+"""`perdure member` on a node's directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.runner import run, run_json
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    voters = [word for name in ("n1", "n2", "n3") for word in ("--voter", name)]
+    run_json("init", tmp_path / "n1", "--node", "n1", "--primary", *voters, "--member", "n2=10.0.0.2:7001")
+    return tmp_path / "n1"
+
+
+def test_the_members_are_listed_as_the_log_says(node: Path) -> None:
+    said = run_json("member", "list", node)
+    assert (said["voters"], said["sync_replicas"], said["is_auto"]) == (["n1", "n2", "n3"], 1, True)
+    assert said["members"] == {"n2": "10.0.0.2:7001"}
+    assert said["role"] == "primary"
+    assert "n1" in run("member", "list", node).stdout
+
+
+def test_a_change_that_nobody_could_confirm_has_the_code_of_a_refusal_or_of_usage(node: Path) -> None:
+    refused = run_json("member", "set-sync", node, "2", code=3)
+    assert refused["error"]["error"] == "NoQuorumError"
+    assert run("member", "remove", node, "n1").exit_code == 2
+    assert run("member", "set-sync", node, "many").exit_code == 2
+    assert run("member", "set-policy", node, "available").exit_code == 2
+    assert run("member", "add", node, "n4").exit_code == 2
+    assert run_json("member", "list", node)["sync_replicas"] == 1
+
+
+def test_a_store_on_its_own_gets_a_member_that_does_not_vote(tmp_path: Path) -> None:
+    run_json("init", tmp_path / "one", "--node", "n1", "--primary")
+    said = run_json("member", "add", tmp_path / "one", "n2=127.0.0.1:7001", "--no-vote")
+    assert (said["members"], said["voters"], said["is_committed"]) == ({"n2": "127.0.0.1:7001"}, ["n1"], True)
+    late = run_json("member", "add", tmp_path / "one", "n2=127.0.0.1:7001", "--timeout", "0.1", code=3)
+    assert "does not follow" in late["error"]["message"]
+    assert run_json("member", "remove", tmp_path / "one", "n2")["members"] == {}
