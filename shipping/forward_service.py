@@ -93,10 +93,15 @@ class ForwardService:
             SweepAsk: self._sweep,
         }
 
-    def _position(self, _asked: PositionAsk, _payload: bytes) -> tuple[Message, bytes]:
-        known = self._store.stats()
-        position = self._writes.position() if known["is_primary"] else self._store.position()
-        return PositionReply(known["node"], known["is_primary"], wire_position(position)), b""
+    def _position(self, asked: PositionAsk, _payload: bytes) -> tuple[Message, bytes]:
+        log = self._store._log
+        if asked.is_confirmed:
+            position = self._writes.confirmed_position()
+        else:
+            position = self._store.position()
+            if log.is_primary:
+                position = self._writes.position()
+        return PositionReply(log.identity.node, log.is_primary, wire_position(position)), b""
 
     def _forward(self, asked: ForwardAsk, payload: bytes) -> tuple[Message, bytes]:
         if len(asked.operation_id) != 16:

@@ -11,11 +11,14 @@ before it said must both be met.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 import msgspec
 
 from ..store.control import Config, Electors
 from ..store.ids import Position
+
+_NEVER_US: Final = (1 << 64) - 1
 
 
 class Electorate(msgspec.Struct, frozen=True):
@@ -77,6 +80,25 @@ def commit_lsn(
     if reached < electorate.epoch_start_lsn and electorate.sync_replicas > 0:
         return committed_lsn
     return max(committed_lsn, reached)
+
+
+def confirmed_us(electorate: Electorate, echoed: Mapping[str, int], committed_lsn: int) -> int:
+    """Up to when it is sure that no later epoch had a primary: 0 if that is not known.
+
+    `echoed` are the times (the primary's monotonic clock, us) of heartbeats that replicas answered while they
+    had promised nothing to anybody else. Of any k of them and the primary itself at least one has to promise
+    before a later epoch begins. Before its own EPOCH_START is committed a primary does not know all that is.
+    """
+    k = electorate.sync_replicas
+    if k <= 0 or committed_lsn < electorate.epoch_start_lsn:
+        return 0
+    sound = {node: us for node, us in echoed.items() if node != electorate.primary}
+    reached = _reached(electorate.voters - electorate.witnesses, k, sound, _NEVER_US)
+    before = electorate.before
+    if before is not None and committed_lsn < electorate.changed_lsn:
+        needed = before.sync_replicas + (electorate.primary not in before.voters)
+        reached = min(reached, _reached(frozenset(before.data_voters), needed, sound, _NEVER_US))
+    return 0 if reached == _NEVER_US else reached
 
 
 def _reached(replicas: frozenset[str], k: int, sound: Mapping[str, int], flushed_lsn: int) -> int:

@@ -297,8 +297,25 @@ class Writer:
 
     def wait_visible(self) -> None:
         """Wait until every frame that was appended is committed: an answer that rests on one of them."""
-        if self.view.needs_commit and self.view.pending_frames:
+        if not self.view.needs_commit:
+            return
+        if self.view.pending_frames:
             self._wait_committed(self.log.cursor.at)
+        self._confirm()
+
+    def _confirm(self) -> None:
+        """What writes nothing is certain only if no other node was the primary by then."""
+        epoch = self.log.cursor.at.epoch
+        if self.gate is None:
+            raise self._no_way_to_replicas()
+        if not self.gate.confirm(self.write_timeout_ms) and not self._is_over(epoch):
+            raise NoQuorumError(
+                f"{self.log.config.sync_replicas} replica(s) did not confirm that this node is the primary",
+                node=self.log.identity.node,
+                hint="Nothing was written. Start the replicas, or see `perdure status`.",
+            )
+        if self._is_over(epoch):
+            raise self.log.not_primary()
 
     def _wait_committed(self, position: StatePosition) -> None:
         if self.gate is None:
@@ -324,15 +341,19 @@ class Writer:
             if gate.wait(position.position, MOVED_MS):
                 return True
             left_ms -= MOVED_MS
-            if self._is_over(position.epoch):
+            if self._has_moved(position.epoch):
                 return gate.wait(position.position, 0)
         return gate.wait(position.position, left_ms)
 
-    def _is_over(self, epoch: int) -> bool:
-        """Is this node not the primary of that epoch any more, by its own files or by what others say?"""
-        log = self.log
-        if self.has_moved is not None and log.is_primary:
+    def _has_moved(self, epoch: int) -> bool:
+        """As _is_over, after a look at the other nodes."""
+        if self.has_moved is not None and self.log.is_primary:
             self.has_moved()
+        return self._is_over(epoch)
+
+    def _is_over(self, epoch: int) -> bool:
+        """Is this node not the primary of that epoch any more, by its own files?"""
+        log = self.log
         if log.words[_GENERATION] != log.generation:
             with self.view.mutex:
                 self.view.catch_up()
@@ -524,7 +545,7 @@ class Writer:
             now = time.monotonic()
             if now >= look_at:
                 look_at = now + MOVED_MS / 1000
-                if self._is_over(epoch):
+                if self._has_moved(epoch):
                     return  # who takes the lock now is told so
             if now < deadline:
                 time.sleep(QUORUM_POLL_S)

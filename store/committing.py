@@ -24,6 +24,7 @@ from .errors import (
     StoreClosedError,
     VersionConflictError,
 )
+from .freshness import Freshness
 from .ids import Position, StatePosition
 from .keeper import Keeper
 from .opening import Opened, OpenOptions
@@ -98,6 +99,7 @@ class CommittingStore(SessionReader):
         if forwarder is not None:
             self._elsewhere = Elsewhere(self._writer, forwarder, options.durability)
             self._writer.has_moved = self._elsewhere.hear_of_others
+        self._freshness = Freshness(self._writer, gate, self._elsewhere)
         self._is_closed = False
         self._refreshes_dropped = 0
         self._keeper.start(self._writer)
@@ -147,6 +149,34 @@ class CommittingStore(SessionReader):
             raise error
         level = None if durability is None else parse_durability(durability)
         return self._elsewhere.carry_out(evaluate, level, operation_id, error, finished=finished)
+
+    def _await_freshness(
+        self, after: Position | tuple[int, int, int] | str | None, max_lag_ms: int | None, linearizable: bool
+    ) -> None:
+        if after is not None:
+            self._freshness.wait_for(after, None)
+        if max_lag_ms is not None:
+            self._freshness.bound_lag(max_lag_ms)
+        if linearizable:
+            self._freshness.reach_newest()
+
+    def wait_for(
+        self, token: Position | tuple[int, int, int] | str, timeout_ms: int | None = None
+    ) -> Position:
+        """Wait until reads of this handle show all up to a position; answers where they stand then.
+
+        The token is what `position()` of any handle on any node gave, also as its text: after a write it
+        covers that write. Raises StaleReadError past `timeout_ms` (None: the store's write_timeout_ms),
+        PositionLostError if that history was lost, UsageError.
+        """
+        return self._freshness.wait_for(token, timeout_ms)
+
+    def lag_ms(self) -> int | None:
+        """How old what this handle reads may be at most, in ms, as far as heartbeats tell; None: unknown.
+
+        On the primary 0, or with sync_replicas the time since they confirmed that it is the primary.
+        """
+        return self._freshness.lag_ms()
 
     def _append(self, evaluate: Evaluate, operation_id: bytes) -> tuple[Any, StatePosition | None]:
         """Evaluate and append on this node, which must be the primary; durable is for whoever calls."""

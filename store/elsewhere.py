@@ -114,7 +114,7 @@ class Elsewhere:
             left_ms = _left_ms(deadline)
             try:
                 return self._forwarder.position(is_confirmed=is_confirmed, timeout_ms=min(left_ms, ROUND_MS))
-            except (WireError, NotPrimaryError, BusyError, Indeterminate) as error:
+            except (WireError, NotPrimaryError, BusyError, StaleReadError) as error:
                 if time.monotonic() + RETRY_S >= deadline:
                     raise StaleReadError(
                         f"no primary could say within {timeout_ms} ms what was written: {error.message}",

@@ -74,6 +74,15 @@ class ForwardedWrites:
         expired = self._store.cleanup_expired(limit or None)
         return expired, self.position()
 
+    def confirmed_position(self) -> Position:
+        """As position(), after sync_replicas have confirmed that this node is the primary.
+
+        Raises StaleReadError, NotPrimaryError.
+        """
+        self.position()
+        self._store._freshness.reach_newest()
+        return self.position()
+
     def position(self) -> Position:
         """Where readers of this primary stand. Raises NotPrimaryError."""
         view, log = self._view, self._log

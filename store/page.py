@@ -77,6 +77,13 @@ class Word(IntEnum):
     """Session time less the time since boot, ms, signed; 0: session time has not begun in this boot."""
     SLEWED_MS = 26
     """When that was last set, ms since boot."""
+    CONFIRMED_US = 32
+    """On a primary: up to when sync_replicas have confirmed that it is one, us (monotonic clock); 0: they
+    have not."""
+    HEARD_LSN = 33
+    """On a replica: the commit LSN that the last heartbeat told."""
+    HEARD_MS = 34
+    """When that came, ms (monotonic clock); 0: none came. Written behind HEARD_LSN, read before it."""
 
 
 def read_boot_id() -> str:

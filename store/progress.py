@@ -9,11 +9,10 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from .cursor import SegmentFile, list_segments
 from .errors import PositionLostError, StaleReadError, UsageError
 from .ids import Position, parse_position
 from .log import EventLog
-from .view import View
+from .view import View, is_lost
 
 POLL_S_MIN: Final = 0.0001
 POLL_S_MAX: Final = 0.002
@@ -33,15 +32,6 @@ def position_of(token: Position | tuple[int, int, int] | str) -> Position:
     return Position(epoch, lsn, chain)
 
 
-def is_lost(files: list[SegmentFile], position: Position) -> bool:
-    """Does a history with these segments go on without `position`? Pure.
-
-    One primary an epoch, so logs that have frames of an epoch agree on them; what an epoch held beyond the
-    place where a later one begins is in no history any more.
-    """
-    return any(file.epoch > position.epoch and file.first_lsn <= position.lsn for file in files)
-
-
 def has_reached(log: EventLog, view: View, position: Position) -> bool:
     """Do readers of this process see everything up to `position`? Raises PositionLostError."""
     with view.mutex:
@@ -50,7 +40,7 @@ def has_reached(log: EventLog, view: View, position: Position) -> bool:
         visible = view.visible
     if visible.lsn >= position.lsn and visible.epoch == position.epoch:
         return True
-    if visible.epoch > position.epoch and is_lost(list_segments(log.cursor.log), position):
+    if visible.epoch > position.epoch and is_lost(log, position):
         raise PositionLostError(
             f"{position} is in no history any more: a later epoch began before it",
             node=log.identity.node,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from perdure.cli.server_process import ServerChild, ServerTask, start_server
-from perdure.recovery import PromotionReport, promote
+from perdure.recovery import PromotionRefusedError, PromotionReport, promote
 from perdure.shipping import NodeForwarder, NodePorts, Way, open_gate, write_ports
 from perdure.store import SessionStore
 from perdure.store.page import Word
@@ -61,8 +61,17 @@ class AnyNodeCluster(Cluster):
         self.is_down.discard(name)
 
     def promote(self, name: str, *, accept_data_loss: bool = False) -> PromotionReport:
+        """Promote a node; tried again while another one is further."""
         peers = {other: (HOST, self.ports[other]) for other in self.names if other != name}
-        return promote(self.path(name), peers, SECRET, accept_data_loss=accept_data_loss)
+        reports: list[PromotionReport] = []
+
+        def is_promoted() -> bool:
+            with contextlib.suppress(PromotionRefusedError):
+                reports.append(promote(self.path(name), peers, SECRET, accept_data_loss=accept_data_loss))
+            return bool(reports)
+
+        until(is_promoted, f"{name} is promoted")
+        return reports[0]
 
     def handle(self, name: str, **options: object) -> SessionStore:
         """A handle on a node, with its gate and its way to the others; closed with the cluster."""
