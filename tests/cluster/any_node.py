@@ -60,14 +60,14 @@ class AnyNodeCluster(Cluster):
         self.serve(name)
         self.is_down.discard(name)
 
-    def promote(self, name: str, *, accept_data_loss: bool = False) -> PromotionReport:
+    def promote(self, name: str, *, alone: bool = False) -> PromotionReport:
         """Promote a node; tried again while another one is further."""
         peers = {other: (HOST, self.ports[other]) for other in self.names if other != name}
         reports: list[PromotionReport] = []
 
         def is_promoted() -> bool:
             with contextlib.suppress(PromotionRefusedError):
-                reports.append(promote(self.path(name), peers, SECRET, accept_data_loss=accept_data_loss))
+                reports.append(promote(self.path(name), peers, SECRET, alone=alone, accept_data_loss=alone))
             return bool(reports)
 
         until(is_promoted, f"{name} is promoted")

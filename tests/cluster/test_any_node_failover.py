@@ -181,7 +181,7 @@ def test_a_group_that_is_deleted_in_batches_is_gone_though_answers_are_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("perdure.store.bulk.ATOMIC_MAX", 10)
-    monkeypatch.setattr("perdure.store.bulk.BATCH_SESSIONS", 10)
+    monkeypatch.setattr("perdure.store.bulk.BATCH_SESSIONS", 8)
     with any_node_cluster(tmp_path, 2, sync_replicas=0) as cluster:
         replica = cluster.handle("n2", write_timeout_ms=20_000)
         with replica.batch() as batch:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from perdure.store import Position, PositionLostError, SessionStore, StaleReadError, UsageError
+from perdure.store.page import Word
 from tests.cluster.any_node import AnyNodeCluster, any_node_cluster
 from tests.cluster.nodes import until
 
@@ -92,7 +93,10 @@ def test_a_primary_that_was_replaced_serves_no_linearizable_read(tmp_path: Path)
         with stopped(cluster, "shipper:n1", "receiver:n1"):
             cluster.ports.pop("n1")
             cluster.names = ("n2", "n3")
-            until(lambda: cluster.word("n2", 7) == cluster.word("n3", 7), "both are as far")
+            until(
+                lambda: cluster.word("n2", Word.APPENDED) == cluster.word("n3", Word.APPENDED),
+                "both are as far",
+            )
             cluster.promote("n2")
             new.put("n", {"n": 2})
             with pytest.raises(StaleReadError):
@@ -112,8 +116,7 @@ def test_a_token_of_a_history_that_was_lost_is_its_own_error(tmp_path: Path) -> 
         cluster.kill_server("n1")
         lost = [primary.create({}) for _ in range(20)]
         token = primary.position()
-        cluster.names = ("n2",)
-        cluster.promote("n2", accept_data_loss=True)
+        cluster.promote("n2", alone=True)
         for _ in range(5):
             replica.create({})
         with pytest.raises(PositionLostError):
@@ -121,7 +124,6 @@ def test_a_token_of_a_history_that_was_lost_is_its_own_error(tmp_path: Path) -> 
         assert replica.peek(lost[0]) is None
         with pytest.raises((PositionLostError, StaleReadError)):
             replica.wait_for(Position(token.epoch, token.lsn + 1000, 1), 100)
-        cluster.names = ("n1", "n2")
 
 
 def test_plain_reads_of_one_handle_never_go_backwards_over_role_changes(tmp_path: Path) -> None:
