@@ -1,4 +1,5 @@
-"""A node's chores: sweep what has expired, take snapshots, drop log that nobody needs. A process of its own.
+"""A node's chores: sweep what has expired, take snapshots, drop log that nobody needs, make a state anew that
+has diverged. A process of its own.
 
 Owns when each is due. The work is the rooms'; a chore that fails is said and tried again when it is next
 due. Run as `python -m perdure.cli.chores`, with its task as one JSON line on standard input; it ends when
@@ -18,14 +19,18 @@ from pathlib import Path
 import msgspec
 
 from .. import open as open_replicated
-from ..recovery import Policy, apply_retention, take_snapshot
+from ..recovery import Policy, apply_retention, reconcile_self, take_snapshot
 from ..shipping import shipping_status
+from ..shipping.faults import fault_of
 from ..store import PerdureError, PoisonedError
 
 logger = logging.getLogger(__name__)
 
 TASK_BYTES_MAX = 65_536
 TICK_S = 0.2
+RECONCILE_S = 0.5
+SAME_FAULT_TRIES = 2
+"""So often a state is made anew for a fault at one LSN: then the log is wrong there, and not the state."""
 
 
 class ChoreTask(msgspec.Struct, frozen=True):
@@ -38,6 +43,8 @@ class ChoreTask(msgspec.Struct, frozen=True):
     retention_s: float = 60.0
     policy: Policy = Policy()
     """What retention keeps; `snapshots_kept` stands above its number of snapshots."""
+    auto_reconcile: bool = True
+    """A replica whose fold stopped with a fault has its state made anew."""
     log_level: str = "WARNING"
 
 
@@ -72,11 +79,13 @@ class Chores:
         self._task = task
         self._directory = Path(task.directory)
         self._snapshot_lsn = 0
+        self._fault_lsn, self._fault_tries = -1, 0
         now_s = time.monotonic()
         self._chores = (
             Chore("sweep", task.sweep_s, self.sweep, now_s),
             Chore("snapshot", task.snapshot_s, self.snapshot, now_s),
             Chore("retention", task.retention_s, self.drop, now_s),
+            Chore("reconcile", RECONCILE_S if task.auto_reconcile else 0, self.reconcile, now_s),
         )
 
     def tend(self, now_s: float) -> None:
@@ -105,6 +114,21 @@ class Chores:
         task = self._task
         policy = msgspec.structs.replace(task.policy, snapshots=task.snapshots_kept)
         return len(apply_retention(self._directory, policy).drop)
+
+    def reconcile(self) -> str:
+        """Put right what made folding stop, unless that was tried in vain; answers what was wrong."""
+        fault = fault_of(self._directory)
+        if fault is None:
+            return ""
+        if fault.lsn != self._fault_lsn:
+            self._fault_lsn, self._fault_tries = fault.lsn, 0
+        if self._fault_tries >= SAME_FAULT_TRIES:
+            return ""
+        self._fault_tries += 1
+        logger.warning("folding stopped, making the state anew: lsn=%d fault=%s", fault.lsn, fault.text)
+        reconcile_self(self._directory)
+        logger.warning("the state was made anew, folding goes on: lsn=%d", fault.lsn)
+        return fault.text
 
 
 def main() -> None:

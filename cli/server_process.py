@@ -19,6 +19,7 @@ from time import monotonic
 import msgspec
 
 from .. import open as open_replicated
+from ..recovery import OpsService
 from ..shipping import ForwardService, Secret, Server, merged_handlers
 from ..store import PerdureError, SessionStore, WireError, read_identity
 
@@ -48,12 +49,13 @@ class ServerReady(msgspec.Struct, frozen=True):
 
 def serve(task: ServerTask, store: SessionStore) -> Server:
     """The server over an open store, with the handlers of every room. Raises WireError, UsageError."""
+    tables = [ForwardService(store).handlers(), OpsService(Path(task.directory)).handlers()]
     return Server(
         task.host,
         task.port,
         cluster_id=read_identity(Path(task.directory)).cluster_id,
         secret=task.secret,
-        handlers=merged_handlers([ForwardService(store).handlers()]),
+        handlers=merged_handlers(tables),
     )
 
 

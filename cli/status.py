@@ -73,10 +73,8 @@ def status(
       perdure status /srv/n1 --peer n2=10.0.0.2:7001 --json
       perdure status /srv/n1 --watch
     """
-    from ..recovery import Reach
 
-    settings = Settings(directory)
-    reach = Reach(settings.peers(peer), settings.secret(secret_file))
+    reach = Settings(directory).reach(peer, secret_file)
     if not watches:
         values, code = _look(directory, reach)
         _show(values, as_json)
@@ -117,6 +115,7 @@ def _look(directory: Path, reach: Reach) -> tuple[dict[str, Any], Exit]:
         "failed": found.failed,
         "failovers": found.failovers,
         "last_failover": msgspec.to_builtins(found.last_failover) if found.last_failover else None,
+        "last_recovery": msgspec.to_builtins(found.last_recovery) if found.last_recovery else None,
         "shipper_pid": own.shipper_pid,
         "voters_connected": own.voters_connected,
         "fault": own.fault,

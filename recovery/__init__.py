@@ -1,10 +1,17 @@
 """Snapshots, replay, verify, promotion, retention and log tools; imports the store and shipping rooms."""
 
 from .cluster_status import ClusterStatus, PeerStatus, cluster_status
+from .consistency import check_consistency, reconcile
+from .coordinators import Coordinator, Manual, Quorum
 from .counting import promises_needed
 from .drop import apply_retention, explain_retention
+from .election import ElectionOptions
+from .elector import run_elector
+from .failover import FailoverReport, fail_over
 from .findings import Finding, Level, Summary, summarise
+from .health import ask_health, order_to_stand
 from .keyuse import KeyUse, key_use
+from .locate import LastChange, Located, SessionHolder, locate, wait_synced
 from .logtool import EpochStat, LogStat, SegmentStat, dump, stat
 from .members import (
     Membership,
@@ -24,13 +31,18 @@ from .migrate import (
     migrate_back,
     migration_state,
 )
+from .node_state import NodeState
+from .ops_service import OpsService
+from .primary import Primary
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
 from .promote import PromotionRefusedError, PromotionReport, promote
-from .reach import Reach
+from .reach import Reach, known_reach
+from .reconcile import Comparison, Difference, NodeVerdict
 from .repair import RepairReport, repair
 from .replay import ReplayReport, replay_to
 from .report import Failover, NodeReport, ReplicaReport, report_node
 from .retention import Line, Plan, Policy, plan_retention
+from .self_reconcile import SelfReconciled, reconcile_self
 from .sync_state import ClusterSync, SessionSync
 from .syncing import (
     Lacking,
@@ -43,7 +55,9 @@ from .syncing import (
     wait_for_replicas,
 )
 from .take import SnapshotState, inspect_snapshots, prune_snapshots, take_snapshot
+from .takeovers import Takeover, TakeoverRecord, read_takeovers
 from .target import is_unfinished
+from .transferring import TransferReport, force_transfer
 from .verify import verify
 from .verify_end import Depth
 from .voters import WireVoters
@@ -53,36 +67,54 @@ __all__ = [
     "Answer",
     "ClusterStatus",
     "ClusterSync",
+    "Comparison",
+    "Coordinator",
     "Decision",
     "Depth",
+    "Difference",
+    "ElectionOptions",
     "EpochStat",
     "Failover",
+    "FailoverReport",
     "Finding",
     "KeyUse",
     "Lacking",
+    "LastChange",
     "Level",
     "Line",
+    "Located",
     "LogStat",
+    "Manual",
     "Membership",
     "MigrationReport",
     "MigrationState",
     "NodeReport",
+    "NodeState",
+    "NodeVerdict",
+    "OpsService",
     "PeerStatus",
     "Plan",
     "Policy",
+    "Primary",
     "PromotionRefusedError",
     "PromotionReport",
+    "Quorum",
     "Reach",
     "RepairReport",
     "ReplayReport",
     "ReplicaReport",
     "SegmentStat",
+    "SelfReconciled",
+    "SessionHolder",
     "SessionSync",
     "SnapshotState",
     "Summary",
     "SyncReport",
+    "Takeover",
+    "TakeoverRecord",
     "Target",
     "Transfer",
+    "TransferReport",
     "VoterState",
     "Voters",
     "Waited",
@@ -92,29 +124,40 @@ __all__ = [
     "add_member",
     "add_witness",
     "apply_retention",
+    "ask_health",
+    "check_consistency",
     "cluster_status",
     "count_promises",
     "drop_previous",
     "dump",
     "ensure_synced",
     "explain_retention",
+    "fail_over",
     "flush",
     "force_sync",
+    "force_transfer",
     "inspect_snapshots",
     "is_unfinished",
     "key_use",
+    "known_reach",
     "list_members",
+    "locate",
     "migrate",
     "migrate_back",
     "migration_state",
+    "order_to_stand",
     "plan_retention",
     "promises_needed",
     "promote",
     "prune_snapshots",
+    "read_takeovers",
+    "reconcile",
+    "reconcile_self",
     "remove_member",
     "repair",
     "replay_to",
     "report_node",
+    "run_elector",
     "set_policy",
     "set_sync_replicas",
     "stat",
@@ -124,4 +167,5 @@ __all__ = [
     "verify",
     "wait_for",
     "wait_for_replicas",
+    "wait_synced",
 ]

@@ -6,6 +6,7 @@ answer can be believed is for whoever asks.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
@@ -14,7 +15,10 @@ import msgspec
 
 from ..shipping.asking import NodeClient
 from ..shipping.credentials import Secret
+from ..shipping.roster import node_addresses
+from ..shipping.server_client import ServerClient
 from ..store.errors import PerdureError, WireError
+from .source import newest_config, open_source
 
 ASK_TIMEOUT_MS: Final = 2_000
 ASKED_AT_ONCE: Final = 16
@@ -44,6 +48,21 @@ class Reach(msgspec.Struct, frozen=True):
             timeout_ms=self.timeout_ms,
         )
 
+    def server(self, node: str, cluster_id: bytes) -> ServerClient:
+        """A way to a node's server, which its receiver tells. Raises WireError, ForeignError, UsageError."""
+        with self.connect(node, cluster_id) as client:
+            said = client.status()
+        if said.node != node:
+            raise WireError(f"{said.node} answers at the address of {node}", node=node)
+        if not said.serve_port:
+            raise WireError(
+                f"{node} has no server that could be asked",
+                node=node,
+                hint="`perdure node` runs one; its receiver alone answers only how far the node is.",
+            )
+        host = self.peers[node][0]
+        return ServerClient(host, said.serve_port, cluster_id=cluster_id, secret=self.secret, node=node)
+
     def ask_all(self, ask: Callable[[str], T]) -> dict[str, T | PerdureError]:
         """What `ask` answers for each peer, or the error that it raised; all at the same time."""
         if not self.peers:
@@ -60,3 +79,14 @@ class Reach(msgspec.Struct, frozen=True):
 
 
 NOBODY: Final = Reach()
+
+
+def known_reach(
+    store: str | os.PathLike[str], given: Mapping[str, tuple[str, int]], secret: Secret = b""
+) -> Reach:
+    """The way to the other nodes: addresses that are given, and those that the newest CONFIG in the log says.
+
+    Raises StoreMissingError, FormatError.
+    """
+    source = open_source(store)
+    return Reach(node_addresses(newest_config(source), source.identity.node, given) | dict(given), secret)

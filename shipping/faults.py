@@ -33,12 +33,17 @@ def write_fault(store: Path, fault: Fault) -> None:
     publish_small(store / names.FOLD_FAULT, MAGIC, VERSION, fault)
 
 
+def fault_of(store: Path) -> Fault | None:
+    """The fault, None if there is none; of one whose file is damaged, that it is."""
+    try:
+        return read_small_file(store / names.FOLD_FAULT, MAGIC, VERSION, Fault)
+    except FormatError as error:
+        return Fault(0, f"a fault was recorded, and its file is damaged: {error}", 0)
+
+
 def read_fault(store: Path) -> str:
     """The text of the fault, empty if there is none."""
-    try:
-        fault = read_small_file(store / names.FOLD_FAULT, MAGIC, VERSION, Fault)
-    except FormatError as error:
-        return f"a fault was recorded, and its file is damaged: {error}"
+    fault = fault_of(store)
     return fault.text if fault else ""
 
 

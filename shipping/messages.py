@@ -26,8 +26,10 @@ import msgspec
 from ..store import zstd
 from ..store.errors import CorruptError, WireError
 from ..store.frame import FRAME_BYTES_MAX
-from . import messages_forward, messages_rejoin, messages_server
+from . import messages_forward, messages_health, messages_ops, messages_rejoin, messages_server
 from .messages_forward import ForwardMessage
+from .messages_health import HealthMessage
+from .messages_ops import OpsMessage
 from .messages_rejoin import RejoinMessage
 from .messages_server import ServerMessage
 from .wire_types import (
@@ -304,6 +306,8 @@ Message: TypeAlias = (
     | RejoinMessage
     | ServerMessage
     | ForwardMessage
+    | HealthMessage
+    | OpsMessage
 )
 
 KINDS: Final[dict[int, type[Message]]] = {
@@ -333,9 +337,14 @@ KINDS: Final[dict[int, type[Message]]] = {
     **messages_rejoin.KINDS,
     **messages_server.KINDS,
     **messages_forward.KINDS,
+    **messages_health.KINDS,
+    **messages_ops.KINDS,
 }
 WITH_PAYLOAD: Final = frozenset({20, 32, 45}).union(
-    messages_rejoin.WITH_PAYLOAD, messages_server.WITH_PAYLOAD, messages_forward.WITH_PAYLOAD
+    messages_rejoin.WITH_PAYLOAD,
+    messages_server.WITH_PAYLOAD,
+    messages_forward.WITH_PAYLOAD,
+    messages_ops.WITH_PAYLOAD,
 )
 
 FENCED: Final = "fenced"

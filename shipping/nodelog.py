@@ -22,6 +22,7 @@ from ..store.log import LOCK_TIMEOUT_MS, EventLog
 from ..store.opening import OpenOptions, open_store
 from ..store.page import Word, read_boot_id
 from ..store.placing import open_log
+from ..store.rejoining import wait_until_rejoined
 from ..store.segment import HEADER_BYTES
 from .messages import EPOCHS_MAX
 
@@ -85,6 +86,21 @@ class NodeLog:
             except (CorruptError, PositionGoneError):
                 return  # the page's words were changing; later then, or under the lock
         log.look_again()
+
+    def keep_up(self) -> None:
+        """For a process that waits: see a changed role, and stay near the end of a log that others append.
+
+        The role is that of the log's newest epoch, so after a change the log is read to its end. Raises
+        PoisonedError after a failed sync, CorruptError for a damaged log.
+        """
+        log = self.log
+        if log.words[Word.GENERATION] != log.generation:
+            log.refresh_role()
+            self.skip_ahead()
+            log.follow()
+        else:
+            self.skip_ahead()
+        log.flusher.drop_retired()
 
     def _skip(self) -> None:
         log = self.log
@@ -181,6 +197,7 @@ def open_node_log(store: Path, locks: list[FileLock]) -> NodeLog:
                 path=store,
                 hint="Try again when it has finished.",
             ) from error
+        wait_until_rejoined(store, LOCK_TIMEOUT_MS)
         return NodeLog(store, identity, _open(store, identity), [*locks, users])
     except BaseException:
         users.close()

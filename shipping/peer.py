@@ -33,6 +33,7 @@ from . import slots
 from .auth import NONCE_BYTES, SHIPPER, Connecting
 from .bootstrap import SnapshotSender
 from .credentials import CertificateError
+from .keys_sender import KeysSender
 from .link import Link, LinkClosed, begin_connect, check_connected
 from .messages import (
     DIVERGED,
@@ -41,6 +42,7 @@ from .messages import (
     Ack,
     Challenge,
     Cut,
+    FetchAsk,
     Message,
     Pause,
     Peers,
@@ -51,9 +53,9 @@ from .messages import (
     SnapshotWant,
     Start,
 )
-from .messages_rejoin import Parted
+from .messages_rejoin import KeysAsk, Parted
 from .nodelog import monotonic_ms, now_ms
-from .placement import CutTo, HasDiverged, NeedsSnapshot, Placement, StreamFrom
+from .placement import CutTo, GiveKeys, HasDiverged, NeedsSnapshot, Placement, StreamFrom
 from .reign import Fenced, Reign
 from .sender import Sender
 from .slots import Slot, new_slot
@@ -82,6 +84,8 @@ class Stage(Enum):
     SEARCHING = "searching"
     STREAMING = "streaming"
     SNAPSHOT = "snapshot"
+    KEYS = "keys"
+    """It takes the keys that its state has from another history."""
 
 
 class Peer:
@@ -97,6 +101,7 @@ class Peer:
         self.sender: Sender | None = None
         self._placement: Placement | None = None
         self._snapshot: SnapshotSender | None = None
+        self._keys: KeysSender | None = None
         self._retry_ms = 0
         self._retry_at_ms = 0
         self._since_ms = 0
@@ -127,7 +132,7 @@ class Peer:
             if at_ms >= self._retry_at_ms:
                 self._guarded(self._connect)
             return
-        if self._stage in (Stage.STREAMING, Stage.SNAPSHOT):
+        if self._stage in (Stage.STREAMING, Stage.SNAPSHOT, Stage.KEYS):
             if at_ms - self._heard_ms > self._reign.silence_ms:
                 self._fail(WireError(f"nothing was heard for {at_ms - self._heard_ms} ms", node=self.name))
             elif at_ms - self._heartbeat_ms >= HEARTBEAT_MS:
@@ -142,6 +147,8 @@ class Peer:
             return self._guarded(self._pump_frames)
         if self._stage is Stage.SNAPSHOT:
             return self._guarded(self._pump_snapshot)
+        if self._stage is Stage.KEYS:
+            return self._guarded(self._pump_keys)
         if self._stage is Stage.SEARCHING:
             return self._guarded(self._step_placement)
         return False
@@ -203,14 +210,14 @@ class Peer:
         link = self._link
         if link is None or self._stage is Stage.CONNECTING:
             return
-        for message, _payload in link.receive():
+        for message, payload in link.receive():
             self._heard_ms = monotonic_ms()
-            self._take(message)
+            self._take(message, payload)
             if self._link is not link:
                 return
         self._watch()
 
-    def _take(self, message: Message) -> None:
+    def _take(self, message: Message, payload: bytes) -> None:
         match self._stage, message:
             case _, Refusal():
                 self._refused(message)
@@ -232,7 +239,14 @@ class Peer:
                 self._snapshot.want(message)
             case Stage.SNAPSHOT, PieceAck() if self._snapshot:
                 self._snapshot.acked(message)
-            case Stage.SNAPSHOT, Ack():
+            case Stage.KEYS, FetchAsk() if self._keys:
+                self._keys.frames(message)
+            case Stage.KEYS, KeysAsk() if self._keys:
+                self._keys.keys(message, payload)
+            case Stage.KEYS, ShipWelcome():
+                self._end_keys()
+                self._welcomed(message)
+            case ((Stage.SNAPSHOT | Stage.KEYS), Ack()):
                 pass  # an answer to a heartbeat
             case _:
                 raise WireError(
@@ -265,6 +279,12 @@ class Peer:
                 self._stage = Stage.MEETING
                 self._since_ms = monotonic_ms()
                 self._send(Cut(position, is_open))
+            case GiveKeys(fork):
+                logger.warning("giving a replica the keys that it changed: node=%s fork=%s", self.name, fork)
+                self._keys = KeysSender(self._reign.node, fork)
+                self._stage = Stage.KEYS
+                self._heard_ms = monotonic_ms()
+                self._set_slot(state=slots.CATCH_UP, error="")
             case NeedsSnapshot(why, parted_lsn):
                 self._begin_snapshot(why, parted_lsn)
             case HasDiverged(why, is_fault):
@@ -342,6 +362,17 @@ class Peer:
                 return False
             self._send(*found)
         return True
+
+    def _pump_keys(self) -> bool:
+        found = self._keys.next_message(self._reign.window.end.lsn) if self._keys else None
+        if found is not None:
+            self._send(*found)
+        return False
+
+    def _end_keys(self) -> None:
+        if self._keys is not None:
+            self._keys.close()
+            self._keys = None
 
     def _heartbeat(self) -> None:
         reign = self._reign
@@ -455,6 +486,7 @@ class Peer:
             self._link.close()
             self._link = None
         self._end_placement()
+        self._end_keys()
         if self.sender is not None:
             self.sender.close()
             self.sender = None

@@ -46,6 +46,12 @@ class CutTo(msgspec.Struct, frozen=True):
     """The segment goes on behind it."""
 
 
+class GiveKeys(msgspec.Struct, frozen=True):
+    """The replica's state holds what stands behind the fork: it takes these keys from the primary's."""
+
+    fork: Position
+
+
 class NeedsSnapshot(msgspec.Struct, frozen=True):
     """A snapshot replaces what the replica has."""
 
@@ -61,7 +67,7 @@ class HasDiverged(msgspec.Struct, frozen=True):
     is_fault: bool
 
 
-Verdict: TypeAlias = "StreamFrom | CutTo | NeedsSnapshot | HasDiverged"
+Verdict: TypeAlias = "StreamFrom | CutTo | GiveKeys | NeedsSnapshot | HasDiverged"
 
 
 def replica_facts(welcome: ShipWelcome) -> ReplicaFacts:
@@ -144,7 +150,7 @@ class Placement:
         if (found.epoch, found.lsn) != (fork.epoch, fork.lsn):
             return NeedsSnapshot(f"the log has no frame that ends at LSN {fork.lsn}", fork.lsn)
         if isinstance(wanted, TakeKeys):
-            return NeedsSnapshot("its state holds what this history has not", fork.lsn)
+            return GiveKeys(found)
         starts = {file.first_lsn for file in list_segments(self._reign.node.log.cursor.log)}
         return CutTo(found, is_open=fork.lsn + 1 not in starts and fork.lsn < self._reign.window.end.lsn)
 

@@ -31,6 +31,7 @@ from ..store.ids import Position
 from ..store.page import Word
 from ..store.promise import Promise
 from .credentials import Secret, check_secret
+from .crossing import Crossing
 from .cut import CommittedError, cut_log, finish_cut
 from .faults import Fault, read_fault, write_fault
 from .install import Incoming, finish_install
@@ -50,6 +51,7 @@ from .messages_rejoin import Parted
 from .nodelog import NodeLog, monotonic_ms, now_ms, open_node_log, take_process_lock
 from .parted import state_lsn
 from .ports import read_ports
+from .rejoin import finish_rejoin
 from .replica_log import ReplicaLog
 from .slots import STATES, SlotWriter, slot_or_new
 from .visitor import Stage, Visitor
@@ -77,6 +79,7 @@ class Receiver:
         self._visitors: dict[int, Visitor] = {}
         self._shipper: Visitor | None = None
         self._incoming: Incoming | None = None
+        self.crossing = Crossing(self)
         self._heard_ms = 0
         self._primary = ""
         self._full_since_ms = 0
@@ -112,6 +115,7 @@ class Receiver:
             self._drop(visitor)
         if self._incoming is not None:
             self._incoming.close()
+        self.crossing.end()
         self._slots.close()
         self._selector.close()
         self._listener.close()
@@ -120,12 +124,13 @@ class Receiver:
     def _tick(self, at_ms: int) -> None:
         for visitor in list(self._visitors.values()):
             if at_ms - visitor.heard_ms > visitor.limit_ms():
-                self._end(visitor, WireError(f"{visitor.link.peer} was silent for too long"))
+                self.end(visitor, WireError(f"{visitor.link.peer} was silent for too long"))
         shipper = self._shipper
         if shipper is not None and shipper.is_paused and at_ms - self._full_since_ms >= FULL_RETRY_MS:
             self._guarded(shipper, lambda: self._append(shipper))
         if self._incoming is not None:
             self._install_if_whole()
+        self.crossing.go_on()
         if shipper is None:
             self.node.skip_ahead()
         self.node.log.flusher.sync_mark()
@@ -143,7 +148,7 @@ class Receiver:
         link, _host = accepted
         strangers = [visitor for visitor in self._visitors.values() if not visitor.is_trusted]
         if len(strangers) >= STRANGERS_MAX:
-            self._end(strangers[0], WireError("too many connections that do not prove themselves"))
+            self.end(strangers[0], WireError("too many connections that do not prove themselves"))
         elif len(self._visitors) >= VISITORS_MAX:
             logger.warning("too many connections: peer=%s", link.peer)
             link.close()
@@ -168,11 +173,15 @@ class Receiver:
                 self._heard_ms = visitor.heard_ms
             if visitor.batch:
                 self._append(visitor)
-        self._watch(visitor)
+        self.watch(visitor)
 
-    def _watch(self, visitor: Visitor) -> None:
+    def is_here(self, visitor: Visitor) -> bool:
+        """Is it still connected?"""
+        return visitor.link.fileno() in self._visitors
+
+    def watch(self, visitor: Visitor) -> None:
         """Wait for what the link needs: nothing is read while the disk is full."""
-        if visitor.link.fileno() not in self._visitors:
+        if not self.is_here(visitor):
             return
         mask = selectors.EVENT_READ if not visitor.is_paused else 0
         mask |= selectors.EVENT_WRITE if visitor.link.has_unsent else 0
@@ -194,9 +203,9 @@ class Receiver:
         except PoisonedError:
             raise
         except (PerdureError, OSError) as error:
-            self._end(visitor, error)
+            self.end(visitor, error)
 
-    def _end(self, visitor: Visitor, error: Exception) -> None:
+    def end(self, visitor: Visitor, error: Exception) -> None:
         logger.log(
             logging.INFO if visitor.is_trusted and isinstance(error, LinkClosed) else logging.WARNING,
             "connection ended: peer=%s node=%s stage=%s error=%s",
@@ -246,7 +255,7 @@ class Receiver:
                 visitor.is_paused = True
             self._full_since_ms = visitor.heard_ms = monotonic_ms()
             visitor.link.send(Pause(str(error)[:1000]))  # again and again: this node lives
-            self._watch(visitor)
+            self.watch(visitor)
             return
         if visitor.is_paused:
             logger.info("there is space again: lsn=%d", position.lsn)
@@ -254,7 +263,7 @@ class Receiver:
             visitor.heard_ms = monotonic_ms()
         visitor.acknowledge(position)
         self.replica.commit(0)
-        self._watch(visitor)
+        self.watch(visitor)
 
     def take_peers(self, peers: Peers) -> None:
         """Remember how far the other replicas are, should this node become the primary."""
@@ -299,7 +308,7 @@ class Receiver:
         end = self.replica.give_promise(asked)
         logger.info("promised: epoch=%d candidate=%s end=%s", asked.epoch, asked.candidate, end)
         if self._shipper is not None and self._shipper.primary != asked.candidate:
-            self._end(self._shipper, self.replica.fenced())
+            self.end(self._shipper, self.replica.fenced())
         return PromiseReply(asked.epoch, asked.candidate, end, self.node.committed_lsn(), self._fault())
 
     def fetch(self, ask: FetchAsk) -> tuple[FetchReply, bytes]:
@@ -332,7 +341,7 @@ class Receiver:
         except CommittedError as error:
             self._note_fault(error.lsn or to.lsn, str(error))
             raise
-        self._reopen()
+        self.reopen()
 
     def has_parted(self, parted: Parted) -> None:
         """The primary takes nothing of this log now. Raises DivergedError, which says why."""
@@ -374,16 +383,16 @@ class Receiver:
             raise
         except (PerdureError, OSError) as error:
             for visitor in ended:
-                self._end(visitor, error)
+                self.end(visitor, error)
             incoming.close()
             self._incoming = None
             return
         self._incoming = None
-        self._reopen()
+        self.reopen()
         for visitor in ended:
             self._drop(visitor)  # the primary comes again, and finds a log to go on from
 
-    def _reopen(self) -> None:
+    def reopen(self) -> None:
         """The log was changed under its handle: open it anew, with the same locks.
 
         Without it this process is of no use: what goes wrong here ends it.
@@ -420,6 +429,7 @@ def serve_receiver(
     path = Path(store)
     lock = take_process_lock(path, names.RECEIVER_LOCK)
     try:
+        finish_rejoin(path)
         finish_cut(path)
         finish_install(path)
         node = open_node_log(path, [lock])

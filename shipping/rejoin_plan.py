@@ -31,7 +31,7 @@ import msgspec
 from ..store.ids import Position
 from .progress import Common, last_common
 
-KEYS_LOG_BYTES_MAX: Final = 192 << 20
+KEYS_LOG_BYTES_MAX: Final = 160 << 20
 """Log behind the fork, on either side, up to which touched keys are taken one by one; above, a snapshot.
 Whole segments count, so that it is well above two of them."""
 OVER_BUDGET: Final = "it lacks more log than its budget"

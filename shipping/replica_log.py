@@ -34,8 +34,8 @@ class ReplicaLog:
     def accept_reign(self, promise: Promise) -> Position:
         """A primary of this epoch ships from now on; answers the end of the log, on disk.
 
-        A higher epoch is promised to it, durably, before anything else. Raises FencedError if a higher
-        epoch, or this one for another candidate, was promised before.
+        The epoch is promised to it, durably, before anything else. Raises FencedError if a higher epoch was
+        promised before, or this one to another primary (see decide_reign).
         """
         log = self._log
         log.lock_any()
@@ -43,7 +43,7 @@ class ReplicaLog:
             held = log.promise
             if promise.epoch != held.epoch or promise.candidate != held.candidate:
                 try:
-                    log.give_promise(promise)
+                    log.follow_reign(promise)
                 except PromiseRefusedError as error:
                     if promise.epoch > held.epoch:
                         raise  # not over, but absurd

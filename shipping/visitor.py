@@ -35,6 +35,7 @@ from .messages import (
     Ack,
     Cut,
     FetchAsk,
+    FetchReply,
     Frames,
     Greet,
     Heartbeat,
@@ -52,7 +53,7 @@ from .messages import (
     StatusAsk,
     unpack_payload,
 )
-from .messages_rejoin import Parted
+from .messages_rejoin import KeysOffer, KeysReply, Parted
 from .nodelog import monotonic_ms
 from .parted import newest_snapshots
 
@@ -73,6 +74,12 @@ class Stage(Enum):
     """A shipper, before its hello or the decision where to start."""
     STREAMING = "streaming"
     SNAPSHOT = "snapshot"
+    KEYS = "keys"
+    """It gathers what it needs for a rejoin."""
+
+
+SHIPPING: Final = frozenset({Stage.MEETING, Stage.STREAMING, Stage.SNAPSHOT, Stage.KEYS})
+"""What a primary's shipper goes through."""
 
 
 class Visitor:
@@ -98,7 +105,7 @@ class Visitor:
 
     @property
     def is_shipper(self) -> bool:
-        return self.stage in (Stage.STREAMING, Stage.SNAPSHOT) or self.reign is not None
+        return self.stage in (Stage.STREAMING, Stage.SNAPSHOT, Stage.KEYS) or self.reign is not None
 
     def limit_ms(self) -> int:
         """How long it may be silent."""
@@ -120,7 +127,7 @@ class Visitor:
                 self._promise(message)
             case Stage.ASKING, FetchAsk():
                 self.link.send(*self._receiver.fetch(message))
-            case ((Stage.MEETING | Stage.STREAMING | Stage.SNAPSHOT), _) if not isinstance(message, Refusal):
+            case (stage, _) if stage in SHIPPING and not isinstance(message, Refusal):
                 self._take_from_shipper(message, payload)
             case _, Refusal():
                 raise WireError(f"the peer ends the connection: {message.text}", node=self.primary or None)
@@ -147,7 +154,14 @@ class Visitor:
             case Stage.SNAPSHOT, Piece():
                 raw = unpack_payload(payload, message.raw_bytes, message.compressed)
                 self.link.send(PieceAck(*self._receiver.take_piece(message, raw)))
-            case ((Stage.STREAMING | Stage.SNAPSHOT), Heartbeat()):
+            case Stage.MEETING, KeysOffer() if self.reign:
+                self.stage = Stage.KEYS
+                self._receiver.crossing.begin(self, message)
+            case Stage.KEYS, FetchReply():
+                self._receiver.crossing.take_frames(message, payload)
+            case Stage.KEYS, KeysReply():
+                self._receiver.crossing.take_records(message, payload)
+            case ((Stage.MEETING | Stage.STREAMING | Stage.SNAPSHOT | Stage.KEYS), Heartbeat()):
                 self._heartbeat(message)
             case ((Stage.STREAMING | Stage.SNAPSHOT), Peers()):
                 self._receiver.take_peers(message)
@@ -175,6 +189,11 @@ class Visitor:
         except WireError:
             return  # it is gone already
 
+    def meet(self, reign: Promise) -> None:
+        """Begin anew with where this node's log ends: it was changed, or cannot be changed as was planned."""
+        self.stage = Stage.MEETING
+        self.welcome(reign)
+
     def welcome(self, reign: Promise) -> None:
         """Say where this node's log ends."""
         receiver = self._receiver
@@ -191,7 +210,7 @@ class Visitor:
                 is_state_shared=shares_state(node.identity.backend),
                 snapshots=newest_snapshots(node.store),
                 applied_lsn=receiver.applied_lsn(),
-                takes_keys=False,
+                takes_keys=receiver.crossing.takes_keys,
             )
         )
 

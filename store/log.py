@@ -21,7 +21,7 @@ from .frame import FRAME_BYTES_MAX, MAGIC, pack_body_header, pack_chain, xxh3_64
 from .frame import HEADER_BYTES as FRAME_HEADER_BYTES
 from .ids import Position, StatePosition
 from .page import Word
-from .promise import Promise, give_promise
+from .promise import Promise, give_promise, give_reign
 from .sealing import create_segment
 from .segment import HEADER_BYTES, SegmentHeader
 
@@ -50,6 +50,14 @@ class EventLog(LogFollower):
         self.page.bump()
         self.look_again()
         return given
+
+    def follow_reign(self, reign: Promise) -> None:
+        """Promise an epoch to the primary that began it (see give_reign). The caller holds the write lock."""
+        header = self.cursor.header
+        begun = header is not None and header.epoch == reign.epoch
+        give_reign(self.store, reign, header.primary if header is not None and begun else "")
+        self.page.bump()
+        self.look_again()
 
     def start_epoch(
         self, promise: Promise, config: Config, reason: str, at_risk: tuple[int, int] = (0, 0)

@@ -121,7 +121,7 @@ OLD_OPTIONS: Final = {
             FLAG,
             "sessions are always written to the log; store.durability says when it is on disk",
         ),
-        _idle("enable_auto_reconciliation", FLAG, "nothing is mended by itself yet; use `perdure verify`"),
+        _moved("enable_auto_reconciliation", RECOVERY, "auto_reconcile", FLAG),
         OldOption("auto_save", INTEGER, _auto_save, 'store.durability = "interval" with store.interval_ms'),
         _idle("disc_copies", LIST, "every node keeps its copy on disk"),
         OldOption("table_name", TEXT, _nothing, "the name of a store is NAME of its section [stores.NAME]"),

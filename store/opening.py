@@ -50,6 +50,7 @@ from .placing import open_log, place
 from .ports import Backend, Clock
 from .promise import Promise, read_promise
 from .rebuild import Progress, load_snapshot, replay
+from .rejoining import wait_until_rejoined
 from .sealer import PLAIN, SealOptions
 from .session import DEFAULT_TIMEOUT_MS, check_timeout, check_window
 from .snapshot import SnapshotReader, list_snapshots
@@ -170,6 +171,7 @@ def open_store(store: Path, options: OpenOptions) -> Opened:
         )
         users.acquire(options.write_timeout_ms, "a process that has the store to itself", shared=True)
         finish_switch(store, options.boot_id(), options.write_timeout_ms)
+        wait_until_rejoined(store, options.write_timeout_ms)
         opened = _open_parts(store, identity, users, options, in_use=in_use)
         opened.rebuilt = emptied or opened.rebuilt
         return opened
@@ -286,6 +288,7 @@ def _open_parts(
     try:
         lock_settled(log, boot_id, options.write_timeout_ms)
         try:
+            wait_until_rejoined(store, 0)  # the lock is free: who began it has died
             identity = log.identity
             _check_backend(identity, store, options)
             if not backend_kind(identity.backend).is_shared:

@@ -76,7 +76,9 @@ def open_log(log: EventLog, state: StatePosition | None) -> None:
 
 def _is_replaced(log: EventLog) -> bool:
     """A crash left a cut of the log, or its replacement, half done: the page still speaks of the old one."""
-    return any((log.store / plan).exists() for plan in (names.CUT_PLAN, names.INSTALL_PLAN))
+    return any(
+        (log.store / plan).exists() for plan in (names.CUT_PLAN, names.INSTALL_PLAN, names.REJOIN_PLAN)
+    )
 
 
 def _adopt(log: EventLog, current: bool) -> None:

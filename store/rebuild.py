@@ -121,7 +121,7 @@ def replay(
             frames += folded.frames
             size += folded.end
             if size + fold.moved_bytes >= chunk_bytes:
-                _write(backend, fold, at)
+                write_fold(backend, fold, at)
                 written = at
                 if on_written:
                     on_written(at)
@@ -132,7 +132,7 @@ def replay(
         raise unreadable(error) from error
     time_ms = cursor.time_ms if frames else 0
     if at != written:
-        _write(backend, fold, at)
+        write_fold(backend, fold, at)
         if on_written:
             on_written(at)
     # What stands behind the target, if anything: then the cursor goes on past `at`, as callers are told.
@@ -164,7 +164,8 @@ def _fresh_fold(backend: Backend, at: StatePosition) -> Fold:
     return Fold(backend.get, at.digest, at.session_count)
 
 
-def _write(backend: Backend, fold: Fold, at: StatePosition) -> None:
+def write_fold(backend: Backend, fold: Fold, at: StatePosition) -> None:
+    """Put what a fold changed, and where it then stands, into the back end that it was made over."""
     pairs = sorted(fold.changes.items(), key=_KEY)
     if backend.refresh() == NOWHERE:
         fill(backend, ((key, record) for key, record in pairs if record is not None), at)

@@ -40,6 +40,7 @@ from .log import EventLog
 from .page import Word
 from .placing import place
 from .ports import Backend, Change, Deadline, Labelled, Record, Scan
+from .rejoining import is_rejoining, wait_until_rejoined
 from .session import NEVER_MS, expiry_of
 from .tail_map import KEPT_MS, NEW_MS, UNKNOWN_MS, Entry, arm_after, follow_frames
 
@@ -210,6 +211,10 @@ class View:
         self.is_open = self.floor is None
         if state.lsn == self.state.lsn:
             return
+        log = self.log
+        if log.generation != log.words[_GENERATION] and log.generation >= 0:
+            self.catch_up()  # the log may be another one, too: what was followed does not fit this state
+            return
         self.state = state
         lsn = state.lsn
         while self.pending_frames and self.pending_frames[0].end.lsn <= lsn:
@@ -247,7 +252,11 @@ class View:
             place(self.log, self.reset(), is_shared=self.make_own is None)
         except (DivergedError, PositionGoneError):
             if self.make_own is None:
-                raise
+                if not is_rejoining(self.log.store):
+                    raise
+                wait_until_rejoined(self.log.store, self.log.lock_timeout_ms)
+                place(self.log, self.reset())
+                return
             old, self.backend = self.backend, self.make_own()
             old.close()
             place(self.log, self.reset(), is_shared=False)

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from perdure.store import Position, PositionLostError, SessionStore, StaleReadError, UsageError
-from perdure.store.page import Word
 from tests.cluster.any_node import AnyNodeCluster, any_node_cluster
 from tests.cluster.nodes import until
 

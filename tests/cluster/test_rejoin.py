@@ -63,6 +63,8 @@ def test_an_old_primary_without_sync_replicas_becomes_a_replica_by_itself(
             store.create({"n": "later"})
         until(lambda: cluster.slot_state("n2", "n1")[0] == "streaming", "n1 streams")
         assert not read_fault(cluster.path("n1"))
+        assert not list((cluster.path("n1") / "aside").glob("replaced-*")), "no snapshot was needed"
+        assert not (cluster.path("n1") / "rejoin").exists()
         late = cluster.open("n2").create({"n": "late"})
         until(lambda: store.peek(late) is not None, "n1 follows")
 

@@ -7,7 +7,7 @@ import contextlib
 import pytest
 from hypothesis import strategies as st
 
-from perdure.shipping import messages, messages_forward, messages_rejoin, messages_server
+from perdure.shipping import messages, messages_forward, messages_ops, messages_rejoin, messages_server
 from perdure.shipping.messages import (
     ENVELOPE,
     GREETING_BYTES_MAX,
@@ -54,6 +54,9 @@ EXAMPLES: list[Message] = [
     messages.FetchAsk(POSITION, 1000),
     messages.FetchReply(0, POSITION),
     messages_rejoin.Parted("two primaries", True),
+    messages_rejoin.KeysOffer(POSITION, STATE),
+    messages_rejoin.KeysAsk(2),
+    messages_rejoin.KeysReply(2),
     messages_server.Failed("LockTimeoutError", "no", path="/p", lsn=4, position=POSITION, actual=3),
     messages_forward.PositionAsk(True, 100),
     messages_forward.ForwardAsk(bytes(16), 1, 3, True),
@@ -65,6 +68,23 @@ EXAMPLES: list[Message] = [
     messages_forward.SweepAsk(0),
     messages_forward.SweepReply(3, POSITION),
     messages_forward.PositionReply("n1", True, POSITION),
+    messages_ops.ReportAsk(True),
+    messages_ops.ReportReply("n1"),
+    messages_ops.LocateAsk(POSITION),
+    messages_ops.LocateReply("n2", POSITION, True, False, "why"),
+    messages_ops.PassAsk(),
+    messages_ops.PassReply(bytes(8), STATE),
+    messages_ops.AlignAsk(bytes(8), STATE),
+    messages_ops.AlignReply(True, STATE),
+    messages_ops.BucketsAsk(bytes(8), 1000),
+    messages_ops.BucketsReply(1000, True),
+    messages_ops.KeysAsk(bytes(8), 1000),
+    messages_ops.KeysReply(1000, False),
+    messages_ops.RecordsAsk(bytes(8)),
+    messages_ops.RecordsReply(3),
+    messages_ops.MendAsk(STATE, "n1"),
+    messages_ops.MendReply(2, 1),
+    messages_ops.PassEnd(bytes(8)),
 ]
 
 

@@ -25,7 +25,7 @@ from perdure.shipping.rejoin_plan import (
 )
 from perdure.store import Position
 
-SEED = int(os.environ.get("PERDURE_TEST_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
+SEED = int(os.environ.get("PERDURE_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
 
 # The primary: epoch 1 up to LSN 100, epoch 3 from 101 to 150.
 PRIMARY = PrimaryFacts(

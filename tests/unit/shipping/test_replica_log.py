@@ -6,6 +6,7 @@ import errno
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import strategies as st
 
@@ -134,13 +135,56 @@ def test_a_higher_reign_is_promised_before_its_first_frame(primary: Path, replic
     with opened(replica) as node:
         log = ReplicaLog(node)
         log.accept_reign(REIGN)
-        assert read_promise(replica) == REIGN
+        assert read_promise(replica) == msgspec.structs.replace(REIGN, has_begun=True)
         log.accept_reign(Promise(3, "n3"))
-        assert read_promise(replica) == Promise(3, "n3")
+        assert read_promise(replica) == Promise(3, "n3", has_begun=True)
         with pytest.raises(FencedError, match="epoch 3 is promised to n3"):
             log.accept_reign(REIGN)
         with pytest.raises(FencedError):
             log.accept_reign(Promise(3, "n1"))
+
+
+def test_a_node_that_promised_an_epoch_to_who_did_not_win_it_follows_who_did(
+    primary: Path, replica: Path
+) -> None:
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.give_promise(Promise(3, "n3"))
+        log.accept_reign(Promise(3, "n1"))
+        assert read_promise(replica) == Promise(3, "n1", has_begun=True)
+        with pytest.raises(PromiseRefusedError):
+            log.give_promise(Promise(3, "n3"))
+        with pytest.raises(FencedError):
+            log.accept_reign(Promise(3, "n2"))
+
+
+@pytest.mark.parametrize("held", [Promise(3, "n3", alone=True), Promise(3, "n3", has_begun=True)])
+def test_an_epoch_that_another_node_may_have_begun_is_not_taken_from_a_second_one(
+    replica: Path, held: Promise
+) -> None:
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.give_promise(held)
+        with pytest.raises(FencedError):
+            log.accept_reign(Promise(3, "n1"))
+        assert read_promise(replica) == held
+
+
+def test_a_primary_alone_does_not_take_a_promise_that_another_candidate_has(replica: Path) -> None:
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.give_promise(Promise(3, "n3"))
+        with pytest.raises(FencedError):
+            log.accept_reign(Promise(3, "n1", alone=True))
+
+
+def test_an_epoch_that_stands_in_the_log_is_taken_from_no_second_primary(primary: Path) -> None:
+    with opened(primary) as node:
+        log = ReplicaLog(node)
+        held = node.log.promise
+        with pytest.raises(FencedError):
+            log.accept_reign(Promise(held.epoch, "n9"))
+        assert node.log.promise == held
 
 
 def test_frames_of_a_reign_that_is_over_are_refused_though_it_began_here(

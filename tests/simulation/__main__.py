@@ -1,0 +1,63 @@
+"""Run schedules: `python -m tests.simulation --seed 7`, or `--from 0 --count 1000`.
+
+Exit code 1 if an invariant was broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections import Counter
+from dataclasses import asdict
+
+if os.environ.get("PYTHONHASHSEED") != "0":  # the order of sets of text depends on it
+    os.environ["PYTHONHASHSEED"] = "0"
+    os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]])
+
+from tests.simulation.runner import replay_command, run_alone
+from tests.simulation.schedule import run_schedule
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--seed", type=int, help="run this schedule, and print its trace")
+    parser.add_argument("--from", type=int, default=0, dest="first", help="the first seed of many")
+    parser.add_argument("--count", type=int, default=100, help="how many schedules, one a seed")
+    parser.add_argument("--bug", default="", help="put this bug into the code before")
+    parser.add_argument("--stop", action="store_true", help="stop at the first that fails")
+    parser.add_argument("--json", action="store_true", help="one line of JSON a schedule")
+    parser.add_argument("--log", action="store_true", help="print what the code logs, too")
+    given = parser.parse_args()
+    logging.basicConfig(
+        level=logging.INFO if given.log else logging.CRITICAL + 1,
+        stream=sys.stdout,
+        format="             %(name)s: %(message)s",
+    )
+    if given.seed is not None:
+        outcome = run_schedule(given.seed, bug=given.bug, trace=print)
+        print(json.dumps(asdict(outcome)), flush=True)
+        os._exit(1 if outcome.rule else 0)  # nothing of what was simulated is to be unwound
+    failed, elapsed_ms = 0, 0.0
+    counts: Counter[str] = Counter()
+    for seed in range(given.first, given.first + given.count):
+        outcome = run_alone(seed, given.bug)
+        elapsed_ms += outcome.elapsed_ms
+        counts.update(outcome.counts)
+        failed += bool(outcome.rule)
+        if given.json:
+            print(json.dumps(asdict(outcome)), flush=True)
+        elif outcome.rule:
+            print(f"seed {seed}: {outcome.text}\n    {replay_command(seed, given.bug)}", flush=True)
+        if outcome.rule and given.stop:
+            break
+    if not given.json:
+        print(f"{given.count} schedules, {failed} failed, {elapsed_ms / given.count:.0f} ms each")
+        print(" ".join(f"{name}={count}" for name, count in counts.items()))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""One schedule: a cluster, faults at random, then quiet; everything from one seed.
+
+Owns what a schedule is made of and how long it takes. The same seed gives the same schedule, step by step.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .bugs import put_in
+from .checks import Violation
+from .cluster import Cluster, Node, remove_all
+from .kernel import MS, SECOND, START_NS, Kernel, Spinning
+
+FAULTS_MS = (1_500, 5_000)
+QUIET_MS = 30_000
+"""Within so much simulated time after the last fault the cluster works again."""
+
+
+@dataclass
+class Outcome:
+    """What became of a schedule."""
+
+    seed: int
+    rule: str = ""
+    """The invariant that was broken; empty if none was."""
+    text: str = ""
+    hash: int = 0
+    steps: int = 0
+    simulated_ms: int = 0
+    elapsed_ms: float = 0.0
+    """Of processor time."""
+    counts: dict[str, int] = field(default_factory=dict[str, int])
+
+
+def run_schedule(
+    seed: int,
+    *,
+    bug: str = "",
+    trace: Callable[[str], object] | None = None,
+    timeout_s: int = 0,
+) -> Outcome:
+    """Run one schedule, in a process that does nothing else afterwards; never raises for what it finds.
+
+    `bug` names what is put into the code before; `trace` is called with each line of what happens.
+    """
+    signal.alarm(timeout_s)
+    began_s = time.process_time()
+    kernel = Kernel(seed)
+    kernel.trace = trace
+    directory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    root = Path(tempfile.mkdtemp(prefix="perdure-sim-", dir=directory))
+    outcome = Outcome(seed)
+    try:
+        random = kernel.random
+        count = random.choice((3, 3, 3, 4, 5))
+        k = count // 2 if random.random() < 0.8 else random.randint(1, count - 1)
+        cluster = Cluster(kernel, root, count, k)
+        if bug:
+            put_in(bug)
+        kernel.note("cluster", count, k)
+        try:
+            Schedule(cluster).run()
+        except Violation as violation:
+            outcome.rule, outcome.text = violation.rule, str(violation)
+        except Spinning as spinning:
+            outcome.rule, outcome.text = "the schedule ends", str(spinning)
+        if outcome.rule:
+            kernel.note("broken", outcome.text)
+        outcome.counts = cluster.counts()
+    finally:
+        remove_all(root)
+    outcome.hash, outcome.steps = kernel.hash, kernel.steps
+    outcome.simulated_ms = (kernel.now_ns - START_NS) // MS
+    outcome.elapsed_ms = (time.process_time() - began_s) * 1000
+    return outcome
+
+
+class Schedule:
+    """The faults of one schedule, and the quiet behind them."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.kernel = cluster.kernel
+        self.random = cluster.kernel.random
+        self.nodes = list(cluster.nodes.values())
+        self._over_ns = 0
+
+    def run(self) -> None:
+        cluster, kernel, random = self.cluster, self.kernel, self.random
+        ways = cluster.network.ways
+        if random.random() < 0.5:
+            ways.loss = random.choice((0.0, 0.01, 0.05))
+            ways.breaks = random.choice((0.0, 0.001, 0.01))
+            ways.twice = random.choice((0.0, 0.0, 0.002))
+            ways.jitter_ns = random.choice((100_000, 5 * MS, 30 * MS))
+        kernel.preempt = random.choice((0.0, 0.02, 0.1))
+        cluster.think_ms = random.choice((10.0, 40.0, 150.0))
+        cluster.start()
+        self._begin()
+        self._over_ns = kernel.now_ns + random.randint(*FAULTS_MS) * MS
+        kernel.run(kernel.now_ns + random.randint(50, 300) * MS)
+        while kernel.now_ns < self._over_ns:
+            self._fault()
+            kernel.run(kernel.now_ns + int(random.expovariate(1 / 250)) * MS + 5 * MS)
+        self._heal()
+        self._settle()
+
+    def _begin(self) -> None:
+        """Until it has a log each node vouches for nothing: no fault before that."""
+        kernel = self.kernel
+        for _ in range(200):
+            if all(node.view.committed for node in self.nodes):
+                return
+            kernel.run(kernel.now_ns + 50 * MS)
+        raise Violation("a new cluster begins", str([node.view.committed for node in self.nodes]))
+
+    # -- faults ----------------------------------------------------------------------------------
+
+    def _fault(self) -> None:
+        kinds = (
+            (self._promote, 6),
+            (self._partition, 4),
+            (self._crash, 2),
+            (self._kill, 3),
+            (self._power_cut, 3),
+            (self._pause, 2),
+            (self._stall, 2),
+            (self._jump, 1),
+        )
+        fault = self.random.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])[0]
+        fault(self.random.choice(self.nodes))
+
+    def _later(self, low_ms: int, high_ms: int, action: Callable[[], None]) -> None:
+        self.kernel.at(self.random.randint(low_ms, high_ms) * MS, action)
+
+    def _promote(self, node: Node) -> None:
+        self.kernel.note("promote", node.name)
+        self.cluster.promote(node)
+        if self.random.random() < 0.2:
+            self.cluster.promote(self.random.choice(self.nodes))
+
+    def _partition(self, node: Node) -> None:
+        """Cut some ways, in one direction or both, for a while."""
+        ways = self.cluster.network.ways
+        kind = self.random.choice(("in", "out", "both", "pair", "split"))
+        others = [other for other in self.nodes if other is not node]
+        if kind == "pair":
+            others = [self.random.choice(others)]
+        elif kind == "split":
+            others = self.random.sample(others, self.random.randint(1, len(others)))
+        cut = set()
+        for other in others:
+            if kind != "out":
+                cut.add((other.name, node.name))
+            if kind != "in":
+                cut.add((node.name, other.name))
+        self.kernel.note("partition", kind, node.name, sorted(cut))
+        ways.blocked |= cut
+
+        def heal() -> None:
+            ways.blocked -= cut
+            self.cluster.network.changed()
+
+        self._later(100, 4_000, heal)
+
+    def _crash(self, node: Node) -> None:
+        self.kernel.note("crash", node.name)
+        node.crash()
+        self._later(20, 2_000, node.come_back)
+
+    def _kill(self, node: Node) -> None:
+        names = sorted(node.host.processes)
+        if names:
+            name = self.random.choice(names)
+            self.kernel.note("kill", node.name, name)
+            node.kill(name)
+
+    def _power_cut(self, node: Node) -> None:
+        if node.host.is_up:
+            node.power_cut()
+            self._later(100, 3_000, node.come_back)
+
+    def _pause(self, node: Node) -> None:
+        """SIGSTOP of one process, or of all of a node, and SIGCONT later."""
+        processes = list(node.host.processes.values())
+        if not processes:
+            return
+        if self.random.random() < 0.5:
+            processes = [self.random.choice(processes)]
+        self.kernel.note("pause", node.name, *(process.name for process in processes))
+        for process in processes:
+            process.pause()
+
+        def go_on() -> None:
+            for process in processes:
+                process.resume()
+
+        self._later(50, 5_000, go_on)
+
+    def _stall(self, node: Node) -> None:
+        self.kernel.note("disk stall", node.name)
+        node.host.stalled_until_ns = self.kernel.now_ns + self.random.randint(100, 3_000) * MS
+
+    def _jump(self, node: Node) -> None:
+        """The wall clock is set, by a little or by much."""
+        node.host.wall_skew_ns += self.random.choice((-3_600, -10, -1, 1, 10, 3_600)) * SECOND
+        self.kernel.note("clock jump", node.name, node.host.wall_skew_ns)
+
+    # -- quiet -----------------------------------------------------------------------------------
+
+    def _heal(self) -> None:
+        self.kernel.note("heal")
+        ways = self.cluster.network.ways
+        ways.blocked.clear()
+        ways.loss = ways.breaks = ways.twice = 0.0
+        ways.jitter_ns = 100_000
+        for node in self.nodes:
+            node.host.stalled_until_ns = 0
+            for process in list(node.host.processes.values()):
+                process.resume()
+            node.come_back()
+        self.cluster.network.changed()
+
+    def _settle(self) -> None:
+        """The cluster works again by itself, but for who becomes primary, which is for a person."""
+        cluster, kernel = self.cluster, self.kernel
+        deadline_ns = kernel.now_ns + QUIET_MS * MS
+        wanted = cluster.acknowledged + 3
+        turn = 0
+        while kernel.now_ns < deadline_ns:
+            kernel.run(kernel.now_ns + 400 * MS)
+            cluster.is_writing = cluster.acknowledged < wanted
+            if not cluster.is_writing and self._agree():
+                cluster.checker.final()
+                return
+            if cluster.primary() is None:
+                cluster.promote(self.nodes[turn % len(self.nodes)])
+                turn += 1
+        ends = {node.name: (node.view.end, node.view.epoch, node.view.committed) for node in self.nodes}
+        raise Violation(
+            "the cluster works again",
+            f"{QUIET_MS} ms after the last fault {cluster.acknowledged} of {wanted} writes, and {ends}",
+        )
+
+    def _agree(self) -> bool:
+        ends = {(node.view.end, node.view.epoch, node.view.committed) for node in self.nodes}
+        return len(ends) == 1 and all(node.view.end == node.view.committed for node in self.nodes)
