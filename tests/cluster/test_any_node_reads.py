@@ -92,10 +92,7 @@ def test_a_primary_that_was_replaced_serves_no_linearizable_read(tmp_path: Path)
         with stopped(cluster, "shipper:n1", "receiver:n1"):
             cluster.ports.pop("n1")
             cluster.names = ("n2", "n3")
-            until(
-                lambda: cluster.word("n2", Word.APPENDED) == cluster.word("n3", Word.APPENDED),
-                "both are as far",
-            )
+            until(lambda: cluster.end("n2") == cluster.end("n3"), "both are as far")
             cluster.promote("n2")
             new.put("n", {"n": 2})
             with pytest.raises(StaleReadError):
