@@ -4,6 +4,7 @@ from .cluster_status import ClusterStatus, PeerStatus, cluster_status
 from .consistency import check_consistency, reconcile
 from .coordinators import Coordinator, Manual, Quorum
 from .counting import promises_needed
+from .degrading import AvailabilityKeeper, WireWitnesses, Witnesses, keep_available
 from .drop import apply_retention, explain_retention
 from .election import ElectionOptions
 from .elector import run_elector
@@ -43,6 +44,9 @@ from .replay import ReplayReport, replay_to
 from .report import Failover, NodeReport, ReplicaReport, report_node
 from .retention import Line, Plan, Policy, plan_retention
 from .self_reconcile import SelfReconciled, reconcile_self
+from .switch_nodes import WireNodes
+from .switch_service import SwitchService
+from .switchover import SwitchoverRefusedError, SwitchoverReport, switch_over
 from .sync_state import ClusterSync, SessionSync
 from .syncing import (
     Lacking,
@@ -65,6 +69,7 @@ from .waiting import Target, Waited, wait_for
 
 __all__ = [
     "Answer",
+    "AvailabilityKeeper",
     "ClusterStatus",
     "ClusterSync",
     "Comparison",
@@ -109,6 +114,9 @@ __all__ = [
     "SessionSync",
     "SnapshotState",
     "Summary",
+    "SwitchService",
+    "SwitchoverRefusedError",
+    "SwitchoverReport",
     "SyncReport",
     "Takeover",
     "TakeoverRecord",
@@ -119,7 +127,10 @@ __all__ = [
     "Voters",
     "Waited",
     "Why",
+    "WireNodes",
     "WireVoters",
+    "WireWitnesses",
+    "Witnesses",
     "abort_migration",
     "add_member",
     "add_witness",
@@ -138,6 +149,7 @@ __all__ = [
     "force_transfer",
     "inspect_snapshots",
     "is_unfinished",
+    "keep_available",
     "key_use",
     "known_reach",
     "list_members",
@@ -162,6 +174,7 @@ __all__ = [
     "set_sync_replicas",
     "stat",
     "summarise",
+    "switch_over",
     "take_snapshot",
     "transfers",
     "verify",

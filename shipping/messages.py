@@ -26,12 +26,22 @@ import msgspec
 from ..store import zstd
 from ..store.errors import CorruptError, WireError
 from ..store.frame import FRAME_BYTES_MAX
-from . import messages_forward, messages_health, messages_ops, messages_rejoin, messages_server
+from . import (
+    messages_forward,
+    messages_health,
+    messages_ops,
+    messages_rejoin,
+    messages_server,
+    messages_switchover,
+    messages_witness,
+)
 from .messages_forward import ForwardMessage
 from .messages_health import HealthMessage
 from .messages_ops import OpsMessage
 from .messages_rejoin import RejoinMessage
 from .messages_server import ServerMessage
+from .messages_switchover import SwitchoverMessage
+from .messages_witness import Nodes, WitnessMessage
 from .wire_types import (
     NODES_MAX,
     Count,
@@ -245,6 +255,8 @@ class StatusReply(msgspec.Struct, frozen=True):
     serve_port: Count = 0
     """Where its server listens, 0 if it is not known."""
     monitor_port: Count = 0
+    in_sync: Nodes = ()
+    """Of a witness: the nodes that hold every acknowledged write, if it was ever told."""
 
 
 class PromiseAsk(msgspec.Struct, frozen=True):
@@ -263,6 +275,8 @@ class PromiseReply(msgspec.Struct, frozen=True):
     end: WirePosition
     committed_lsn: Count
     fault: str
+    in_sync: Nodes = ()
+    """As in StatusReply."""
 
 
 class FetchAsk(msgspec.Struct, frozen=True):
@@ -306,6 +320,8 @@ Message: TypeAlias = (
     | RejoinMessage
     | ServerMessage
     | ForwardMessage
+    | WitnessMessage
+    | SwitchoverMessage
     | HealthMessage
     | OpsMessage
 )
@@ -337,6 +353,8 @@ KINDS: Final[dict[int, type[Message]]] = {
     **messages_rejoin.KINDS,
     **messages_server.KINDS,
     **messages_forward.KINDS,
+    **messages_witness.KINDS,
+    **messages_switchover.KINDS,
     **messages_health.KINDS,
     **messages_ops.KINDS,
 }
@@ -344,6 +362,8 @@ WITH_PAYLOAD: Final = frozenset({20, 32, 45}).union(
     messages_rejoin.WITH_PAYLOAD,
     messages_server.WITH_PAYLOAD,
     messages_forward.WITH_PAYLOAD,
+    messages_witness.WITH_PAYLOAD,
+    messages_switchover.WITH_PAYLOAD,
     messages_ops.WITH_PAYLOAD,
 )
 

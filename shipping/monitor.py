@@ -20,6 +20,7 @@ from typing import Final
 
 from ..store.errors import BusyError, PerdureError, WireError
 from ..store.identity import Identity, read_identity
+from ..store.promise import leaps
 from .auth import CLIENT, MONITOR, NONCE_BYTES, Listening
 from .credentials import Secret, check_secret
 from .detection import HEARTBEAT_MS, SILENCE_MS, Detector
@@ -45,6 +46,8 @@ CALLER_IDLE_MS: Final = 60_000
 DRAIN_ROUNDS_MAX: Final = 8
 """So often the sockets are looked at again before a verdict, while there is something in them."""
 ORDERS_MAX: Final = 16
+AHEAD_MS_MAX: Final = 86_400_000
+"""No clock of a node is ahead by more: a decision that is could never be taken back."""
 NEWS: Final = (
     "is_primary",
     "epoch",
@@ -107,10 +110,8 @@ class Monitor:
         )
         self._selector = selectors.DefaultSelector()
         self._finder = Finder(others, self._identity.cluster_id, secret)
-        self._dials = [
-            Dial(node, self._selector, self._identity.cluster_id, secret, self._finder, self._detector)
-            for node in others
-        ]
+        self._peers = others
+        self._dials = {node: self._dial(node) for node in others}
         self._callers: dict[int, _Caller] = {}
         self._orders: dict[int, _Caller] = {}
         self._order_number = 0
@@ -130,7 +131,7 @@ class Monitor:
             self._take_all()
             at_ms = monotonic_ms()
             self._detector.tick(at_ms)
-            for dial in self._dials:
+            for dial in self._dials.values():
                 dial.tick(at_ms)
             self._look(at_ms)
             self._report()
@@ -144,7 +145,7 @@ class Monitor:
         self._finder.close()
         for caller in list(self._callers.values()):
             self._drop(caller)
-        for dial in self._dials:
+        for dial in self._dials.values():
             dial.close()
         self._selector.close()
         self._listener.close()
@@ -184,7 +185,7 @@ class Monitor:
         has_news = self._beat is None or _is_news(beat, self._beat)
         if has_news or at_ms - self._sent_ms >= self._options.heartbeat_ms:
             self._beat, self._sent_ms = beat, at_ms
-            for dial in self._dials:
+            for dial in self._dials.values():
                 dial.send(beat)
 
     def _hears(self, own: Vitals) -> tuple[str, int]:
@@ -222,6 +223,8 @@ class Monitor:
             match message:
                 case Told():
                     self._told = message
+                    if message.peers is not None and message.peers != self._peers:
+                        self._aim(message.peers)
                 case Done():
                     caller = self._orders.pop(message.number, None)
                     answer = message.error or message.reply
@@ -229,6 +232,21 @@ class Monitor:
                         self._guarded(caller, partial(self._answer, caller, answer))
                 case _:
                     continue
+
+    def _dial(self, node: str) -> Dial:
+        return Dial(
+            node, self._selector, self._identity.cluster_id, self._secret, self._finder, self._detector
+        )
+
+    def _aim(self, peers: Mapping[str, tuple[str, int]]) -> None:
+        """Nodes have joined or left the cluster, or have moved."""
+        self._peers = dict(peers)
+        self._finder.aim(peers)
+        self._detector.watch(peers)
+        for node in self._dials.keys() - peers.keys():
+            self._dials.pop(node).close()
+        for node in peers.keys() - self._dials.keys():
+            self._dials[node] = self._dial(node)
 
     # -- callers ---------------------------------------------------------------------------------
 
@@ -287,7 +305,14 @@ class Monitor:
         if beat.node != caller.node:
             caller.link.check_name(beat.node)
             caller.node = beat.node
+        known = max(self._own.epoch, self._own.promise.epoch)
+        if leaps(known, max(beat.epoch, beat.promise_epoch, beat.hears_epoch)):
+            raise WireError(
+                f"{beat.node} speaks of an absurd epoch; epoch {known} is known here", node=beat.node
+            )
         self._detector.heard(beat, now_ms())
+        if beat.unmonitored_ms > now_ms() + AHEAD_MS_MAX:
+            raise WireError(f"{beat.node} tells of a decision of the future", node=beat.node)
         if beat.unmonitored_ms > self._vitals.unmonitored.changed_ms:
             decided = Unmonitored(beat.unmonitored, beat.unmonitored_ms)
             if is_sound(decided):

@@ -37,6 +37,7 @@ from .ids import MASK64, StatePosition
 from .log import EventLog
 from .page import Word
 from .ports import CommitGate, Record
+from .promise import Promise
 from .session import NEVER_MS
 from .stage import Stage
 from .tail_map import NEW_MS
@@ -131,8 +132,8 @@ class Writer:
         log.thread_locks.append(self.threads)
         self._queue: deque[Operation] = deque()
         self._writing_thread = 0
-        self.has_moved: Callable[[], object] | None = None
-        """Asks the other nodes whether one of them is the primary by now, and fences this one if so."""
+        self.find_newer: Callable[[], Promise | None] | None = None
+        """Asks the other nodes whether one of them is the primary of a later epoch by now."""
         self.dirty_since_ms = 0
         """Monotonic ms of the oldest append that no flush of this process covers; 0 if none."""
 
@@ -334,22 +335,42 @@ class Writer:
 
     def _wait_at_gate(self, gate: CommitGate, position: StatePosition) -> bool:
         """Wait for the commit LSN; looks now and then whether another node has become the primary."""
-        if self.has_moved is None:
+        if self.find_newer is None:
             return gate.wait(position.position, self.write_timeout_ms)
         left_ms = self.write_timeout_ms
         while left_ms > MOVED_MS:
             if gate.wait(position.position, MOVED_MS):
                 return True
             left_ms -= MOVED_MS
-            if self._has_moved(position.epoch):
+            self.hear_of_others()
+            if self._is_over(position.epoch):
                 return gate.wait(position.position, 0)
         return gate.wait(position.position, left_ms)
 
-    def _has_moved(self, epoch: int) -> bool:
-        """As _is_over, after a look at the other nodes."""
-        if self.has_moved is not None and self.log.is_primary:
-            self.has_moved()
-        return self._is_over(epoch)
+    def hear_of_others(self) -> None:
+        """If another node is the primary of a later epoch, fence this one, as its shipper would.
+
+        Not for a thread that writes: it holds what this takes.
+        """
+        newer = self._newer()
+        if newer is not None:
+            with self.threads:
+                self._fence_by(newer)
+
+    def _newer(self) -> Promise | None:
+        return self.find_newer() if self.find_newer is not None and self.log.is_primary else None
+
+    def _fence_by(self, newer: Promise | None) -> None:
+        """Record that another node reigns, so that all writers of this one stop. The caller has `threads`."""
+        log = self.log
+        if newer is None or newer.epoch <= log.promise.epoch:
+            return
+        log.lock_any()
+        try:
+            if log.promise.epoch < newer.epoch:
+                log.give_promise(newer)
+        finally:
+            log.unlock()
 
     def _is_over(self, epoch: int) -> bool:
         """Is this node not the primary of that epoch any more, by its own files?"""
@@ -521,11 +542,12 @@ class Writer:
                 f"more than {PENDING_FRAMES_MAX} frames wait for replicas",
                 hint="Try again shortly; `perdure status` shows how far the replicas are.",
             )
-        need = log.config.sync_replicas
-        if log.words[_VOTERS] < need:
+        deadline = 0.0
+        while log.words[_VOTERS] < log.config.sync_replicas:  # which may be another after the wait
+            deadline = deadline or time.monotonic() + self.write_timeout_ms / 1000
             log.unlock()
             try:
-                self._await_voters(need)
+                self._await_voters(log.config.sync_replicas, deadline)
             finally:
                 log.lock()
 
@@ -536,17 +558,19 @@ class Writer:
             hint="Open it with perdure.open(), which wires the shipper.",
         )
 
-    def _await_voters(self, need: int) -> None:
-        """Give the replicas until the write's deadline to connect; NoQuorumError if they do not."""
-        now = time.monotonic()
-        deadline, look_at = now + self.write_timeout_ms / 1000, now + MOVED_MS / 1000
-        words, epoch = self.log.words, self.log.cursor.at.epoch
-        while words[_VOTERS] < need:
+    def _await_voters(self, need: int, deadline: float) -> None:
+        """Give the replicas until the write's deadline to connect; NoQuorumError if they do not.
+
+        Returns earlier if the role (nobody connects to what is no primary any more: the lock tells), or what
+        has to be confirmed, may have changed.
+        """
+        words, generation = self.log.words, self.log.generation
+        look_at = time.monotonic() + MOVED_MS / 1000
+        while words[_VOTERS] < need and words[_GENERATION] == generation:
             now = time.monotonic()
             if now >= look_at:
                 look_at = now + MOVED_MS / 1000
-                if self._has_moved(epoch):
-                    return  # who takes the lock now is told so
+                self._fence_by(self._newer())
             if now < deadline:
                 time.sleep(QUORUM_POLL_S)
                 continue

@@ -98,7 +98,7 @@ class CommittingStore(SessionReader):
         self._elsewhere: Elsewhere | None = None
         if forwarder is not None:
             self._elsewhere = Elsewhere(self._writer, forwarder, options.durability)
-            self._writer.has_moved = self._elsewhere.hear_of_others
+            self._writer.find_newer = self._elsewhere.newer_primary
         self._freshness = Freshness(self._writer, gate, self._elsewhere)
         self._is_closed = False
         self._refreshes_dropped = 0

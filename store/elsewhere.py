@@ -92,20 +92,12 @@ class Elsewhere:
         log = self._log
         return not log.is_primary or log.cursor.at.epoch != position.epoch
 
-    def hear_of_others(self) -> None:
-        """If another node is the primary of a later epoch, fence this one, as its shipper would."""
+    def newer_primary(self) -> Promise | None:
+        """The primary of a later epoch than this node knows of, if any node says so."""
         if not self.is_reachable():
-            return
+            return None
         epoch, primary = self._forwarder.primary(LOOK_MS)
-        log = self._log
-        if epoch <= log.promise.epoch:
-            return
-        log.lock_any()
-        try:
-            if log.promise.epoch < epoch:
-                log.give_promise(Promise(epoch, primary))
-        finally:
-            log.unlock()
+        return Promise(epoch, primary) if epoch > self._log.promise.epoch else None
 
     def position(self, *, is_confirmed: bool, timeout_ms: int) -> Position:
         """Where readers of the primary stand. It is looked for until the time is up: StaleReadError."""

@@ -31,6 +31,7 @@ class Freshness:
     """The questions of one handle's reads."""
 
     def __init__(self, writer: Writer, gate: CommitGate | None, elsewhere: Elsewhere | None) -> None:
+        self._writer = writer
         self._log = writer.log
         self._view = writer.view
         self._timeout_ms = writer.write_timeout_ms
@@ -96,8 +97,7 @@ class Freshness:
             if self._is_primary():
                 if self._is_confirmed(min(left_ms, HEAR_MS)):
                     return
-                if self._elsewhere is not None:
-                    self._elsewhere.hear_of_others()
+                self._writer.hear_of_others()
             elif self._elsewhere is not None and self._elsewhere.is_reachable():
                 position = self._elsewhere.position(is_confirmed=True, timeout_ms=left_ms)
                 wait_until(self._log, self._view, position, deadline)
