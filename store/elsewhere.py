@@ -27,7 +27,7 @@ from .ids import Position
 from .outcome import Outcome
 from .ports import Forwarder, Record, Sought
 from .progress import wait_until
-from .promise import Promise
+from .promise import Promise, leaps
 
 RETRY_S: Final = 0.01
 """Pause before the primary is looked for again, or a frame that is not committed is asked after again."""
@@ -97,7 +97,8 @@ class Elsewhere:
         if not self.is_reachable():
             return None
         epoch, primary = self._forwarder.primary(LOOK_MS)
-        return Promise(epoch, primary) if epoch > self._log.promise.epoch else None
+        known = self._log.promise.epoch
+        return Promise(epoch, primary) if epoch > known and not leaps(known, epoch) else None
 
     def position(self, *, is_confirmed: bool, timeout_ms: int) -> Position:
         """Where readers of the primary stand. It is looked for until the time is up: StaleReadError."""
