@@ -24,7 +24,7 @@ from .errors import (
 )
 from .forwarding import RecordingStage, encode_change, encode_touches
 from .ids import Position
-from .outcome import Outcome
+from .outcome import Outcome, find_forwarded
 from .ports import Forwarder, Record, Sought
 from .progress import wait_until
 from .promise import Promise, leaps
@@ -115,6 +115,8 @@ class Elsewhere:
                         hint="Read without asking for the newest, or try again.",
                     ) from error
             time.sleep(RETRY_S)
+            if not is_confirmed and self.knows_all():
+                return self._view.visible.position
 
     def reach(self) -> None:
         """Wait until the local state has all that readers of the primary see now. Raises StaleReadError."""
@@ -122,6 +124,14 @@ class Elsewhere:
         deadline = time.monotonic() + timeout_ms / 1000
         position = self.position(is_confirmed=False, timeout_ms=timeout_ms)
         wait_until(self._log, self._view, position, deadline)
+
+    def knows_all(self) -> bool:
+        """Is this node the primary, and knows all that is committed: its own beginning, too?"""
+        view = self._view
+        with view.mutex:
+            view.catch_up()
+            view.advance()
+            return self._log.is_primary and view.visible.epoch == self._log.cursor.at.epoch
 
     def sweep(self, limit: int | None, why: PerdureError) -> int:
         """Expire what is due, on the primary; answers how many. Raises `why` if there is none in time."""
@@ -318,6 +328,8 @@ class _Call:
     def _resolve(self, sought: Sought) -> bool:
         """Ask what became of it; True: it is committed. False: it is lost, or not decided yet."""
         home = self._home
+        if home._log.is_primary:
+            return self._resolve_here(sought)
         found = home._forwarder.outcome(sought, min(_left_ms(self._deadline), ROUND_MS))
         if found == Outcome.COMMITTED.value:
             self._sought = None
@@ -337,6 +349,21 @@ class _Call:
             raise self._give_up()
         time.sleep(RETRY_S)
         return False
+
+    def _resolve_here(self, sought: Sought) -> bool:
+        """As _resolve, where this node has become the primary itself."""
+        home = self._home
+        if not home.knows_all():
+            time.sleep(RETRY_S)
+            return False
+        found = find_forwarded(home._log, home._view, sought)
+        if found is Outcome.UNKNOWN:
+            raise self._give_up()
+        if found is Outcome.LOST:
+            self._sought = None
+        elif found is Outcome.PENDING:
+            time.sleep(RETRY_S)
+        return found is Outcome.COMMITTED
 
 
 class Refreshes:

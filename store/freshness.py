@@ -23,6 +23,7 @@ HEARTBEATS_MS: Final = 250
 """A replica that is connected hears from the primary within that time: a bounded read waits so long."""
 POLL_S: Final = 0.002
 HEAR_MS: Final = 200
+ASK_MS: Final = 1_000
 _HEARD_MS: Final = int(Word.HEARD_MS)
 _HEARD_LSN: Final = int(Word.HEARD_LSN)
 
@@ -99,7 +100,12 @@ class Freshness:
                     return
                 self._writer.hear_of_others()
             elif self._elsewhere is not None and self._elsewhere.is_reachable():
-                position = self._elsewhere.position(is_confirmed=True, timeout_ms=left_ms)
+                try:  # a while only: this node may become the primary meanwhile
+                    position = self._elsewhere.position(is_confirmed=True, timeout_ms=min(left_ms, ASK_MS))
+                except StaleReadError:
+                    if time.monotonic() >= deadline:
+                        raise
+                    continue
                 wait_until(self._log, self._view, position, deadline)
                 return
             else:
