@@ -42,6 +42,7 @@ from .transfers import transfer, transfers
 from .verify import verify
 from .wait import wait
 from .watch import watch
+from .witness import witness
 
 app = typer.Typer(
     name="perdure",
@@ -56,6 +57,7 @@ app.command()(init)
 app.command()(node)
 app.command()(ship)
 app.command()(receive)
+app.command()(witness)
 app.add_typer(snapshot.group, name="snapshot")
 app.command()(replay)
 app.command()(verify)
