@@ -150,6 +150,8 @@ class Monitor:
 
     def _take_all(self) -> None:
         """Wait for something, at most a tick; then take everything that is there."""
+        while self._finder.beats:
+            self._detector.heard(self._finder.beats.popleft(), now_ms())
         timeout_s = 0.001 if self._vitals.has_news else TICK_MS / 1000
         for _ in range(DRAIN_ROUNDS_MAX):
             ready = self._selector.select(timeout_s)
