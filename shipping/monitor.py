@@ -146,6 +146,8 @@ class Monitor:
             dial.close()
         self._selector.close()
         self._listener.close()
+        if self._pipe is not None:
+            self._pipe.close()
         self._vitals.close()
 
     def _take_all(self) -> None:

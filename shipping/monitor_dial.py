@@ -1,7 +1,8 @@
 """The monitor's own connections: one to each peer, on which this node's heartbeats go out.
 
-Owns when a connection is tried again, and where a peer's monitor is found: its receiver says so. A witness has
-none, and is asked instead. A peer that takes nothing gets no more; nothing is queued for it. What happens to a connection is told to the detector.
+Owns when a connection is tried again, and where a peer's monitor is found: its receiver says so. A witness
+has none, and is asked instead. A peer that takes nothing gets no more; nothing is queued for it. What happens
+to a connection is told to the detector.
 """
 
 from __future__ import annotations
