@@ -75,7 +75,7 @@ class Chore:
         except (PerdureError, OSError) as error:
             logger.error("failed: chore=%s error=%s", self.name, error)
         else:
-            logger.info("done: chore=%s result=%s", self.name, done)
+            logger.log(logging.INFO if done else logging.DEBUG, "done: chore=%s result=%s", self.name, done)
 
 
 class Chores:

@@ -30,7 +30,7 @@ from .caller import CallerTask
 from .machines import SERVICES, Machines, python
 from .reigns import Seen, Watch
 
-READY_S = 90.0
+READY_S = 180.0
 PATIENCE_S = 120.0
 LOOK_EVERY_S = 0.02
 SECRET_BYTES = 24
