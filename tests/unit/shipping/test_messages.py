@@ -15,6 +15,7 @@ from perdure.shipping import (
     messages_rejoin,
     messages_server,
     messages_switchover,
+    messages_witness,
 )
 from perdure.shipping.messages import (
     ENVELOPE,
@@ -94,6 +95,8 @@ EXAMPLES: list[Message] = [
     ),
     messages_health.StandAsk("failover", True),
     messages_health.StandReply(4, False),
+    messages_witness.InSyncAsk(3, "n1", 2, 7, ("n1",)),
+    messages_witness.InSyncReply(3, 8, ("n1",)),
     messages_switchover.SwitchAsk(5),
     messages_switchover.SwitchReply("n1", True, STATE, 9, 8, 3, "n1", ("n1", "n2"), (), 1, 0, True, -1, ""),
     messages_switchover.DrainAsk(2**64 - 1, 1000),
