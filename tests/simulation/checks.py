@@ -15,7 +15,8 @@ from typing import Any
 
 import xxhash
 
-from perdure.store.control import config_of, epoch_start_of
+from perdure.store.control import ALONE, config_of, epoch_start_of
+from perdure.store.errors import CorruptError
 from perdure.store.event import decode_events
 from perdure.store.frame import HEADER_BYTES as FRAME_BYTES
 from perdure.store.frame import MAGIC as FRAME_MAGIC
@@ -77,10 +78,13 @@ class NodeView:
         """The highest promise that anybody was told of."""
         self.committed = 0
         self.folded = 0
-        self.voters: tuple[str, ...] = ()
-        self.sync_replicas = 0
+        self.config = ALONE
         self.words: Any = None
         self._map: mmap.mmap | None = None
+
+    @property
+    def sync_replicas(self) -> int:
+        return self.config.sync_replicas
 
     @property
     def end(self) -> int:
@@ -231,7 +235,7 @@ class Checker:
         events = decode_events(entry.raw[FRAME_BYTES:], unpack_header(entry.raw, 0)[6])
         config = config_of(events)
         if config is not None:
-            view.voters, view.sync_replicas = config.voters, config.sync_replicas
+            view.config = config
         start = epoch_start_of(events)
         if start is None:
             return
@@ -270,7 +274,10 @@ class Checker:
     def power_cut(self, node: str) -> None:
         """What a node's disk holds after a power cut: all that it ever told anybody."""
         view = self.nodes[node]
-        promise = read_promise(view.store)
+        try:
+            promise = read_promise(view.store)
+        except CorruptError:
+            promise = NO_PROMISE
         if promise.epoch < view.answered.epoch:
             raise Violation(
                 "promises are durable", f"{node} had promised {view.answered}, and kept {promise}"
@@ -339,7 +346,7 @@ class Checker:
         self.committed[entry.last_lsn] = entry
         self.committed_tokens.update(TOKEN.findall(entry.raw))
         holders = []
-        for name in view.voters:
+        for name in view.config.data_voters:
             other = self.nodes[name].by_lsn.get(entry.last_lsn) if name in self.nodes else None
             if other is not None and other.chain == entry.chain and other.is_durable:
                 holders.append(name)
@@ -347,6 +354,12 @@ class Checker:
             raise Violation(
                 "what is committed is on k + 1 disks",
                 f"{view.host.name} committed {entry} with k = {view.sync_replicas}; it is on {holders}",
+            )
+        own_start = self.begun.get(view.epoch, ("", 0))[1]
+        if view.committed < own_start:
+            raise Violation(
+                "nothing older is committed before the EPOCH_START",
+                f"{view.host.name} committed {entry} in epoch {view.epoch}, which begins at {own_start}",
             )
         for epoch, (node, start_lsn) in self.begun.items():
             if epoch > entry.epoch and entry.last_lsn >= start_lsn:

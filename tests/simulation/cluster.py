@@ -261,10 +261,14 @@ class Cluster:
         return perdure.open(node.store, write_timeout_ms=WRITE_TIMEOUT_MS, sweep_interval_ms=0, create=False)
 
     def serve_on(self, node: Node) -> None:
-        """An application on a node: a thread that writes, as far as its node lets it, and one that reads."""
+        """An application on a node: threads that write, as far as its node lets them, and one that reads."""
         store = self.open_store(node)
         process = self.kernel.running().process
         self.kernel.start_thread(process, "reader", lambda: self._read(node, store))
+        self.kernel.start_thread(process, "writer", lambda: self._write_on(node, store))
+        self._write_on(node, store)
+
+    def _write_on(self, node: Node, store: Any) -> None:
         while True:
             self.kernel.pass_time(int(self.kernel.random.expovariate(1 / self.think_ms) * MS) + MS)
             if self.is_writing:

@@ -18,7 +18,7 @@ from .checks import Violation
 from .cluster import Cluster, Node, remove_all
 from .kernel import MS, SECOND, START_NS, Kernel, Spinning
 
-FAULTS_MS = (1_500, 5_000)
+FAULTS_MS = (1_000, 3_000)
 QUIET_MS = 30_000
 """Within so much simulated time after the last fault the cluster works again."""
 
@@ -101,11 +101,12 @@ class Schedule:
             ways.twice = random.choice((0.0, 0.0, 0.002))
             ways.jitter_ns = random.choice((100_000, 5 * MS, 30 * MS))
         kernel.preempt = random.choice((0.0, 0.02, 0.1))
-        cluster.think_ms = random.choice((10.0, 40.0, 150.0))
+        cluster.think_ms = random.choice((5.0, 20.0, 80.0))
         cluster.start()
         self._begin()
         self._over_ns = kernel.now_ns + random.randint(*FAULTS_MS) * MS
         kernel.run(kernel.now_ns + random.randint(50, 300) * MS)
+        self._look_after()
         while kernel.now_ns < self._over_ns:
             self._fault()
             kernel.run(kernel.now_ns + int(random.expovariate(1 / 250)) * MS + 5 * MS)
@@ -121,11 +122,19 @@ class Schedule:
             kernel.run(kernel.now_ns + 50 * MS)
         raise Violation("a new cluster begins", str([node.view.committed for node in self.nodes]))
 
+    def _look_after(self) -> None:
+        """A person who soon sees that there is no primary, and promotes some node."""
+        if self.kernel.now_ns < self._over_ns:
+            if self.cluster.primary() is None and self.random.random() < 0.6:
+                self._promote(self.random.choice(self.nodes))
+            self._later(50, 400, self._look_after)
+
     # -- faults ----------------------------------------------------------------------------------
 
     def _fault(self) -> None:
         kinds = (
-            (self._promote, 6),
+            (self._promote, 3),
+            (self._two_sides, 2),
             (self._partition, 4),
             (self._crash, 2),
             (self._kill, 3),
@@ -146,9 +155,18 @@ class Schedule:
         if self.random.random() < 0.2:
             self.cluster.promote(self.random.choice(self.nodes))
 
+    def _two_sides(self, node: Node) -> None:
+        """The cluster falls apart into two, and each side tries to have a primary of its own."""
+        others = [other for other in self.nodes if other is not node]
+        side = [node, *self.random.sample(others, self.random.randint(0, len(others) // 2))]
+        rest = [other for other in self.nodes if other not in side]
+        self._cut({(one.name, other.name) for one in side for other in rest})
+        for candidate in (self.random.choice(side), self.random.choice(rest)):
+            self.kernel.note("promote", candidate.name)
+            self.cluster.promote(candidate)
+
     def _partition(self, node: Node) -> None:
         """Cut some ways, in one direction or both, for a while."""
-        ways = self.cluster.network.ways
         kind = self.random.choice(("in", "out", "both", "pair", "split"))
         others = [other for other in self.nodes if other is not node]
         if kind == "pair":
@@ -161,7 +179,14 @@ class Schedule:
                 cut.add((other.name, node.name))
             if kind != "in":
                 cut.add((node.name, other.name))
-        self.kernel.note("partition", kind, node.name, sorted(cut))
+        self._cut(cut, both=False)
+
+    def _cut(self, cut: set[tuple[str, str]], *, both: bool = True) -> None:
+        """Block ways for a while."""
+        ways = self.cluster.network.ways
+        if both:
+            cut = cut | {(target, source) for source, target in cut}
+        self.kernel.note("partition", sorted(cut))
         ways.blocked |= cut
 
         def heal() -> None:
