@@ -6,9 +6,7 @@ what that answers, and sets the exit code.
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -22,10 +20,13 @@ from . import config as config_commands
 from . import feed, group, keys, log, member, orphans, render, retention, session, snapshot, tls
 from .bench import bench
 from .demo.command import demo
+from .failover import failover
+from .health import health, monitor, unmonitor
 from .init import init
 from .locate import locate
 from .migrate import migrate
 from .node import node
+from .options import set_variables
 from .promote import promote
 from .receive import receive
 from .reconcile import consistency, reconcile
@@ -60,6 +61,10 @@ app.command()(verify)
 app.command()(migrate)
 app.command()(repair)
 app.command()(promote)
+app.command()(failover)
+app.command()(health)
+app.command()(monitor)
+app.command()(unmonitor)
 app.add_typer(member.group, name="member")
 app.command()(status)
 app.command()(sync)
@@ -131,22 +136,7 @@ def root(
     given = {variable: str(path.absolute()) for variable, path in paths.items() if path is not None}
     if allow_plain:
         given[variable_of("node", "allow_plain")] = "true"
-    _set_variables(context, given)
-
-
-def _set_variables(context: typer.Context, given: Mapping[str, str]) -> None:
-    """Say it where this command and the processes that it starts look for it."""
-    before = {variable: os.environ.get(variable) for variable in given}
-    os.environ.update(given)
-
-    def restore() -> None:
-        for variable, value in before.items():
-            if value is None:
-                os.environ.pop(variable, None)
-            else:
-                os.environ[variable] = value
-
-    context.call_on_close(restore)
+    set_variables(context, given)
 
 
 def main() -> None:

@@ -41,11 +41,10 @@ def locate(
       perdure locate /srv/n1 9f86d081884c7d659a2feaa0c55ad015 --peer n2=10.0.0.2:7001
       perdure locate /srv/n1 9f86d081884c7d659a2feaa0c55ad015 --wait 2 --timeout 5
     """
-    from ..recovery import Reach, wait_synced
     from ..recovery import locate as find
+    from ..recovery import wait_synced
 
-    settings = Settings(directory)
-    reach = Reach(settings.peers(peer), settings.secret(secret_file))
+    reach = Settings(directory).reach(peer, secret_file)
     with open_store(directory, reads=True, keys=keys) as store:
         stored = store.stored_as(id)
         exists = store.peek(id) is not None

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..store import read_identity
+from ..store.config import FILE_VARIABLE
 from . import service
 from .exits import reporting
-from .options import AsJson, Directory, SecretFile, Verbose
-from .settings import Settings
+from .options import AsJson, SecretFile, Verbose, find_store, set_variables
+from .settings import Settings, only_store
 
 
 @reporting
 def node(
-    directory: Directory,
+    context: typer.Context,
+    directory: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="DIR",
+            help="The store's directory, or @NAME for a named store of the configuration. Without it: the "
+            "only named store of the configuration.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="The configuration, as `perdure --config`."),
+    ] = None,
     listen: Annotated[
         str | None,
         typer.Option("--listen", metavar="HOST:PORT", help="Where to listen; port 0 takes a free one."),
@@ -39,18 +53,25 @@ def node(
         float | None,
         typer.Option("--retention-every", min=0, help="Seconds between droppings of old log; 0 is never."),
     ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            "--coordinator", metavar="NAME", help="What decides about promotions: auto, manual or quorum."
+        ),
+    ] = None,
     secret_file: SecretFile = None,
     is_verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a node until SIGTERM: receiver, folder, and, while it is the primary, the shipper and the sweeper.
+    """Run a node until SIGTERM: all the processes that it needs, whatever its role is.
 
-    It looks at the node's role by itself, so a promotion needs nothing more; what dies is started again,
-    after pauses that grow. Snapshots are taken and log that nobody needs is dropped on every node. What
-    is not given here comes from the configuration (`perdure config show DIR`).
+    With three voters or more the nodes elect a new primary by themselves when it has ended or stalls (see
+    docs/failover.md). What dies is started again, after pauses that grow. What is not given here comes from
+    the configuration (`perdure config show DIR`).
 
     \b
     Example:
+      perdure node --config /etc/perdure/node.toml
       perdure node /srv/n1 --listen 10.0.0.1:7001 \\
           --replica n2=10.0.0.2:7001 --replica n3=10.0.0.3:7001 --secret-file /etc/perdure.secret
     """
@@ -58,6 +79,9 @@ def node(
     from .chores import ChoreTask
     from .supervisor import NodePlan, Supervisor
 
+    if config is not None:
+        set_variables(context, {FILE_VARIABLE: str(config.absolute())})
+    directory = find_store(context, directory) if directory is not None else only_store()
     settings = Settings(directory)
     host, port = settings.address(listen)
     replicas, secret = settings.peers(replica), settings.secret(secret_file)
@@ -86,6 +110,10 @@ def node(
         compress=settings.value(None, "shipping", "compress"),
         slot_budget_bytes=policy.slot_bytes,
         serve=settings.serve_address(),
+        monitor=settings.monitor_address(),
+        coordinator=settings.coordinator(coordinator),
+        election=settings.election(),
+        health=settings.health(),
         log_level=level,
     )
     with service.until_stopped(is_verbose=is_verbose) as should_stop:

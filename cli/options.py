@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -37,6 +38,21 @@ def find_store(context: typer.Context, directory: Path) -> Path:
         return load_config().path_of(text[1:])
     except PerdureError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def set_variables(context: typer.Context, given: Mapping[str, str]) -> None:
+    """Say it where this command and the processes that it starts look for it."""
+    before = {variable: os.environ.get(variable) for variable in given}
+    os.environ.update(given)
+
+    def restore() -> None:
+        for variable, value in before.items():
+            if value is None:
+                os.environ.pop(variable, None)
+            else:
+                os.environ[variable] = value
+
+    context.call_on_close(restore)
 
 
 def find_stores(context: typer.Context, directories: list[Path] | None) -> list[Path] | None:

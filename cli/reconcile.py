@@ -32,10 +32,9 @@ def consistency(
     Example:
       perdure consistency /srv/n1 --peer n2=10.0.0.2:7001 --peer n3=10.0.0.3:7001
     """
-    from ..recovery import Reach, check_consistency
+    from ..recovery import check_consistency
 
-    settings = Settings(directory)
-    reach = Reach(settings.peers(peer), settings.secret(secret_file))
+    reach = Settings(directory).reach(peer, secret_file)
     with render.phases() as on_progress:
         found = check_consistency(directory, reach, on_progress=on_progress)
     _show(found, as_json)
@@ -61,11 +60,9 @@ def reconcile(
       perdure reconcile /srv/n1 --peer n2=10.0.0.2:7001
       perdure reconcile /srv/n1 --peer n2=10.0.0.2:7001 --repair
     """
-    from ..recovery import Reach
     from ..recovery import reconcile as reconcile_nodes
 
-    settings = Settings(directory)
-    reach = Reach(settings.peers(peer), settings.secret(secret_file))
+    reach = Settings(directory).reach(peer, secret_file)
     with render.phases() as on_progress:
         found = reconcile_nodes(directory, reach, repairs=repairs, on_progress=on_progress)
     _show(found, as_json, is_dry=not repairs)

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..store import Configuration, SessionStore, UsageError, has_identity, load_config, read_identity
 from ..store.option import parse_address
-from ..store.options import StoreOptions
+from ..store.options import StoreOptions, option
 from .options import SECRET_VARIABLE, parse_nodes, read_secret
 
 if TYPE_CHECKING:
-    from ..recovery import Policy
-    from ..shipping import Credentials, TlsFiles
+    from ..recovery import ElectionOptions, Policy, Reach
+    from ..shipping import Credentials, MonitorOptions, TlsFiles
 
 T = TypeVar("T")
+LOOPBACK = "127.0.0.1"
 
 
 class Settings:
@@ -76,6 +77,53 @@ class Settings:
         configured = self.value(None, "node", "serve")
         return None if configured is None else parse_address(configured)
 
+    def monitor_address(self) -> tuple[str, int] | None:
+        """Where the node's monitor listens, None for the second port after the receiver's."""
+        configured = self.value(None, "node", "monitor")
+        return None if configured is None else parse_address(configured)
+
+    def monitor_host(self) -> str:
+        """At which address this node's monitor is asked from here."""
+        configured = self.value(None, "node", "monitor") or self.value(None, "node", "listen")
+        return LOOPBACK if configured is None else _reachable(parse_address(configured)[0])
+
+    def own_address(self, directory: Path) -> tuple[str, int]:
+        """Where this node's receiver is asked from here: the port that it took last."""
+        from ..shipping import read_ports
+
+        configured = self.value(None, "node", "listen")
+        host, port = (LOOPBACK, 0) if configured is None else parse_address(configured)
+        return _reachable(host), read_ports(directory).listen or port
+
+    def coordinator(self, given: str | None) -> str:
+        """What decides about promotions. Raises UsageError for what nothing is called."""
+        if given is None:
+            return str(self.value(None, "failover", "coordinator"))
+        try:
+            return str(option("failover", "coordinator").check(given))
+        except ValueError as error:
+            raise UsageError(f"--coordinator: {error}") from error
+
+    def election(self) -> ElectionOptions:
+        """When this node stands for primary."""
+        from ..recovery import ElectionOptions
+
+        return ElectionOptions(
+            silence_ms=self.value(None, "failover", "silence_ms"),
+            candidacy_ms=self.value(None, "failover", "candidacy_ms"),
+            preferred=self.value(None, "failover", "preferred") or "",
+        )
+
+    def health(self) -> MonitorOptions:
+        """How this node watches the others, and itself."""
+        from ..shipping import MonitorOptions
+
+        return MonitorOptions(
+            heartbeat_ms=self.value(None, "failover", "heartbeat_ms"),
+            silence_ms=self.value(None, "failover", "silence_ms"),
+            disk_stall_ms=self.value(None, "failover", "disk_stall_ms"),
+        )
+
     def peers(self, given: list[str] | None) -> dict[str, tuple[str, int]]:
         """The other nodes' addresses by name; the configuration may name this one among them."""
         if given:
@@ -83,6 +131,12 @@ class Settings:
         listed: Mapping[str, str] = self.value(None, "node", "peers") or {}
         own = read_identity(self._directory).node if has_identity(self._directory) else ""
         return {node: parse_address(address) for node, address in listed.items() if node != own}
+
+    def reach(self, given: list[str] | None, secret_file: Path | None = None) -> Reach:
+        """The way to the other nodes: by command line or configuration, and by the cluster's own list."""
+        from ..recovery import known_reach
+
+        return known_reach(self._directory, self.peers(given), self.secret(secret_file))
 
     def secret(self, file: Path | None) -> Credentials:
         """What the node proves itself with to others: secret, certificates, or both.
@@ -113,6 +167,24 @@ class Settings:
             configured = self.value(None, "node", "secret_file")
             file = None if configured is None else Path(configured)
         return read_secret(file)
+
+
+def _reachable(host: str) -> str:
+    """An address that can be connected to, for one that is listened on."""
+    return {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)
+
+
+def only_store() -> Path:
+    """The directory of the one named store that the configuration has. Raises UsageError."""
+    config = load_config()
+    if len(config.stores) != 1:
+        known = ", ".join(f"@{name}" for name in config.stores) or "none"
+        raise UsageError(
+            f"no directory is given, and the configuration does not have one named store: {known}",
+            path=config.file,
+            hint="Give DIR or @NAME; a named store stands as [stores.NAME] with a path.",
+        )
+    return next(iter(config.stores.values()))
 
 
 def open_store(

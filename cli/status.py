@@ -73,10 +73,8 @@ def status(
       perdure status /srv/n1 --peer n2=10.0.0.2:7001 --json
       perdure status /srv/n1 --watch
     """
-    from ..recovery import Reach
 
-    settings = Settings(directory)
-    reach = Reach(settings.peers(peer), settings.secret(secret_file))
+    reach = Settings(directory).reach(peer, secret_file)
     if not watches:
         values, code = _look(directory, reach)
         _show(values, as_json)

@@ -18,9 +18,22 @@ from typing import Protocol
 
 import msgspec
 
-from ..shipping import Child, NodePorts, Secret, Task, read_fault, read_ports, start_child, write_ports
-from ..store import PerdureError, read_identity
+from ..recovery import ElectionOptions
+from ..shipping import (
+    Child,
+    MonitorOptions,
+    NodePorts,
+    Secret,
+    Task,
+    read_fault,
+    read_ports,
+    start_child,
+    write_ports,
+)
+from ..store import PerdureError, WireError, read_identity
 from .chores import ChoreTask
+from .elector_process import AUTO, ElectorChild, ElectorTask, start_elector
+from .monitor_sockets import MonitorSockets
 from .server_process import ServerChild, ServerTask, start_server
 
 logger = logging.getLogger(__name__)
@@ -119,6 +132,11 @@ class NodePlan(msgspec.Struct, frozen=True):
     """0: the shipper's default."""
     serve: tuple[str, int] | None = None
     """Where the server listens; None: on the port after the receiver's, a free one where that was."""
+    monitor: tuple[str, int] | None = None
+    """Where the monitor listens; None: on the second port after the receiver's, a free one where that was."""
+    coordinator: str = AUTO
+    election: ElectionOptions = ElectionOptions()
+    health: MonitorOptions = MonitorOptions()
     log_level: str = "WARNING"
 
 
@@ -135,6 +153,9 @@ class Supervisor:
         self._shipper = Post("shipper", self._start_shipper)
         self._server = Post("server", self._start_server)
         self._chores = Post("chores", lambda: start_chores(plan.chores))
+        self._sockets: MonitorSockets | None = None
+        self._monitor = Post("monitor", self._start_monitor)
+        self._elector = Post("elector", self._start_elector)
 
     def run(self, should_stop: Callable[[], bool], on_ready: Callable[[int], object]) -> None:
         """Keep the node running until `should_stop` says so; `on_ready` gets the port once it listens.
@@ -143,18 +164,27 @@ class Supervisor:
         """
         try:
             self._receiver.begin()
-            write_ports(self._plan.directory, NodePorts(listen=self._port))
+            address = self._plan.monitor or self._beside_receiver(2)
+            self._sockets = sockets = MonitorSockets(address, is_configured=self._plan.monitor is not None)
+            write_ports(self._plan.directory, NodePorts(listen=self._port, monitor=sockets.port))
             on_ready(self._port)
             while not should_stop():
                 self._receiver.tend(True)
                 self._folder.tend(not read_fault(self._plan.directory))
                 self._shipper.tend(bool(self._others()))
                 self._server.tend(True)
+                self._monitor.tend(True)
+                self._elector.tend(True)
                 self._chores.tend(True)
                 time.sleep(TICK_S)
         finally:
-            for post in (self._chores, self._server, self._shipper, self._folder, self._receiver):
+            # The elector first: what ends in order is no reason to stand. The monitor's port goes last.
+            for post in (self._elector, self._chores, self._server, self._shipper, self._folder):
                 post.stop()
+            for post in (self._receiver, self._monitor):
+                post.stop()
+            if self._sockets is not None:
+                self._sockets.close()
 
     def _others(self) -> dict[str, tuple[str, int]]:
         return {node: address for node, address in self._plan.replicas.items() if node != self._node}
@@ -173,12 +203,48 @@ class Supervisor:
 
     def _start_server(self) -> ServerChild:
         plan = self._plan
-        host, port = plan.serve or (plan.host, plan.port + 1 if plan.port else 0)
+        host, port = plan.serve or self._beside_receiver(1)
         task = ServerTask(str(plan.directory), host, self._serve_port or port, plan.secret, plan.log_level)
         child = start_server(task)
         self._serve_port = child.port
         write_ports(plan.directory, msgspec.structs.replace(read_ports(plan.directory), serve=child.port))
         return child
+
+    def _beside_receiver(self, offset: int) -> tuple[str, int]:
+        """The port so much after the receiver's; a free one where that was."""
+        plan = self._plan
+        return (plan.host, plan.port + offset if plan.port else 0)
+
+    def _start_monitor(self) -> Child:
+        sockets, health = self._sockets, self._plan.health
+        if sockets is None:
+            raise WireError("the monitor has no socket yet")
+        task = msgspec.structs.replace(
+            self._task("monitor"),
+            replicas=self._others(),
+            listener=sockets.listener.fileno(),
+            pipe=sockets.monitor_end.fileno(),
+            heartbeat_ms=health.heartbeat_ms,
+            silence_ms=health.silence_ms,
+            disk_stall_ms=health.disk_stall_ms,
+        )
+        return start_child(task)
+
+    def _start_elector(self) -> ElectorChild:
+        plan, sockets = self._plan, self._sockets
+        if sockets is None:
+            raise WireError("the elector has no pipe yet")
+        return start_elector(
+            ElectorTask(
+                str(plan.directory),
+                sockets.elector_end.fileno(),
+                self._others(),
+                plan.secret,
+                plan.coordinator,
+                plan.election,
+                plan.log_level,
+            )
+        )
 
     def _task(self, kind: str) -> Task:
         plan = self._plan

@@ -40,10 +40,9 @@ def sync(
     Example:
       perdure sync /srv/n1 --timeout 60
     """
-    from ..recovery import Reach, force_sync
+    from ..recovery import force_sync
 
-    settings = Settings(directory)
-    reach = Reach(settings.peers(peer), settings.secret(secret_file))
+    reach = Settings(directory).reach(peer, secret_file)
     with render.phases() as on_progress:
 
         def on_look(known: NodeReport) -> None:
@@ -78,14 +77,13 @@ def flush(
       perdure flush /srv/n1 --timeout 5
       perdure flush /srv/n1 --all
     """
-    from ..recovery import Reach, wait_for_replicas
     from ..recovery import flush as flush_log
+    from ..recovery import wait_for_replicas
     from ..store import UsageError
 
     if are_all and replicas is not None:
         raise UsageError("give one of --all and --replicas")
-    settings = Settings(directory)
-    reach = Reach(settings.peers(peer), settings.secret(secret_file))
+    reach = Settings(directory).reach(peer, secret_file)
     timeout_ms = round(timeout_s * 1000)
     if are_all:
         found = wait_for_replicas(directory, reach, timeout_ms=timeout_ms)
@@ -110,11 +108,9 @@ def ensure_synced(
     Example:
       perdure ensure-synced /srv/n1 && echo "safe to go on"
     """
-    from ..recovery import Reach
     from ..recovery import ensure_synced as look
 
-    settings = Settings(directory)
-    reach = Reach(settings.peers(peer), settings.secret(secret_file))
+    reach = Settings(directory).reach(peer, secret_file)
     _show(look(directory, reach, timeout_ms=round(timeout_s * 1000)), as_json)
 
 

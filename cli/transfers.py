@@ -26,6 +26,7 @@ def transfers(
         int, typer.Option("--limit", min=1, max=PENDING_MAX, help="List so many at most, the oldest first.")
     ] = PENDING_MAX,
     peer: Peers = None,
+    secret_file: SecretFile = None,
     as_json: AsJson = False,
 ) -> None:
     """List what each replica is still to be sent or to confirm: records, bytes, and the age of the oldest.
@@ -36,10 +37,9 @@ def transfers(
     Example:
       perdure transfers /srv/n1
     """
-    from ..recovery import Reach
     from ..recovery import transfers as pending
 
-    found = pending(directory, Reach(Settings(directory).peers(peer)), limit=limit)
+    found = pending(directory, Settings(directory).reach(peer, secret_file), limit=limit)
     rows = [msgspec.to_builtins(row) for row in found]
     render.rows(rows, as_json=as_json, columns=COLUMNS, key="transfers", empty="none pending")
     leave(Exit.FINDINGS if rows else Exit.FINE)
@@ -71,12 +71,11 @@ def transfer(
       perdure transfer /srv/n1 --to n2 --all
       perdure transfer /srv/n1 --to n2 9f86d081884c7d659a2feaa0c55ad015
     """
-    from ..recovery import NodeReport, Reach, force_transfer
+    from ..recovery import NodeReport, force_transfer
 
     if bool(ids) == are_all:
         raise UsageError("give either ids or --all")
-    settings = Settings(directory)
-    reach = Reach(settings.peers(peer), settings.secret(secret_file))
+    reach = Settings(directory).reach(peer, secret_file)
     stored: list[str] | None = None
     if ids:
         with open_store(directory, reads=True, keys=keys) as store:

@@ -47,10 +47,9 @@ def wait(
       perdure wait ready /srv/n2 --timeout 30
       perdure wait failover /srv/n2 --peer n3=10.0.0.3:7001 --timeout 60
     """
-    from ..recovery import Reach, Target, wait_for
+    from ..recovery import Target, wait_for
 
-    settings = Settings(directory)
-    reach = Reach(settings.peers(peer), settings.secret(secret_file))
+    reach = Settings(directory).reach(peer, secret_file)
     with render.steps() as step:
         found = wait_for(
             directory,

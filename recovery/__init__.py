@@ -2,9 +2,14 @@
 
 from .cluster_status import ClusterStatus, PeerStatus, cluster_status
 from .consistency import check_consistency, reconcile
+from .coordinators import Coordinator, Manual, Quorum
 from .counting import promises_needed
 from .drop import apply_retention, explain_retention
+from .election import ElectionOptions
+from .elector import run_elector
+from .failover import FailoverReport, fail_over
 from .findings import Finding, Level, Summary, summarise
+from .health import ask_health, order_to_stand
 from .keyuse import KeyUse, key_use
 from .locate import LastChange, Located, SessionHolder, locate, wait_synced
 from .logtool import EpochStat, LogStat, SegmentStat, dump, stat
@@ -26,10 +31,12 @@ from .migrate import (
     migrate_back,
     migration_state,
 )
+from .node_state import NodeState
 from .ops_service import OpsService
+from .primary import Primary
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
 from .promote import PromotionRefusedError, PromotionReport, promote
-from .reach import Reach
+from .reach import Reach, known_reach
 from .reconcile import Comparison, Difference, NodeVerdict
 from .repair import RepairReport, repair
 from .replay import ReplayReport, replay_to
@@ -48,6 +55,7 @@ from .syncing import (
     wait_for_replicas,
 )
 from .take import SnapshotState, inspect_snapshots, prune_snapshots, take_snapshot
+from .takeovers import Takeover, TakeoverRecord, read_takeovers
 from .target import is_unfinished
 from .transferring import TransferReport, force_transfer
 from .verify import verify
@@ -60,11 +68,14 @@ __all__ = [
     "ClusterStatus",
     "ClusterSync",
     "Comparison",
+    "Coordinator",
     "Decision",
     "Depth",
     "Difference",
+    "ElectionOptions",
     "EpochStat",
     "Failover",
+    "FailoverReport",
     "Finding",
     "KeyUse",
     "Lacking",
@@ -73,17 +84,21 @@ __all__ = [
     "Line",
     "Located",
     "LogStat",
+    "Manual",
     "Membership",
     "MigrationReport",
     "MigrationState",
     "NodeReport",
+    "NodeState",
     "NodeVerdict",
     "OpsService",
     "PeerStatus",
     "Plan",
     "Policy",
+    "Primary",
     "PromotionRefusedError",
     "PromotionReport",
+    "Quorum",
     "Reach",
     "RepairReport",
     "ReplayReport",
@@ -95,6 +110,8 @@ __all__ = [
     "SnapshotState",
     "Summary",
     "SyncReport",
+    "Takeover",
+    "TakeoverRecord",
     "Target",
     "Transfer",
     "TransferReport",
@@ -107,6 +124,7 @@ __all__ = [
     "add_member",
     "add_witness",
     "apply_retention",
+    "ask_health",
     "check_consistency",
     "cluster_status",
     "count_promises",
@@ -114,27 +132,32 @@ __all__ = [
     "dump",
     "ensure_synced",
     "explain_retention",
+    "fail_over",
     "flush",
     "force_sync",
     "force_transfer",
     "inspect_snapshots",
     "is_unfinished",
     "key_use",
+    "known_reach",
     "list_members",
     "locate",
     "migrate",
     "migrate_back",
     "migration_state",
+    "order_to_stand",
     "plan_retention",
     "promises_needed",
     "promote",
     "prune_snapshots",
+    "read_takeovers",
     "reconcile",
     "reconcile_self",
     "remove_member",
     "repair",
     "replay_to",
     "report_node",
+    "run_elector",
     "set_policy",
     "set_sync_replicas",
     "stat",

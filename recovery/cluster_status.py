@@ -13,9 +13,11 @@ from typing import Final, TypeAlias
 import msgspec
 
 from ..shipping.messages import StatusReply
+from ..shipping.messages_ops import ReportAsk, ReportReply
 from ..store.errors import PerdureError, WireError
 from .audit import AuditLine, last_recovery
 from .behind import behind
+from .ops_service import decoded
 from .reach import NOBODY, Reach
 from .report import Failover, NodeReport, ReplicaReport, report_node
 from .source import Source, open_source
@@ -46,7 +48,7 @@ class ClusterStatus(msgspec.Struct, frozen=True):
     """The highest that was heard of."""
     sync_state: ClusterSync
     replicas: list[ReplicaReport]
-    """By the word of the primary, if that is this node; what a peer said itself stands above it."""
+    """By the word of the primary; what a peer said itself stands above it."""
     pending_events: int
     total_replicated: int
     """Events of the log that enough replicas have on disk: as many as must confirm a write, or one."""
@@ -76,32 +78,52 @@ def cluster_status(store: Store, reach: Reach = NOBODY) -> ClusterStatus:
         claims.append((own.epoch, own.node))
     primary = max(claims, default=(0, ""))[1]
     epochs = [own.epoch, own.promise_epoch, *(max(reply.end[0], reply.promise_epoch) for reply in heard)]
-    replicas = [_updated(source, own, replica, heard) for replica in own.replicas]
-    expected = sorted({*own.expected, *reach.peers} - {own.node, *own.witnesses}) if own.is_primary else []
+    said, problem = _primary_says(source, own, primary, reach)
+    replicas: list[ReplicaReport] = []
+    expected: list[str] = []
+    if said is not None:
+        replicas = [_updated(source, said, replica, heard) for replica in said.replicas]
+        expected = sorted({*said.expected, *reach.peers, own.node} - {said.node, *said.witnesses})
     known = {replica.node: replica for replica in replicas}
     holders = [
         Holder(node, node in known and known[node].is_connected, node in known and not known[node].lag_events)
         for node in expected
     ]
     state = ClusterSync.UNKNOWN
-    if own.is_primary and primary == own.node:
-        state = cluster_sync(holders, own.voters_connected, own.sync_replicas)
+    if said is not None:
+        state = cluster_sync(holders, said.voters_connected, said.sync_replicas)
     return ClusterStatus(
         own=own,
         primary=primary,
         epoch=max(epochs),
         sync_state=state,
         replicas=replicas,
-        pending_events=own.pending_events,
-        total_replicated=_replicated(own, replicas),
+        pending_events=said.pending_events if said else 0,
+        total_replicated=_replicated(said, replicas) if said else 0,
         failed=sum(1 for replica in replicas if replica.error and not replica.is_connected)
         + sum(1 for peer in peers if peer.problem and peer.node not in known),
         failovers=len(own.failovers),
         last_failover=own.failovers[-1] if own.failovers else None,
         last_recovery=last_recovery(Path(store)),
         peers=peers,
-        unknown=_unknown(own, primary, peers, expected, known),
+        unknown=_unknown(own, primary, peers, expected, known, problem),
     )
+
+
+def _primary_says(
+    source: Source, own: NodeReport, primary: str, reach: Reach
+) -> tuple[NodeReport | None, str]:
+    """(the primary's report, or None; why there is none)"""
+    if primary == own.node:
+        return own, ""
+    if not primary:
+        return None, "no primary was heard"
+    try:
+        with reach.server(primary, source.identity.cluster_id) as server:
+            _, data = server.ask(ReportAsk(False), ReportReply, timeout_ms=reach.timeout_ms)
+            return decoded(data, NodeReport), ""
+    except PerdureError as error:
+        return None, f"{primary} cannot be asked: {error.message}"
 
 
 def _ask(source: Source, reach: Reach) -> list[PeerStatus]:
@@ -132,7 +154,7 @@ def _updated(
     if said is None or said.end[0] != own.epoch or said.end[1] <= replica.acked_lsn:
         return replica
     acked = min(said.end[1], own.flushed_lsn)
-    lacking = behind(source, acked, own.flushed_lsn)
+    lacking = behind(source, acked, own.flushed_lsn)  # of a primary elsewhere, as far as this node's log goes
     age_ms = 0 if not lacking.records else replica.lag_ms
     if lacking.oldest_ms is not None:
         age_ms = max(0, own.now_ms - lacking.oldest_ms)
@@ -159,15 +181,14 @@ def _unknown(
     peers: list[PeerStatus],
     expected: list[str],
     known: dict[str, ReplicaReport],
+    problem: str,
 ) -> list[str]:
     found = [f"{peer.node} was not heard: {peer.problem}" for peer in peers if peer.reply is None]
     asked = {peer.node for peer in peers}
     silent = [name for name in own.voters if name != own.node and name not in asked]
     if silent:
         found.append(f"{', '.join(silent)} could not be asked: no address is known (--peer NODE=HOST:PORT)")
-    if not primary:
-        found.append("no primary was heard; replicas and their lag are known to the primary alone")
-    elif primary != own.node:
-        found.append(f"replicas and their lag are known to the primary alone: ask {primary}")
+    if problem:
+        found.append(f"replicas and their lag are known to the primary alone, and {problem}")
     found += [f"{node} has never been connected to this primary" for node in expected if node not in known]
     return found

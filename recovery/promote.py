@@ -74,6 +74,7 @@ def promote(
     *,
     accept_data_loss: bool = False,
     alone: bool = False,
+    epoch_min: int = 0,
     on_step: Step | None = None,
     commit_timeout_ms: int = COMMIT_TIMEOUT_MS,
 ) -> PromotionReport:
@@ -84,9 +85,9 @@ def promote(
     the write lock.
     `accept_data_loss` allows what may lose acknowledged writes: sync_replicas = 0 needs it always.
     `alone` makes the node the only voter, with sync_replicas = 0; of two nodes that loses nothing if
-    each write needed both. A node that is primary already stays so, and nothing is done. With
-    sync_replicas >= 1 and a shipper the call waits up to `commit_timeout_ms` for the epoch to be committed;
-    `is_committed` of the report says whether it was.
+    each write needed both. The new epoch is `epoch_min` at least. A node that is primary already stays so,
+    and nothing is done. With sync_replicas >= 1 and a shipper the call waits up to `commit_timeout_ms` for
+    the epoch to be committed; `is_committed` of the report says whether it was.
 
     Raises PromotionRefusedError (`decision` says why and names the node that stands in the way),
     NoQuorumError if too few voters answered, DivergedError for two histories under one position,
@@ -102,6 +103,7 @@ def promote(
         voters = peers
     promotion = _Promotion(node, voters, accept_data_loss, alone, on_step or _silent)
     try:
+        promotion.epoch_min = epoch_min
         report = promotion.run(commit_timeout_ms)
     finally:
         promotion.node.close()
@@ -120,6 +122,7 @@ class _Promotion:
         self.accept_data_loss = accept_data_loss
         self.alone = alone
         self.on_step = on_step
+        self.epoch_min = 0
         self.unheard: dict[str, str] = {}
         self.fetched_from: list[str] = []
         self.fetched_events = 0
@@ -195,9 +198,10 @@ class _Promotion:
         if self.log.cursor.header:
             seen.append(self.log.cursor.header.epoch)
         own = max(seen)
+        told = [self.epoch_min - 1]
         for state in states:
-            told = (state.end.epoch, state.promise.epoch)
-            seen += [epoch for epoch in told if not leaps(own, epoch)]
+            told += [state.end.epoch, state.promise.epoch]
+        seen += [epoch for epoch in told if not leaps(own, epoch)]
         if max(seen) >= EPOCH_MAX:
             raise UsageError(f"epoch {max(seen)} is the last one there can be")
         return max(seen) + 1

@@ -6,6 +6,7 @@ answer can be believed is for whoever asks.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
@@ -14,8 +15,10 @@ import msgspec
 
 from ..shipping.asking import NodeClient
 from ..shipping.credentials import Secret
+from ..shipping.roster import node_addresses
 from ..shipping.server_client import ServerClient
 from ..store.errors import PerdureError, WireError
+from .source import newest_config, open_source
 
 ASK_TIMEOUT_MS: Final = 2_000
 ASKED_AT_ONCE: Final = 16
@@ -76,3 +79,14 @@ class Reach(msgspec.Struct, frozen=True):
 
 
 NOBODY: Final = Reach()
+
+
+def known_reach(
+    store: str | os.PathLike[str], given: Mapping[str, tuple[str, int]], secret: Secret = b""
+) -> Reach:
+    """The way to the other nodes: addresses that are given, and those that the newest CONFIG in the log says.
+
+    Raises StoreMissingError, FormatError.
+    """
+    source = open_source(store)
+    return Reach(node_addresses(newest_config(source), source.identity.node, given) | dict(given), secret)

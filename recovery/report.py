@@ -16,15 +16,13 @@ from ..shipping import slots
 from ..shipping.faults import read_fault
 from ..shipping.status import ReplicaStatus, ShippingStatus, shipping_status
 from ..store.clock import read_boottime_ms, read_wall_ms
-from ..store.control import ALONE, Config, config_of
 from ..store.errors import FormatError, PerdureError, StorageError
-from ..store.event import decode_events
 from ..store.ids import NOWHERE, StatePosition
 from ..store.page import Word
 from ..store.segment import HEADER_BYTES, SegmentHeader
 from .behind import behind
 from .scan import SegmentScan
-from .source import Source, open_source
+from .source import Source, newest_config, open_source
 
 CONNECTED: Final = frozenset({slots.STREAMING, slots.CATCH_UP, slots.PAUSED})
 """States of a replica that acknowledges, or will once its disk lets it."""
@@ -133,7 +131,8 @@ def report_node(directory: str | os.PathLike[str], *, is_brief: bool = False) ->
     known = shipping_status(directory)
     now_ms = _now_ms(source)
     files = source.segments()
-    config, end, primary = _end_of_log(source)
+    config = newest_config(source)
+    end, primary = _end_of_log(source)
     k = config.sync_replicas
     replicas = [_replica(source, known, found, now_ms, is_brief=is_brief) for found in known.replicas]
     return NodeReport(
@@ -202,20 +201,16 @@ def _now_ms(source: Source) -> int:
     return read_boottime_ms() + (offset if offset <= _SIGNED_MAX else offset - (1 << 64))
 
 
-def _end_of_log(source: Source) -> tuple[Config, StatePosition, str]:
-    """(the newest CONFIG, where the log ends, who wrote it); of a log that cannot be read, nothing."""
+def _end_of_log(source: Source) -> tuple[StatePosition, str]:
+    """(where the log ends, who wrote it); of a log that cannot be read, nothing."""
     files = source.segments()
     if not files:
-        return ALONE, NOWHERE, ""
+        return NOWHERE, ""
     try:
         with SegmentScan(files[-1].path) as scan:
-            config = ALONE
-            for _, frame, payload in scan.frames():
-                config = config_of(decode_events(payload, frame.event_count)) or ALONE
-                break
-            return config, _last(source, scan.at), scan.header.primary
+            return _last(source, scan.at), scan.header.primary
     except PerdureError:
-        return ALONE, NOWHERE, ""
+        return NOWHERE, ""
 
 
 def _last(source: Source, at: StatePosition) -> StatePosition:

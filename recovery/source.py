@@ -15,8 +15,9 @@ import msgspec
 import xxhash
 
 from ..store import names
+from ..store.control import ALONE, Config, config_of
 from ..store.cursor import LogCursor, SegmentFile, T, Take, list_segments
-from ..store.errors import CorruptError, PositionGoneError
+from ..store.errors import CorruptError, FormatError, PositionGoneError, StorageError
 from ..store.files import read_small
 from ..store.frame import cluster_key
 from ..store.identity import Identity, read_identity
@@ -25,6 +26,7 @@ from ..store.page import MAGIC, PAGE_BYTES, Word, read_boot_id
 from ..store.settle import Known, inspect
 from ..store.tail import Judgement, TailVerdict
 
+CONFIG_READ_BYTES = 64 << 10
 _WORDS = struct.Struct(f"<{len(Word)}Q")
 
 
@@ -120,6 +122,25 @@ def open_source(store: str | os.PathLike[str], boot_id: Callable[[], str] = read
     """
     path = Path(store)
     return Source(path, read_identity(path), boot_id())
+
+
+def newest_config(source: Source) -> Config:
+    """The newest CONFIG in the log, by the first frame of its last segment; ALONE if that cannot be read."""
+    files = source.segments()
+    if not files:
+        return ALONE
+    cursor = source.cursor()
+    try:
+        cursor.open_segment(files[-1])
+        run = cursor.read(limit_bytes=CONFIG_READ_BYTES)
+        if run is None:
+            return ALONE
+        offset, frame = run.frames[0]
+        return config_of(run.events(offset, frame)) or ALONE
+    except (FormatError, StorageError):
+        return ALONE
+    finally:
+        cursor.close()
 
 
 def is_in_use(store: Path) -> bool:

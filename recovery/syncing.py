@@ -1,8 +1,9 @@
 """Replicas and the primary's log: waiting until they have it, and saying what they lack.
 
 Owns the waits behind `perdure sync`, `flush`, `ensure-synced` and `transfers`. Frames are sent by the
-shipper, and by nothing else; here it is seen to that one runs, and looked how far it is. Runs where the
-primary is; what a replica has is what it has acknowledged by chain, while it is connected.
+shipper, and by nothing else; here it is seen to that one runs, and looked how far it is. Can be asked on any
+node that reaches the primary; what a replica has is what it has acknowledged to that by chain, while it is
+connected.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import msgspec
 from ..shipping.children import Child, Task, start_child
 from ..shipping.nodelog import open_node_log
 from ..store.errors import NotPrimaryError, PerdureError, UsageError
-from .behind import behind
+from ..store.identity import read_identity
+from .primary import Primary
 from .reach import NOBODY, Reach
 from .report import NodeReport, report_node
-from .source import open_source
 
 POLL_S: Final = 0.02
 PENDING_SYNCS_MAX: Final = 100
@@ -66,9 +67,10 @@ class Transfer(msgspec.Struct, frozen=True):
     state: str
     from_lsn: int
     records: int
-    bytes: int
+    bytes: int | None
+    """Of log; None where it was never connected."""
     age_ms: int | None
-    """Of the oldest record; None where the log no longer tells."""
+    """Of the oldest record; None where that is not known."""
     error: str
 
 
@@ -83,7 +85,7 @@ def force_sync(
 
     Replicas are the other voters, those in `reach`, and whoever is connected. Where no shipper runs, one
     is started for as long as this takes, to the peers in `reach`. `on_look` is told how far all are.
-    Raises NotPrimaryError where this node is not the primary, and as open_node_log.
+    Raises NotPrimaryError where no primary can be asked, and as open_node_log.
     """
     with _shipping(store, reach):
         return wait_for_replicas(store, reach, timeout_ms=timeout_ms, on_look=on_look)
@@ -103,13 +105,13 @@ def flush(store: Store, reach: Reach = NOBODY, *, timeout_ms: int, replicas: int
     None stands for the cluster's sync_replicas, or for all where that is 0. Raises as force_sync, and
     UsageError for more replicas than there are.
     """
-    known = _primary(store)
+    with Primary(store, reach) as primary:
+        known = primary.look()
     if replicas is None and known.sync_replicas:
         replicas = known.sync_replicas
-    if replicas is not None and not 0 <= replicas <= len(_expected(known, reach)):
-        raise UsageError(
-            f"there are {len(_expected(known, reach))} replicas, not {replicas}", node=known.node
-        )
+    there = len(_expected(known, reach))
+    if replicas is not None and not 0 <= replicas <= there:
+        raise UsageError(f"there are {there} replicas, not {replicas}", node=known.node)
     return wait_for_replicas(store, reach, timeout_ms=timeout_ms, replicas=replicas)
 
 
@@ -138,57 +140,61 @@ def wait_for_replicas(
     also when the role is lost meanwhile.
     """
     started = time.monotonic()
-    _primary(store)
-    lsn = _make_durable(store)
-    if upto_lsn is not None:
-        lsn = min(lsn, upto_lsn)
-    while True:
-        known = _primary(store)
-        expected = (only,) if only else _expected(known, reach)
-        needed = len(expected) if replicas is None else replicas
-        synced = [node for node in expected if (found := known.replica(node)) and found.holds(lsn)]
-        if on_look is not None:
-            on_look(known)
-        left_s = started + timeout_ms / 1000 - time.monotonic()
-        if len(synced) >= needed or left_s <= 0:
-            elapsed_ms = round((time.monotonic() - started) * 1000)
-            lacking = [_lacking(known, node, lsn) for node in expected if node not in synced]
-            return SyncReport(known.node, known.epoch, lsn, synced, lacking, needed, elapsed_ms)
-        time.sleep(min(POLL_S, left_s))
+    with Primary(store, reach) as primary:
+        first = primary.look()
+        lsn = _end_to_reach(store, first)
+        if upto_lsn is not None:
+            lsn = min(lsn, upto_lsn)
+        while True:
+            known = primary.look()
+            if known.epoch != first.epoch:
+                raise NotPrimaryError(
+                    f"epoch {known.epoch} of {known.node} has begun meanwhile",
+                    node=first.node,
+                    hint="Ask again.",
+                )
+            expected = (only,) if only else _expected(known, reach)
+            needed = len(expected) if replicas is None else replicas
+            synced = [node for node in expected if (found := known.replica(node)) and found.holds(lsn)]
+            if on_look is not None:
+                on_look(known)
+            left_s = started + timeout_ms / 1000 - time.monotonic()
+            if (len(synced) >= needed and known.flushed_lsn >= lsn) or left_s <= 0:
+                elapsed_ms = round((time.monotonic() - started) * 1000)
+                lacking = [_lacking(known, node, lsn) for node in expected if node not in synced]
+                return SyncReport(known.node, known.epoch, lsn, synced, lacking, needed, elapsed_ms)
+            time.sleep(min(POLL_S, left_s))
 
 
 def transfers(store: Store, reach: Reach = NOBODY, *, limit: int = PENDING_SYNCS_MAX) -> list[Transfer]:
     """What replicas do not have yet, the oldest first; at most `limit` (1 to PENDING_SYNCS_MAX).
 
-    A replica without a row has everything. Raises NotPrimaryError, UsageError, and as report_node.
+    A replica without a row has everything. Raises NotPrimaryError where no primary can be asked, UsageError.
     """
     if not 1 <= limit <= PENDING_SYNCS_MAX:
         raise UsageError(f"1 to {PENDING_SYNCS_MAX} transfers are listed, not {limit}")
-    known, source = _primary(store), open_source(store)
+    with Primary(store, reach) as primary:
+        known = primary.look(is_brief=False)
     rows: list[Transfer] = []
     for node in _expected(known, reach):
         found = known.replica(node)
-        acked = found.acked_lsn if found else 0
-        if acked >= known.flushed_lsn:
-            continue
-        lacking = behind(source, acked, known.flushed_lsn)
-        age_ms = None if lacking.oldest_ms is None else max(0, known.now_ms - lacking.oldest_ms)
-        state, error = (found.state, found.error) if found else ("unknown", "no shipper knows this node yet")
-        rows.append(Transfer(node, state, acked + 1, lacking.records, lacking.bytes, age_ms, error))
+        if found is None:
+            error = "no shipper knows this node yet"
+            rows.append(Transfer(node, "unknown", 1, known.flushed_lsn, None, None, error))
+        elif found.lag_events:
+            rows.append(
+                Transfer(
+                    node=node,
+                    state=found.state,
+                    from_lsn=found.acked_lsn + 1,
+                    records=found.lag_events,
+                    bytes=found.lag_bytes,
+                    age_ms=found.lag_ms,
+                    error=found.error,
+                )
+            )
     rows.sort(key=lambda row: (-(row.age_ms or 0), row.node))
     return rows[:limit]
-
-
-def _primary(store: Store) -> NodeReport:
-    known = report_node(store, is_brief=True)
-    if not known.is_primary:
-        raise NotPrimaryError(
-            f"{known.node} is not the primary, and does not know what replicas have",
-            path=os.fspath(store),
-            node=known.node,
-            hint=f"Ask the primary, which was {known.primary} last." if known.primary else "Ask the primary.",
-        )
-    return known
 
 
 def _expected(known: NodeReport, reach: Reach) -> tuple[str, ...]:
@@ -203,8 +209,10 @@ def _lacking(known: NodeReport, node: str, lsn: int) -> Lacking:
     return Lacking(node, found.state, max(0, lsn - found.acked_lsn), found.error)
 
 
-def _make_durable(store: Store) -> int:
-    """The end of the log, on this node's disk."""
+def _end_to_reach(store: Store, known: NodeReport) -> int:
+    """The end of the primary's log: made durable at once here, by the shipper soon elsewhere."""
+    if known.node != read_identity(Path(store)).node:
+        return known.appended_lsn
     node = open_node_log(Path(store), [])
     try:
         return node.end_on_disk().lsn
@@ -216,8 +224,8 @@ def _make_durable(store: Store) -> int:
 def _shipping(store: Store, reach: Reach) -> Generator[None, None, None]:
     """See to it that a shipper runs as long as this lasts."""
     with ExitStack() as stack:
-        known = _primary(store)
-        if not known.shipper_pid and reach.peers:
+        known = report_node(store, is_brief=True)
+        if known.is_primary and not known.shipper_pid and reach.peers:
             child = _start_shipper(store, reach)
             if child is not None:
                 stack.callback(child.stop)

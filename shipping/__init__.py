@@ -3,11 +3,15 @@
 from .asking import NodeClient
 from .children import Child, Task, spawn_receiver, start_child
 from .credentials import Credentials, Secret, TlsFiles, check_secret
+from .detection import PeerHealth, Verdict
 from .faults import read_fault
 from .folder import run_folder
 from .forward_service import ForwardService
 from .gate import Gate, open_gate
 from .messages import PromiseReply, StatusReply
+from .messages_health import HealthAsk, HealthReply, HealthRow, StandAsk, StandReply
+from .monitor import MonitorOptions, run_monitor
+from .monitor_pipe import Pipe, pipe_pair
 from .nodelog import NodeLog, open_node_log
 from .ports import NodePorts, read_ports, write_ports
 from .receiver import serve_receiver
@@ -19,6 +23,7 @@ from .shipper import ShipperOptions, run_shipper
 from .slots import Slot, read_slot, read_slots, remove_slot, write_slot
 from .standby import run_standby
 from .status import ReplicaStatus, ShippingStatus, shipping_status
+from .unmonitored import Unmonitored, read_unmonitored, set_monitored
 
 __all__ = [
     "AnswerLost",
@@ -27,9 +32,15 @@ __all__ = [
     "ForwardService",
     "Gate",
     "Handler",
+    "HealthAsk",
+    "HealthReply",
+    "HealthRow",
+    "MonitorOptions",
     "NodeClient",
     "NodeLog",
     "NodePorts",
+    "PeerHealth",
+    "Pipe",
     "PromiseReply",
     "ReplicaStatus",
     "Secret",
@@ -38,23 +49,31 @@ __all__ = [
     "ShipperOptions",
     "ShippingStatus",
     "Slot",
+    "StandAsk",
+    "StandReply",
     "StatusReply",
     "Task",
     "TlsFiles",
+    "Unmonitored",
+    "Verdict",
     "check_secret",
     "merged_handlers",
     "open_gate",
     "open_node_log",
+    "pipe_pair",
     "read_fault",
     "read_ports",
     "read_slot",
     "read_slots",
+    "read_unmonitored",
     "remove_slot",
     "run_folder",
+    "run_monitor",
     "run_replica",
     "run_shipper",
     "run_standby",
     "serve_receiver",
+    "set_monitored",
     "shipping_status",
     "spawn_receiver",
     "start_child",

@@ -1,6 +1,6 @@
 """The entry of child processes: `python -m perdure.shipping`, with a task on standard input.
 
-Owns the process around a shipper, receiver, folder or replica: signals, logging, the first line on
+Owns the process around a shipper, receiver, folder, replica or monitor: signals, logging, the first line on
 standard output that says "ready" or why not, and the exit code (0 ended in order, 3 not primary or
 fenced, 4 corrupt or diverged, 5 anything else that perdure raises).
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 from types import FrameType
 from typing import Final
@@ -19,6 +20,8 @@ import msgspec
 from ..store.errors import CorruptError, DivergedError, NotPrimaryError, PerdureError
 from .children import TASK_BYTES_MAX, Ready, Task
 from .folder import run_folder
+from .monitor import MonitorOptions, run_monitor
+from .monitor_pipe import Pipe
 from .receiver import serve_receiver
 from .reign import SLOT_BUDGET_BYTES
 from .replica import run_replica
@@ -78,6 +81,18 @@ class _Process:
                 task.host,
                 task.port,
                 secret=task.secret,
+                should_stop=self.should_stop,
+                on_ready=lambda port: self.say(Ready(os.getpid(), port)),
+                lifeline=_STDIN,
+            )
+        elif task.kind == "monitor":
+            run_monitor(
+                task.store,
+                task.replicas,
+                listener=socket.socket(fileno=task.listener),
+                pipe=Pipe(socket.socket(fileno=task.pipe)) if task.pipe >= 0 else None,
+                secret=task.secret,
+                options=MonitorOptions(task.heartbeat_ms, task.silence_ms, task.disk_stall_ms),
                 should_stop=self.should_stop,
                 on_ready=lambda port: self.say(Ready(os.getpid(), port)),
                 lifeline=_STDIN,

@@ -18,7 +18,8 @@ from .messages import Challenge, Greet, Proof
 NONCE_BYTES: Final = 32
 SHIPPER: Final = "shipper"
 CLIENT: Final = "client"
-ROLES: Final = frozenset({SHIPPER, CLIENT})
+MONITOR: Final = "monitor"
+ROLES: Final = frozenset({SHIPPER, CLIENT, MONITOR})
 _CONNECTING: Final = b"perdure 1 connecting"
 _LISTENING: Final = b"perdure 1 listening"
 _CLUSTER: Final = b"perdure 1 cluster"

@@ -38,6 +38,8 @@ from ..store.errors import (
     WireError,
 )
 from .credentials import Secret
+from .detection import HEARTBEAT_MS, SILENCE_MS
+from .vitals import DISK_STALL_MS
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ _KINDS: Final[Mapping[str, type[PerdureError]]] = {
 
 
 class Task(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a child is to do: `kind` is shipper, receiver, folder or replica."""
+    """What a child is to do: `kind` is shipper, receiver, folder, replica or monitor."""
 
     kind: str
     store: str
@@ -83,6 +85,13 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     use_watcher: bool = True
     standby: bool = False
     """A shipper that waits until its node is primary, and again when it is no more."""
+    listener: int = -1
+    """A monitor's listening socket, which its parent keeps: a descriptor that is passed on."""
+    pipe: int = -1
+    """A monitor's way to the elector, likewise."""
+    heartbeat_ms: int = HEARTBEAT_MS
+    silence_ms: int = SILENCE_MS
+    disk_stall_ms: int = DISK_STALL_MS
     log_level: str = "WARNING"
 
 
@@ -188,6 +197,7 @@ class Child:
 
 def start_child(task: Task) -> Child:
     """Start a child; it is not ready yet. Raises WireError if the system refuses."""
+    passed = [descriptor for descriptor in (task.listener, task.pipe) if descriptor >= 0]
     data = msgspec.json.encode(task)
     package = Path(__file__).absolute().parent.parent.parent
     try:
@@ -197,6 +207,7 @@ def start_child(task: Task) -> Child:
             stdout=subprocess.PIPE,
             env=_environment(package),
             start_new_session=True,
+            pass_fds=passed,
         )
     except OSError as error:
         raise WireError(f"cannot start the {task.kind}: {error}") from error

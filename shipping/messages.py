@@ -26,8 +26,9 @@ import msgspec
 from ..store import zstd
 from ..store.errors import CorruptError, WireError
 from ..store.frame import FRAME_BYTES_MAX
-from . import messages_forward, messages_ops, messages_rejoin, messages_server
+from . import messages_forward, messages_health, messages_ops, messages_rejoin, messages_server
 from .messages_forward import ForwardMessage
+from .messages_health import HealthMessage
 from .messages_ops import OpsMessage
 from .messages_rejoin import RejoinMessage
 from .messages_server import ServerMessage
@@ -305,6 +306,7 @@ Message: TypeAlias = (
     | RejoinMessage
     | ServerMessage
     | ForwardMessage
+    | HealthMessage
     | OpsMessage
 )
 
@@ -335,6 +337,7 @@ KINDS: Final[dict[int, type[Message]]] = {
     **messages_rejoin.KINDS,
     **messages_server.KINDS,
     **messages_forward.KINDS,
+    **messages_health.KINDS,
     **messages_ops.KINDS,
 }
 WITH_PAYLOAD: Final = frozenset({20, 32, 45}).union(

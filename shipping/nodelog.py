@@ -87,6 +87,21 @@ class NodeLog:
                 return  # the page's words were changing; later then, or under the lock
         log.look_again()
 
+    def keep_up(self) -> None:
+        """For a process that waits: see a changed role, and stay near the end of a log that others append.
+
+        The role is that of the log's newest epoch, so after a change the log is read to its end. Raises
+        PoisonedError after a failed sync, CorruptError for a damaged log.
+        """
+        log = self.log
+        if log.words[Word.GENERATION] != log.generation:
+            log.refresh_role()
+            self.skip_ahead()
+            log.follow()
+        else:
+            self.skip_ahead()
+        log.flusher.drop_retired()
+
     def _skip(self) -> None:
         log = self.log
         words, cursor = log.words, log.cursor

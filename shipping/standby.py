@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_MS: Final = 2
 """How soon a promotion of this node is noticed."""
-ADVANCE_MS: Final = 50
+KEEP_MS: Final = 50
 _GENERATION: Final = int(Word.GENERATION)
 
 
@@ -86,29 +86,19 @@ class _Wait:
     def until_primary(self, is_over: Callable[[], bool]) -> bool:
         """Return once the node is the primary: True; False if the end came first. Raises PoisonedError."""
         log, words = self._node.log, self._node.log.words
-        self._look()
-        advanced_ms = monotonic_ms()
+        log.look_anew()
+        self._node.keep_up()
+        kept_ms = monotonic_ms()
         while not log.is_primary:
             if self._poller.poll(LOOK_MS):
                 self.ended.set()
             if is_over():
                 return False
             at_ms = monotonic_ms()
-            if words[_GENERATION] != log.generation:
-                self._look()
-            elif at_ms - advanced_ms >= ADVANCE_MS:
-                advanced_ms = at_ms
-                self._node.skip_ahead()
-                log.flusher.drop_retired()
+            if words[_GENERATION] != log.generation or at_ms - kept_ms >= KEEP_MS:
+                kept_ms = at_ms
+                self._node.keep_up()
         return not is_over()
-
-    def _look(self) -> None:
-        """See what changed. The role is that of the log's newest epoch, so the log is read to its end."""
-        node = self._node
-        node.log.refresh_role()
-        node.skip_ahead()
-        node.log.follow()
-        node.log.flusher.drop_retired()
 
 
 def _ship(shipper: Shipper, wait: _Wait, is_over: Callable[[], bool]) -> None:

@@ -23,6 +23,7 @@ from .names import CONFIG_FILE
 from .old_options import OLD_OPTIONS, OldOption
 from .option import PREFIX, STORE, Option, nearest, variable_of
 from .options import (
+    FAILOVER,
     NODE,
     OPTIONS,
     RECOVERY,
@@ -284,7 +285,7 @@ class _FileReader:
                 self._problem(f"{name!r} is no name of a store: a-z, then up to 31 of a-z, 0-9 and '-'")
                 continue
             for key, inner in self._items(f"[stores.{name}]", value):
-                if key in (NODE, SHIPPING, RECOVERY):
+                if key in (NODE, SHIPPING, RECOVERY, FAILOVER):
                     self._read_section(name, key, inner)
                 elif key == STORE_PATH.name:
                     self._read_path(name, key, inner)

@@ -62,6 +62,7 @@ _TURN = int(Word.TURN)
 _LOST_FRAMES = int(Word.LOST_FRAMES)
 _SEGMENT = int(Word.SEGMENT)
 _EPOCH = int(Word.EPOCH)
+_GIVEN_UP = int(Word.GIVEN_UP)
 _UNSEEN = -1
 _MOVING = -2
 """No generation: frames are being taken, or whoever took them broke off in the middle."""
@@ -382,7 +383,9 @@ class LogFollower:
     def _judge_role(self) -> None:
         header, at = self.cursor.header, self.cursor.at
         self.is_primary = (
-            is_primary(header, at.epoch, self.promise, self.identity.node) and not self.lost_frames
+            is_primary(header, at.epoch, self.promise, self.identity.node)
+            and not self.lost_frames
+            and self.words[_GIVEN_UP] != at.epoch
         )
 
     def not_primary(self) -> NotPrimaryError:

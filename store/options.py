@@ -38,7 +38,8 @@ from .session import DEFAULT_TIMEOUT_MS, LABEL_BYTES_MAX, REFRESH_WINDOW_MS_MAX,
 NODE: Final = "node"
 SHIPPING: Final = "shipping"
 RECOVERY: Final = "recovery"
-SECTIONS: Final = (STORE, NODE, SHIPPING, RECOVERY)
+FAILOVER: Final = "failover"
+SECTIONS: Final = (STORE, NODE, SHIPPING, RECOVERY, FAILOVER)
 STORES: Final = "stores"
 DAY_MS: Final = 86_400_000
 AGE_MS_MAX: Final = 100 * 366 * DAY_MS
@@ -404,6 +405,66 @@ OPTIONS: Final[tuple[Option, ...]] = (
         0,
         AGE_MS_MAX,
         "ms",
+    ),
+    Option(
+        FAILOVER,
+        "coordinator",
+        TEXT,
+        "auto",
+        "What decides about promotions. auto: quorum with three voters or more, manual with fewer.",
+        choices=("auto", "manual", "quorum"),
+    ),
+    Option(
+        FAILOVER,
+        "heartbeat_ms",
+        INTEGER,
+        100,
+        "Nodes send each other heartbeats so often.",
+        10,
+        60_000,
+        "ms",
+    ),
+    Option(
+        FAILOVER,
+        "silence_ms",
+        INTEGER,
+        1000,
+        "A primary of which nothing was heard for so long is given up; one that refuses connections at once.",
+        100,
+        DAY_MS,
+        "ms",
+    ),
+    Option(
+        FAILOVER,
+        "candidacy_ms",
+        INTEGER,
+        150,
+        "A candidate waits up to so long, at random, so that two do not stand at once.",
+        0,
+        60_000,
+        "ms",
+    ),
+    Option(
+        FAILOVER,
+        "disk_stall_ms",
+        INTEGER,
+        3000,
+        "A primary whose disk does not answer for so long gives up.",
+        100,
+        DAY_MS,
+        "ms",
+    ),
+    Option(
+        FAILOVER,
+        "preferred",
+        TEXT,
+        None,
+        "Of replicas that are equally far this node becomes primary. none: the first by name.",
+        1,
+        NODE_NAME_BYTES_MAX,
+        "bytes",
+        can_be_none=True,
+        test=name_problem,
     ),
     Option(
         RECOVERY,

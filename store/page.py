@@ -77,6 +77,8 @@ class Word(IntEnum):
     """Session time less the time since boot, ms, signed; 0: session time has not begun in this boot."""
     SLEWED_MS = 26
     """When that was last set, ms since boot."""
+    GIVEN_UP = 30
+    """The epoch of which this node is primary no more by its own will: its disk stalls. 0 if of none."""
 
 
 def read_boot_id() -> str:

@@ -50,7 +50,8 @@ def decide_reign(held: Promise, reign: Promise, primary: str) -> bool:
     `primary` is who began the newest epoch of the own log, if that is the one of `held`, else empty. As
     decide_promise; and a node that promised the epoch to a candidate which did not win it (itself, perhaps)
     follows who did, as in Raft: it would otherwise be lost to the cluster until the next epoch. The winner
-    had a majority, so that no other candidate can begin the epoch any more; but one that needs none can.
+    had a majority, so that no other candidate can begin the epoch any more; but one that needs no majority
+    can.
     """
     if reign.epoch != held.epoch or reign.candidate == held.candidate:
         return decide_promise(held, reign)

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,11 +19,16 @@ from ..exits import Exit, leave, reporting
 from ..options import AsJson, BackendName
 
 if TYPE_CHECKING:
+    from .failover_demo import FailoverDemoOptions
+    from .failovers import FailoverReport
     from .report import DemoOptions, Outcome
 
 SESSIONS = 10_000
 WRITERS = 4
 WRITERS_MAX = 64
+NODES = 3
+NODES_MAX = 9
+FAILOVERS = 3
 SECONDS = 5.0
 SEED_BITS = 32
 
@@ -45,12 +50,42 @@ def demo(
         ),
     ] = None,
     writers: Annotated[
-        int, typer.Option("--writers", min=1, max=WRITERS_MAX, help="How many app processes write.")
-    ] = WRITERS,
+        int | None,
+        typer.Option(
+            "--writers",
+            min=1,
+            max=WRITERS_MAX,
+            help=f"How many app processes write ({WRITERS} unless told; one a node with --failovers).",
+        ),
+    ] = None,
     backend: BackendName = "lmdb",
     sync_replicas: Annotated[
-        int, typer.Option("--sync-replicas", min=0, max=2, help="How many replicas confirm each write.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--sync-replicas",
+            min=0,
+            help="How many replicas confirm each write (half of the nodes unless told).",
+        ),
+    ] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            "--nodes", min=3, max=NODES_MAX, help=f"How many node processes, for --failovers ({NODES})."
+        ),
+    ] = None,
+    coordinator: Annotated[
+        Literal["quorum", "etcd", "manual"] | None,
+        typer.Option("--coordinator", help="Who has a replica promoted, for --failovers (quorum)."),
+    ] = None,
+    failovers: Annotated[
+        int | None,
+        typer.Option(
+            "--failovers",
+            min=0,
+            max=1000,
+            help=f"Run nodes, and kill whoever is primary so often ({FAILOVERS}).",
+        ),
+    ] = None,
     seconds: Annotated[
         float,
         typer.Option(
@@ -73,11 +108,23 @@ def demo(
     app goes on there, and what the app knows was acknowledged is compared with what is there. Exit code 1
     says that something was lost or does not agree; with --sync-replicas 0 that is to be expected.
 
+    With --failovers, --nodes or --coordinator the nodes are `perdure node` processes that choose a new
+    primary by themselves (`manual`: by `perdure promote`), writers on every node follow it, and each node
+    that was killed is started again.
+
     \b
     Example:
       perdure demo --writers 2 --sessions 2000
       perdure demo --access-log access.log.gz --json
+      perdure demo --nodes 3 --coordinator quorum --failovers 10 --json
     """
+    if (nodes, coordinator, failovers) != (None, None, None):
+        if access_log is not None or sessions is not None:
+            raise UsageError(
+                "--failovers brings its own traffic", hint="Leave --access-log and --sessions out."
+            )
+        _fail_over(nodes, coordinator, failovers, writers, sync_replicas, seed, keep, as_json=as_json)
+        return
     from .report import DemoOptions, is_proven, summary
     from .report import as_json as report_as_json
     from .traffic import Plan, operations
@@ -85,15 +132,61 @@ def demo(
     if access_log is not None and sessions is not None:
         raise UsageError("--sessions is for made-up traffic; an access log brings its own")
     chosen = secrets.randbits(SEED_BITS) if seed is None else seed
-    plan = Plan(seed=chosen, sessions=max(sessions or SESSIONS, writers), writers=writers)
+    if sync_replicas is not None and sync_replicas >= NODES:
+        raise UsageError(f"--sync-replicas {sync_replicas}: the demo has {NODES - 1} replicas")
+    count = writers or WRITERS
+    plan = Plan(seed=chosen, sessions=max(sessions or SESSIONS, count), writers=count)
     operations(plan, 0)  # refuses a plan out of its bounds
-    outcome = _play(DemoOptions(plan, access_log, backend, sync_replicas, seconds), keep)
+    k = 1 if sync_replicas is None else sync_replicas
+    outcome = _play(DemoOptions(plan, access_log, backend, k, seconds), keep)
     if as_json:
         render.write_json(report_as_json(outcome))
     else:
         for line in summary(outcome):
             print(line)
     leave(Exit.FINE if is_proven(outcome) else Exit.FINDINGS)
+
+
+def _fail_over(
+    nodes: int | None,
+    coordinator: str | None,
+    failovers: int | None,
+    writers: int | None,
+    sync_replicas: int | None,
+    seed: int | None,
+    keep: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """The demo of many failovers. Leaves with FINDINGS unless everything is as it was promised."""
+    from .failover_demo import FailoverDemoOptions, summary
+    from .failover_demo import as_json as report_as_json
+
+    options = FailoverDemoOptions(
+        nodes=nodes or NODES,
+        coordinator=coordinator or "quorum",
+        failovers=FAILOVERS if failovers is None else failovers,
+        sync_replicas=sync_replicas,
+        writers=writers,
+        seed=secrets.randbits(SEED_BITS) if seed is None else seed,
+    )
+    if sync_replicas is not None and sync_replicas >= options.nodes:
+        raise UsageError(f"--sync-replicas {sync_replicas}: there are {options.nodes - 1} replicas")
+    report = _play_failovers(options, keep)
+    if as_json:
+        render.write_json(report_as_json(report))
+    else:
+        for line in summary(report):
+            print(line)
+    leave(Exit.FINE if report.is_proven else Exit.FINDINGS)
+
+
+def _play_failovers(options: FailoverDemoOptions, keep: Path | None) -> FailoverReport:
+    from .failover_demo import run_failovers
+    from .live import Screen
+
+    with _directory(keep) as root, _terminable(), Screen() as screen:
+        return run_failovers(options, root, screen)
 
 
 def _play(options: DemoOptions, keep: Path | None) -> Outcome:

@@ -1,7 +1,7 @@
 """Processes that never outlive the demo: a child that ends when its parent does, however that ends.
 
 Owns the request to the kernel for that. `python -m perdure.cli.demo.leash ARGS...` runs the command `perdure`
-with these arguments on such a leash.
+with these arguments on such a leash; with `--` in front of them they are another command.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def end_with_parent() -> None:
 
 if __name__ == "__main__":
     end_with_parent()
+    if sys.argv[1] == "--":
+        os.execvp(sys.argv[2], sys.argv[2:])
     from ..app import main
 
     sys.argv[0] = "perdure"

@@ -140,3 +140,21 @@ def test_a_directory_that_is_not_empty_is_not_taken(tmp_path: Path) -> None:
     code, report = _demo("--keep", tmp_path)
     assert (code, report["error"]["error"]) == (2, "UsageError")
     assert [path.name for path in tmp_path.iterdir()] == ["letter"]
+
+
+@pytest.mark.timeout(400)
+def test_nodes_that_are_killed_and_come_back_lose_nothing(place: Path) -> None:
+    code, report = _demo("--nodes", 3, "--coordinator", "manual", "--failovers", 1, "--seed", 7)
+    assert (code, report["lost"], report["phantom"], report["false_elections"]) == (0, 0, 0, 0)
+    assert report["digests_agree"]
+    assert report["linearizable"]
+    assert report["acknowledged"] > 1000
+    (failover,) = report["failovers"]
+    assert failover["node"] == "n1"
+    assert failover["taken_by"] in {"n2", "n3"}
+    assert 0 < failover["detection_ms"] + failover["promotion_ms"] <= failover["write_gap_ms"]
+
+
+def test_failovers_and_an_access_log_exclude_each_other(place: Path) -> None:
+    code, report = _demo("--failovers", 1, "--access-log", ACCESS_LOG)
+    assert (code, report["error"]) == (2, "UsageError")

@@ -62,6 +62,8 @@ class ByHand:
             *others,
             "--secret-file",
             self.secret,
+            "--coordinator",
+            "manual",
             "--json",
             *options,
         )

@@ -15,6 +15,7 @@ from perdure.recovery import Reach, force_sync, transfers
 from perdure.store import UsageError
 from tests.cli.runner import process, run, run_json
 from tests.cluster.nodes import HOST, SECRET, Cluster, cluster_of, until
+from tests.cluster.ops import servers
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -131,6 +132,25 @@ def test_who_asks_a_replica_is_sent_to_the_primary(cluster: Cluster) -> None:
         said = run_json(command, cluster.path("n2"), code=3)
         assert said["error"]["error"] == "NotPrimaryError"
         assert "n1" in said["error"]["hint"]
+
+
+def test_on_a_replica_the_primary_is_asked(cluster: Cluster) -> None:
+    shipped(cluster)
+    cluster.serve_here("n1")
+    store = cluster.open("n1")
+    store.create({"n": 1})
+    others = peers(cluster, "n1", "n3")
+    with servers(cluster, "n1"):
+        assert run_json("sync", cluster.path("n2"), *others)["node"] == "n1"
+        assert run_json("flush", cluster.path("n3"), *peers(cluster, "n1"))["is_synced"]
+        assert run_json("ensure-synced", cluster.path("n2"), *others)["synced"] == ["n2", "n3"]
+        assert run_json("transfers", cluster.path("n2"), *others)["transfers"] == []
+        said = run_json("status", cluster.path("n2"), *others)
+        assert (said["role"], said["primary"], said["sync_state"]) == ("replica", "n1", "synced")
+        assert [row["node"] for row in said["replicas"]] == ["n2", "n3"]
+        assert said["unknown"] == []
+    without = run_json("status", cluster.path("n2"), *others)
+    assert without["sync_state"] == "unknown" and "n1 cannot be asked" in without["unknown"][0]
 
 
 def test_wait_ends_with_code_1_and_says_what_is_missing(cluster: Cluster) -> None:

@@ -16,11 +16,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import IO
+
+from perdure.cli.demo.machines import SERVICES, package_environment, process_state
 
 TOOLS = ("ip", "nft", "nsenter", "setpriv", "unshare")
 SUBNET = "10.99.0"
+PORT = 7001
 _FILTER = "table inet f { chain in { type filter hook input priority 0; }; }"
 _GONE_WITHIN_S = 10.0
 
@@ -52,6 +54,10 @@ class Network:
 
     def address(self, name: str) -> str:
         return f"{SUBNET}.{self.names.index(name) + 1}"
+
+    def addresses(self, name: str) -> dict[str, str]:
+        """As the cluster of nodes wants them: every machine has the same ports."""
+        return {service: f"{self.address(name)}:{PORT + place}" for place, service in enumerate(SERVICES)}
 
     def start(
         self,
@@ -128,7 +134,7 @@ class Network:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGSTOP)
             stopped |= new
-        while any(_state(pid) == "R" for pid in stopped):  # the signal has not arrived yet
+        while any(process_state(pid) == "R" for pid in stopped):  # the signal has not arrived yet
             time.sleep(0.0005)
         return stopped
 
@@ -204,15 +210,7 @@ def _run(holder_pid: int, *words: str) -> None:
 
 
 def _is_dead(pid: int) -> bool:
-    return _state(pid) in {"Z", "X"}
-
-
-def _state(pid: int) -> str:
-    """As /proc has it; X for a process that is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "X"
+    return process_state(pid) in {"Z", "X"}
 
 
 def _path() -> str:
@@ -220,4 +218,4 @@ def _path() -> str:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "PATH": _path()}
+    return {**package_environment(), "PATH": _path()}

@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from perdure.recovery import migration_plan
-from perdure.shipping import cut, faults, install, ports, slots
+from perdure.recovery import migration_plan, takeovers
+from perdure.shipping import cut, faults, install, ports, slots, unmonitored
 from perdure.store import consumers, flush, identity, promise, state, switch
 
 PAGE = Path(__file__).parents[2] / "docs" / "format.md"
@@ -18,7 +18,9 @@ KINDS: list[tuple[bytes, type[msgspec.Struct]]] = [
     (flush.POISON_MAGIC, flush.Poison),
     (state.MAGIC, state.StateMarker),
     (slots.MAGIC, slots.Slot),
+    (takeovers.MAGIC, takeovers.TakeoverRecord),
     (ports.MAGIC, ports.NodePorts),
+    (unmonitored.MAGIC, unmonitored.Unmonitored),
     (consumers.MAGIC, consumers.Progress),
     (cut.MAGIC, cut.CutPlan),
     (install.PLAN_MAGIC, install.InstallPlan),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import threading
 import time
@@ -102,15 +103,29 @@ def test_a_watcher_starts_only_when_frames_come_that_nobody_announced(store: Pat
         assert shipper._watcher.is_running
 
 
-def test_writers_who_poke_start_no_watcher_however_they_meet_the_shipper(store: Path) -> None:
+def test_frames_that_something_else_finds_ahead_of_their_poke_start_no_watcher(store: Path) -> None:
+    """Answers of replicas wake a shipper all the time, also between an append and its poke."""
+    reading, writing = os.pipe()
     with (
         shipping(store, ShipperOptions()) as shipper,
         SessionStore.open(store, gate=open_gate(store)) as sessions,
     ):
-        for number in range(300):
+        shipper.wake_on(reading, lambda: os.read(reading, 4096))
+        stopping = threading.Event()
+        noise = threading.Thread(target=_write_until, args=(writing, stopping))
+        noise.start()
+        for _ in range(1000):
             sessions.create({})
-            time.sleep(number % 7 * 0.0003)
+        stopping.set()
+        noise.join()
         assert not shipper._watcher.is_running
+    os.close(reading)
+    os.close(writing)
+
+
+def _write_until(descriptor: int, stopping: threading.Event) -> None:
+    while not stopping.wait(0.0001):
+        os.write(descriptor, b".")
 
 
 def test_a_watcher_that_was_not_needed_for_a_while_is_stopped(

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import msgspec
 
-from perdure.store import PerdureError, names
-from perdure.store.cursor import list_segments
-from perdure.store.page import ControlPage, Word, read_boot_id
-from perdure.store.promise import Promise, read_promise
+from ...store import PerdureError, names
+from ...store.cursor import list_segments
+from ...store.page import ControlPage, Word, read_boot_id
+from ...store.promise import Promise, read_promise
 
 LOOK_EVERY_S = 0.002
 
@@ -81,7 +81,7 @@ class _Sight:
             return None
         if inode != self._inode:
             self.close()
-            self._page, self._inode = ControlPage(file, self._boot.strip()), inode
+            self._page, self._inode = ControlPage(file, self._boot), inode
         return self._page
 
     def close(self) -> None:

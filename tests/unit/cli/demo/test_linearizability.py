@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from tests.support import linearizability
-from tests.support.linearizability import Operation, UndecidedError, check_register, find_faults
+from perdure.cli.demo import linearizability
+from perdure.cli.demo.linearizability import Operation, UndecidedError, check_register, find_faults
 
 START = "start"
 

@@ -1,8 +1,8 @@
-"""An application on one machine of a test's cluster: embeds the node's store, keeps a history of its calls.
+"""An application beside a node: embeds the node's store, calls it, and keeps a history of its calls.
 
 Owns what is called, and what of it stands in the file: a line when a call begins, one when it is answered. A
 call without a second line got no answer, whether it raised Indeterminate or this process was killed in it.
-Run as `python client.py TASK.json`; SIGTERM ends it after the call under way.
+Run as `python -m perdure.cli.demo.caller TASK.json`; SIGTERM ends it after the call under way.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 
 import msgspec
 
-import perdure
-from perdure.store import (
+from ... import open as open_replicated
+from ...store import (
     BusyError,
     NotPrimaryError,
     PerdureError,
@@ -30,6 +30,7 @@ from perdure.store import (
     UsageError,
     VersionConflictError,
 )
+from .leash import end_with_parent
 
 NOT_DONE = (BusyError, NotPrimaryError, UsageError, VersionConflictError)
 """What a write raises that has changed nothing."""
@@ -40,12 +41,12 @@ TIMEOUT_MS = 3_600_000
 Answer = dict[str, Any]
 
 
-class Task(msgspec.Struct, frozen=True):
+class CallerTask(msgspec.Struct, frozen=True):
     """What one client is to do. The cluster fills the first three in."""
 
     store: str = ""
     history: str = ""
-    client: str = ""
+    caller: str = ""
     seed: int = 0
     keys: int = 20
     """Sessions that all clients change; besides them a fifth as many that come and go."""
@@ -59,12 +60,12 @@ class Task(msgspec.Struct, frozen=True):
     has_deletes: bool = True
 
 
-class Client:
+class Caller:
     """One handle, one call after the other."""
 
-    def __init__(self, task: Task, descriptor: int) -> None:
+    def __init__(self, task: CallerTask, descriptor: int) -> None:
         self._task = task
-        self._random = random.Random(f"{task.seed} {task.client}")
+        self._random = random.Random(f"{task.seed} {task.caller}")
         self._descriptor = descriptor
         self._number = 0
         self._encode = msgspec.json.Encoder().encode
@@ -98,7 +99,7 @@ class Client:
     def _call(self, store: SessionStore, kind: str, key: str) -> bool:
         """Make one call, with its two lines; answers whether the store did what it was asked."""
         self._number += 1
-        value = f"{self._task.client}.{self._number}"
+        value = f"{self._task.caller}.{self._number}"
         begun: Answer = {"n": self._number, "kind": kind, "key": key, "value": value}
         self._write({**begun, "start_ns": time.monotonic_ns()})
         try:
@@ -154,12 +155,13 @@ def _seen(session: Session | None) -> Answer:
 
 
 def main() -> None:
+    end_with_parent()
     stopping: list[bool] = []
     signal.signal(signal.SIGTERM, lambda _number, _frame: stopping.append(True))
-    task: Task = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Task)
-    with perdure.open(task.store, create=False, write_timeout_ms=task.write_timeout_ms) as store:
+    task: CallerTask = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=CallerTask)
+    with open_replicated(task.store, create=False, write_timeout_ms=task.write_timeout_ms) as store:
         descriptor = os.open(task.history, os.O_WRONLY | os.O_CREAT | os.O_APPEND)  # says: ready
-        Client(task, descriptor).run(store, lambda: bool(stopping))
+        Caller(task, descriptor).run(store, lambda: bool(stopping))
 
 
 if __name__ == "__main__":

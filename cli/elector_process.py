@@ -1,0 +1,162 @@
+"""A node's elector as a process of its own, and how the node process starts it.
+
+Owns the wiring: which coordinator the configuration names. Run as `python -m perdure.cli.elector_process`,
+with its task as one JSON line on standard input; it ends when that ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+from ..recovery import Coordinator, ElectionOptions, Manual, Quorum, run_elector
+from ..recovery.election import Action, Own
+from ..shipping import PeerHealth, Pipe, Secret
+from ..store import PerdureError
+
+logger = logging.getLogger(__name__)
+
+TASK_BYTES_MAX = 65_536
+STOP_S = 5.0
+QUORUM_VOTERS_MIN = 3
+AUTO = "auto"
+
+
+class ElectorTask(msgspec.Struct, frozen=True):
+    """What an elector is to do. Times in ms."""
+
+    directory: str
+    pipe: int
+    """Descriptor of the way to the monitor."""
+    peers: dict[str, tuple[str, int]]
+    secret: Secret = b""
+    coordinator: str = AUTO
+    options: ElectionOptions = ElectionOptions()
+    log_level: str = "WARNING"
+
+
+class Auto:
+    """The coordinator `quorum` where the log has three voters or more, `manual` where it has fewer."""
+
+    def __init__(self, options: ElectionOptions) -> None:
+        self._manual = Manual(options)
+        self._quorum = Quorum(options, draw)
+        self._current: Coordinator = self._manual
+
+    @property
+    def name(self) -> str:
+        return self._current.name
+
+    def look(self, now_ms: int, own: Own, peers: Sequence[PeerHealth], unmonitored: frozenset[str]) -> Action:
+        self._current = self._quorum if len(own.config.voters) >= QUORUM_VOTERS_MIN else self._manual
+        return self._current.look(now_ms, own, peers, unmonitored)
+
+    def claim(self, own: Own) -> int:
+        return self._current.claim(own)
+
+    def won(self, epoch: int) -> None:
+        self._current.won(epoch)
+
+    def lost(self, now_ms: int) -> None:
+        self._current.lost(now_ms)
+
+    def close(self) -> None:
+        self._manual.close()
+        self._quorum.close()
+
+
+def draw(most: int) -> int:
+    """A random number from 0 to `most`."""
+    return random.randint(0, most)
+
+
+def coordinator_of(task: ElectorTask) -> Coordinator:
+    """What the task names."""
+    if task.coordinator == Manual.name:
+        return Manual(task.options)
+    if task.coordinator == Quorum.name:
+        return Quorum(task.options, draw)
+    return Auto(task.options)
+
+
+class ElectorChild:
+    """The running process of an elector."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def stop(self) -> int:
+        """End it in order, by force when that takes too long; answers its exit code."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.terminate()
+        try:
+            return self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+def start_elector(task: ElectorTask) -> ElectorChild:
+    """Start an elector; it ends when the pipe to it does."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "perdure.cli.elector_process"],
+        stdin=subprocess.PIPE,
+        env=dict(os.environ),
+        pass_fds=[task.pipe],
+        process_group=0,
+    )
+    child = ElectorChild(process)
+    try:
+        if process.stdin is not None:
+            process.stdin.write(msgspec.json.encode(task) + b"\n")
+            process.stdin.flush()
+    except OSError:
+        child.stop()
+        raise
+    return child
+
+
+def main() -> int:
+    """Decide as standard input asks for, until it ends or SIGTERM comes."""
+    stopping: list[bool] = []
+    signal.signal(signal.SIGTERM, lambda _number, _frame: stopping.append(True))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    task = msgspec.json.decode(sys.stdin.buffer.readline(TASK_BYTES_MAX), type=ElectorTask)
+    logging.basicConfig(
+        level=task.log_level, format="%(asctime)s %(levelname)s elector[%(process)d] %(name)s: %(message)s"
+    )
+    try:
+        run_elector(
+            task.directory,
+            task.peers,
+            pipe=Pipe(socket.socket(fileno=task.pipe)),
+            coordinator=coordinator_of(task),
+            secret=task.secret,
+            should_stop=lambda: bool(stopping),
+            lifeline=sys.stdin.fileno(),
+        )
+    except PerdureError as error:
+        logger.error("ended: %s", error)
+        return 5
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

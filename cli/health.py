@@ -1,0 +1,102 @@
+"""`perdure health`, `monitor` and `unmonitor`: how the nodes are, and whose failure counts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from . import render
+from .exits import Exit, leave, reporting
+from .options import AsJson, Directory, SecretFile
+from .settings import Settings
+
+GOOD = ("alive", "late")
+COLUMNS = (
+    "node",
+    "verdict",
+    "state",
+    "role",
+    "epoch",
+    "lsn",
+    "hears",
+    "silence_ms",
+    "failures",
+    "last_seen_ms",
+    "is_monitored",
+    "is_failing",
+)
+Node = Annotated[str, typer.Argument(metavar="NODE", help="The node's name.")]
+
+
+@reporting
+def health(directory: Directory, secret_file: SecretFile = None, as_json: AsJson = False) -> None:
+    """Say how all nodes are, as the monitor of this one sees them, and what its elector thinks.
+
+    Also how long the last failover took in which this node became primary. Exit code 1 says that a
+    monitored node is silent, gone or failing; code 5 that this node does not run.
+
+    \b
+    Example:
+      perdure health /srv/n1
+    """
+    from ..recovery import Reach, ask_health, read_takeovers
+
+    settings = Settings(directory)
+    reach = Reach(secret=settings.secret(secret_file))
+    said = ask_health(directory, settings.monitor_host(), reach)
+    record = read_takeovers(directory)
+    last = record.newest[-1] if record.newest else None
+    rows: list[dict[str, Any]] = [msgspec.to_builtins(row) for row in said.nodes]
+    values: dict[str, Any] = {
+        "node": said.nodes[0].node,
+        "state": said.nodes[0].state,
+        "coordinator": said.coordinator,
+        "elector": said.why,
+        "takeovers": record.takeovers,
+        "failed_candidacies": record.failed,
+        "last_recovery_ms": last.recovery_ms if last else None,
+    }
+    if as_json:
+        takeover = None if last is None else msgspec.to_builtins(last) | {"recovery_ms": last.recovery_ms}
+        render.write_json({**values, "last_takeover": takeover, "nodes": rows})
+    else:
+        render.result(values, as_json=False)
+        render.rows(rows, as_json=False, columns=COLUMNS, key="nodes")
+    bad = [row for row in said.nodes if row.is_monitored and (row.verdict not in GOOD or row.is_failing)]
+    leave(Exit.FINDINGS if bad else Exit.FINE)
+
+
+@reporting
+def monitor(directory: Directory, node: Node, as_json: AsJson = False) -> None:
+    """Let a node's failure count again, after `unmonitor`. All nodes hear of it through heartbeats.
+
+    \b
+    Example:
+      perdure monitor /srv/n1 n2
+    """
+    _decide(directory, node, True, as_json)
+
+
+@reporting
+def unmonitor(directory: Directory, node: Node, as_json: AsJson = False) -> None:
+    """Let a node's failure have no consequence while somebody works on it: nobody is elected in its place.
+
+    Can be said on any node, whether it runs or not; all others hear of it through heartbeats. It stays so
+    until `monitor`.
+
+    \b
+    Example:
+      perdure unmonitor /srv/n1 n2
+    """
+    _decide(directory, node, False, as_json)
+
+
+def _decide(directory: Directory, node: str, is_monitored: bool, as_json: bool) -> None:
+    from ..shipping import set_monitored
+
+    decided = set_monitored(directory, node, is_monitored)
+    render.result(
+        {"node": node, "is_monitored": is_monitored, "unmonitored": list(decided.nodes)}, as_json=as_json
+    )
