@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import perdure
+from perdure.recovery import ElectionOptions, Quorum, elector, run_elector
 from perdure.recovery.promote import promote
-from perdure.shipping import folder, standby
+from perdure.shipping import folder, monitor, standby
 from perdure.shipping.folder import run_folder
+from perdure.shipping.link import listen
 from perdure.shipping.messages import PromiseReply
+from perdure.shipping.monitor import MonitorOptions, run_monitor
+from perdure.shipping.monitor_pipe import Pipe
 from perdure.shipping.nodelog import open_node_log
+from perdure.shipping.ports import NodePorts, write_ports
 from perdure.shipping.receiver import Receiver, serve_receiver
 from perdure.shipping.shipper import ShipperOptions
 from perdure.shipping.standby import run_standby
@@ -35,16 +40,19 @@ from perdure.store.promise import Promise
 from .checks import Checker, NodeView
 from .disk import Disk
 from .kernel import MS, Host, Kernel, Process
-from .network import Network, release_sockets
+from .network import Network, packet_pair, release_sockets
 from .seams import System
 
 CLUSTER: Final = bytes(range(16))
 SECRET: Final = b"the secret of the simulated cluster"
 CREATED_MS: Final = 1_760_000_000_000
 PORT: Final = 7000
+MONITOR_PORT: Final = 7002
+MONITORED: Final = MonitorOptions(heartbeat_ms=100, silence_ms=400, disk_stall_ms=800)
+"""Shorter than by default, so that a schedule has time for several elections."""
 WRITE_TIMEOUT_MS: Final = 1500
 RESTART_MS: Final = 50
-POLL_MS: Final = 20
+POLL_MS: Final = 30
 """How often idle processes look; more often only costs steps."""
 
 
@@ -59,6 +67,7 @@ class Node:
         self.host = Host(cluster.kernel, name, self.address)
         self.disk = Disk(cluster.kernel, self.host, self.store)
         self.view: NodeView
+        self._pipe: Any = packet_pair(cluster.network)
         self.writes = 0
         self.is_wanted = True
         """Should its processes run?"""
@@ -83,7 +92,7 @@ class Node:
 
     def _programs(self) -> dict[str, Callable[[], object]]:
         others = self.cluster.addresses(but=self.name)
-        return {
+        programs: dict[str, Callable[[], object]] = {
             "receiver": partial(serve_receiver, self.store, self.address, PORT, secret=SECRET),
             "shipper": partial(
                 run_standby,
@@ -95,6 +104,31 @@ class Node:
             "folder": partial(run_folder, self.store),
             "client": partial(self.cluster.serve_on, self),
         }
+        if self.cluster.has_electors:
+            programs |= {"monitor": self._monitor, "elector": self._elect}
+        return programs
+
+    def _monitor(self) -> None:
+        run_monitor(
+            self.store,
+            self.cluster.addresses(but=self.name),
+            listener=listen(self.address, MONITOR_PORT),
+            pipe=Pipe(self._pipe[0]),
+            secret=SECRET,
+            options=MONITORED,
+        )
+
+    def _elect(self) -> None:
+        draw = self.cluster.kernel.random.randint
+        run_elector(
+            self.store,
+            self.cluster.addresses(but=self.name),
+            pipe=Pipe(self._pipe[1]),
+            coordinator=Quorum(
+                ElectionOptions(silence_ms=MONITORED.silence_ms), lambda most: draw(0, max(0, most))
+            ),
+            secret=SECRET,
+        )
 
     # -- faults ----------------------------------------------------------------------------------
 
@@ -140,9 +174,12 @@ class Node:
 class Cluster:
     """All nodes, the network between them, and what clients were told."""
 
-    def __init__(self, kernel: Kernel, root: Path, nodes: int, sync_replicas: int) -> None:
+    def __init__(
+        self, kernel: Kernel, root: Path, nodes: int, sync_replicas: int, *, has_electors: bool
+    ) -> None:
         self.kernel = kernel
         self.root = str(root)
+        self.has_electors = has_electors
         self.network = Network(kernel)
         self.system = System(kernel, self.network)
         self.checker = Checker(kernel)
@@ -157,7 +194,10 @@ class Cluster:
         self.names = tuple(f"n{number}" for number in range(1, nodes + 1))
         self.nodes = {name: Node(self, name, number, root) for number, name in enumerate(self.names, start=1)}
         self.system.install()
-        folder.POLL_MS = standby.LOOK_MS = POLL_MS  # type: ignore[misc]
+        for module in (folder, standby, monitor, elector):
+            for name in ("POLL_MS", "LOOK_MS", "TICK_MS"):
+                if hasattr(module, name):
+                    setattr(module, name, POLL_MS)
         for node in self.nodes.values():
             self.network.add(node.host)
             self.system.add(node.disk)
@@ -173,6 +213,7 @@ class Cluster:
 
         def make(node: Node) -> None:
             init_store(node.store, node=node.name, cluster_id=CLUSTER, backend="memory", now_ms=CREATED_MS)
+            write_ports(node.store, NodePorts(listen=PORT, monitor=MONITOR_PORT))
             if node.name != self.names[0]:
                 return
             log = open_node_log(node.store, [])

@@ -61,10 +61,10 @@ def run_schedule(
         random = kernel.random
         count = random.choice((3, 3, 3, 4, 5))
         k = count // 2 if random.random() < 0.8 else random.randint(1, count - 1)
-        cluster = Cluster(kernel, root, count, k)
+        cluster = Cluster(kernel, root, count, k, has_electors=random.random() < 0.5)
         if bug:
             put_in(bug)
-        kernel.note("cluster", count, k)
+        kernel.note("cluster", count, k, cluster.has_electors)
         try:
             Schedule(cluster).run()
         except Violation as violation:
@@ -125,7 +125,8 @@ class Schedule:
     def _look_after(self) -> None:
         """A person who soon sees that there is no primary, and promotes some node."""
         if self.kernel.now_ns < self._over_ns:
-            if self.cluster.primary() is None and self.random.random() < 0.6:
+            is_left_alone = not self.cluster.has_electors and self.cluster.primary() is None
+            if is_left_alone and self.random.random() < 0.6:
                 self._promote(self.random.choice(self.nodes))
             self._later(50, 400, self._look_after)
 
@@ -254,7 +255,7 @@ class Schedule:
         self.cluster.network.changed()
 
     def _settle(self) -> None:
-        """The cluster works again by itself, but for who becomes primary, which is for a person."""
+        """The cluster works again by itself, but for who becomes primary if that is for a person."""
         cluster, kernel = self.cluster, self.kernel
         deadline_ns = kernel.now_ns + QUIET_MS * MS
         wanted = cluster.acknowledged + 3
@@ -265,7 +266,7 @@ class Schedule:
             if not cluster.is_writing and self._agree():
                 cluster.checker.final()
                 return
-            if cluster.primary() is None:
+            if cluster.primary() is None and not cluster.has_electors:
                 cluster.promote(self.nodes[turn % len(self.nodes)])
                 turn += 1
         ends = {node.name: (node.view.end, node.view.epoch, node.view.committed) for node in self.nodes}
