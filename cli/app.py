@@ -35,6 +35,7 @@ from .replay import replay
 from .ship import ship
 from .status import status
 from .stores import stores
+from .switchover import switchover
 from .sync import ensure_synced, flush, sync
 from .transfer import export, import_
 from .transfers import transfer, transfers
@@ -61,6 +62,7 @@ app.command()(verify)
 app.command()(migrate)
 app.command()(repair)
 app.command()(promote)
+app.command()(switchover)
 app.command()(failover)
 app.command()(health)
 app.command()(monitor)

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 TASK_BYTES_MAX = 65_536
 STOP_S = 5.0
+STATE_BYTES_MAX = 256
 QUORUM_VOTERS_MIN = 3
 AUTO = "auto"
 
@@ -92,6 +93,24 @@ class ElectorChild:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
+        self._said = b""
+        if process.stdout is not None:
+            os.set_blocking(process.stdout.fileno(), False)
+
+    @property
+    def state(self) -> str:
+        """The node's state as it said it last, empty while it has said none. Never waits."""
+        stdout = self._process.stdout
+        while stdout is not None and not stdout.closed:
+            try:
+                data = os.read(stdout.fileno(), 4096)
+            except BlockingIOError:
+                break
+            if not data:
+                break
+            self._said = (self._said + data)[-STATE_BYTES_MAX:]
+        lines = self._said.split(b"\n")[:-1]
+        return lines[-1].decode("ascii", "replace") if lines else ""
 
     @property
     def pid(self) -> int:
@@ -107,10 +126,13 @@ class ElectorChild:
             self._process.stdin.close()
         self._process.terminate()
         try:
-            return self._process.wait(STOP_S)
+            self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            return self._process.wait()
+        code = self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        return code
 
 
 def start_elector(task: ElectorTask) -> ElectorChild:
@@ -118,6 +140,7 @@ def start_elector(task: ElectorTask) -> ElectorChild:
     process = subprocess.Popen(
         [sys.executable, "-m", "perdure.cli.elector_process"],
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         env=dict(os.environ),
         pass_fds=[task.pipe],
         process_group=0,
@@ -150,12 +173,17 @@ def main() -> int:
             coordinator=coordinator_of(task),
             secret=task.secret,
             should_stop=lambda: bool(stopping),
+            on_state=_say,
             lifeline=sys.stdin.fileno(),
         )
     except PerdureError as error:
         logger.error("ended: %s", error)
         return 5
     return 0
+
+
+def _say(state: str) -> None:
+    os.write(sys.stdout.fileno(), state.encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from time import monotonic
 import msgspec
 
 from .. import open as open_replicated
-from ..recovery import OpsService
+from ..recovery import OpsService, SwitchService
 from ..shipping import ForwardService, Secret, Server, merged_handlers
 from ..store import PerdureError, SessionStore, WireError, read_identity
 
@@ -37,6 +37,8 @@ class ServerTask(msgspec.Struct, frozen=True):
     host: str
     port: int
     secret: Secret = b""
+    peers: dict[str, tuple[str, int]] = {}
+    """The other nodes' receivers."""
     log_level: str = "WARNING"
 
 
@@ -49,7 +51,12 @@ class ServerReady(msgspec.Struct, frozen=True):
 
 def serve(task: ServerTask, store: SessionStore) -> Server:
     """The server over an open store, with the handlers of every room. Raises WireError, UsageError."""
-    tables = [ForwardService(store).handlers(), OpsService(Path(task.directory)).handlers()]
+    directory = Path(task.directory)
+    tables = [
+        ForwardService(store).handlers(),
+        OpsService(directory).handlers(),
+        SwitchService(directory, store, task.peers, task.secret).handlers(),
+    ]
     return Server(
         task.host,
         task.port,

@@ -34,6 +34,7 @@ from ..store import PerdureError, WireError, read_identity
 from .chores import ChoreTask
 from .elector_process import AUTO, ElectorChild, ElectorTask, start_elector
 from .monitor_sockets import MonitorSockets
+from .sdnotify import Notifier
 from .server_process import ServerChild, ServerTask, start_server
 
 logger = logging.getLogger(__name__)
@@ -156,35 +157,42 @@ class Supervisor:
         self._sockets: MonitorSockets | None = None
         self._monitor = Post("monitor", self._start_monitor)
         self._elector = Post("elector", self._start_elector)
+        self._elector_child: ElectorChild | None = None
 
     def run(self, should_stop: Callable[[], bool], on_ready: Callable[[int], object]) -> None:
         """Keep the node running until `should_stop` says so; `on_ready` gets the port once it listens.
 
         Raises PerdureError if the receiver cannot be started at first.
         """
+        notifier = Notifier()
         try:
             self._receiver.begin()
             address = self._plan.monitor or self._beside_receiver(2)
             self._sockets = sockets = MonitorSockets(address, is_configured=self._plan.monitor is not None)
             write_ports(self._plan.directory, NodePorts(listen=self._port, monitor=sockets.port))
             on_ready(self._port)
+            notifier.ready(f"{self._node} has begun")
             while not should_stop():
                 self._receiver.tend(True)
+                self._monitor.tend(True)
+                self._elector.tend(True)
                 self._folder.tend(not read_fault(self._plan.directory))
                 self._shipper.tend(bool(self._others()))
                 self._server.tend(True)
-                self._monitor.tend(True)
-                self._elector.tend(True)
                 self._chores.tend(True)
+                if self._elector_child is not None:
+                    notifier.status(f"{self._node} is {self._elector_child.state or 'initializing'}")
+                notifier.alive()
                 time.sleep(TICK_S)
         finally:
-            # The elector first: what ends in order is no reason to stand. The monitor's port goes last.
-            for post in (self._elector, self._chores, self._server, self._shipper, self._folder):
-                post.stop()
-            for post in (self._receiver, self._monitor):
-                post.stop()
+            notifier.stopping()
+            # First the elector, which is not to stand now, then what tells the others that this node ends.
+            self._elector.stop()
+            self._monitor.stop()
             if self._sockets is not None:
                 self._sockets.close()
+            for post in (self._shipper, self._server, self._chores, self._folder, self._receiver):
+                post.stop()
 
     def _others(self) -> dict[str, tuple[str, int]]:
         return {node: address for node, address in self._plan.replicas.items() if node != self._node}
@@ -204,7 +212,9 @@ class Supervisor:
     def _start_server(self) -> ServerChild:
         plan = self._plan
         host, port = plan.serve or self._beside_receiver(1)
-        task = ServerTask(str(plan.directory), host, self._serve_port or port, plan.secret, plan.log_level)
+        task = ServerTask(
+            str(plan.directory), host, self._serve_port or port, plan.secret, self._others(), plan.log_level
+        )
         child = start_server(task)
         self._serve_port = child.port
         write_ports(plan.directory, msgspec.structs.replace(read_ports(plan.directory), serve=child.port))
@@ -234,7 +244,7 @@ class Supervisor:
         plan, sockets = self._plan, self._sockets
         if sockets is None:
             raise WireError("the elector has no pipe yet")
-        return start_elector(
+        self._elector_child = start_elector(
             ElectorTask(
                 str(plan.directory),
                 sockets.elector_end.fileno(),
@@ -245,6 +255,7 @@ class Supervisor:
                 plan.log_level,
             )
         )
+        return self._elector_child
 
     def _task(self, kind: str) -> Task:
         plan = self._plan

@@ -43,6 +43,9 @@ from .replay import ReplayReport, replay_to
 from .report import Failover, NodeReport, ReplicaReport, report_node
 from .retention import Line, Plan, Policy, plan_retention
 from .self_reconcile import SelfReconciled, reconcile_self
+from .switch_nodes import WireNodes
+from .switch_service import SwitchService
+from .switchover import SwitchoverRefusedError, SwitchoverReport, switch_over
 from .sync_state import ClusterSync, SessionSync
 from .syncing import (
     Lacking,
@@ -109,6 +112,9 @@ __all__ = [
     "SessionSync",
     "SnapshotState",
     "Summary",
+    "SwitchService",
+    "SwitchoverRefusedError",
+    "SwitchoverReport",
     "SyncReport",
     "Takeover",
     "TakeoverRecord",
@@ -119,6 +125,7 @@ __all__ = [
     "Voters",
     "Waited",
     "Why",
+    "WireNodes",
     "WireVoters",
     "abort_migration",
     "add_member",
@@ -162,6 +169,7 @@ __all__ = [
     "set_sync_replicas",
     "stat",
     "summarise",
+    "switch_over",
     "take_snapshot",
     "transfers",
     "verify",

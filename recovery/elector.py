@@ -21,6 +21,7 @@ from ..shipping.faults import read_fault
 from ..shipping.messages_health import StandReply
 from ..shipping.monitor_pipe import Done, Order, Pipe, Report, Told
 from ..shipping.nodelog import NodeLog, open_node_log
+from ..shipping.roster import node_addresses
 from ..shipping.unmonitored import NOBODY
 from ..shipping.wire_errors import failed
 from ..store import names
@@ -53,14 +54,18 @@ class Elector:
         secret: Secret,
         pipe: Pipe,
         coordinator: Coordinator,
+        on_state: Callable[[str], object] = lambda _state: None,
     ) -> None:
         self._store = store
+        self._on_state = on_state
         self._secret = secret
         self._pipe = pipe
         self._coordinator = coordinator
         self._node: NodeLog = open_node_log(store, [])
         self._name = self._node.node
-        self._peers = {node: address for node, address in peers.items() if node != self._name}
+        self._configured = dict(peers)
+        self._config = self._node.log.config
+        self._peers = node_addresses(self._config, self._name, peers)
         self.states = NodeStates()
         self._report = Report(0, "", [], NOBODY)
         self._clock_ms = 0
@@ -136,6 +141,9 @@ class Elector:
         """This node as its page and files say."""
         node, log = self._node, self._node.log
         node.keep_up()
+        if log.config is not self._config:
+            self._config = log.config
+            self._peers = node_addresses(log.config, self._name, self._configured)
         words, header = log.words, log.cursor.header
         at_ms = monotonic_ns() // 1_000_000
         if at_ms - self._fault_ms >= FAULT_MS:
@@ -266,14 +274,18 @@ class Elector:
 
     def _follow_state(self, own: Own, action: Action) -> None:
         primary = max(
-            (peer.beat for peer in self._report.peers if peer.beat and peer.beat.is_primary),
+            (
+                peer.beat
+                for peer in self._report.peers
+                if peer.beat and peer.beat.is_primary and peer.verdict.is_heard
+            ),
             key=lambda beat: beat.epoch,
             default=None,
         )
         facts = NodeFacts(
             is_primary=own.is_primary,
             fault=own.fault,
-            is_suspicious=action.kind is Kind.HOLD_BACK,
+            is_suspicious=bool(action.suspect),
             is_standing=False,
             hears=primary is not None,
             lag_events=max(0, primary.lsn - own.lsn) if primary else 0,
@@ -281,14 +293,18 @@ class Elector:
         if self.states.state is NodeState.INITIALIZING and not (own.is_primary or self._report.clock_ms):
             return
         if self.states.follow(facts):
-            logger.info("state: node=%s is=%s", self._name, self.states.state.value)
+            self._say_state()
 
     def _become(self, state: NodeState) -> None:
         if self.states.become(state):
-            logger.info("state: node=%s is=%s", self._name, state.value)
+            self._say_state()
+
+    def _say_state(self) -> None:
+        logger.info("state: node=%s is=%s", self._name, self.states.state.value)
+        self._on_state(self.states.state.value)
 
     def _tell(self, why: str) -> None:
-        told = Told(self.states.state.value, self._coordinator.name, why)
+        told = Told(self.states.state.value, self._coordinator.name, why, self._peers)
         at_ms = monotonic_ns() // 1_000_000
         if told != self._told or at_ms - self._told_ms >= TELL_MS:
             self._told_ms = at_ms
@@ -325,18 +341,17 @@ def run_elector(
     coordinator: Coordinator,
     secret: Secret = b"",
     should_stop: Callable[[], bool] = lambda: False,
-    on_ready: Callable[[], object] | None = None,
+    on_state: Callable[[str], object] = lambda _state: None,
     lifeline: int | None = None,
 ) -> None:
     """Decide about this node's role until `should_stop` says so, or `lifeline`'s other end is closed.
 
-    `peers` gives host and port of the other nodes' receivers. Raises PoisonedError after a failed sync,
+    `peers` gives host and port of the other nodes' receivers, where the log does not say them; `on_state` is
+    called with the node's state whenever it changes. Raises PoisonedError after a failed sync,
     WireError when the pipe is closed, CorruptError or another StorageError for a log that cannot be opened.
     """
-    elector = Elector(Path(store), peers, secret, pipe, coordinator)
+    elector = Elector(Path(store), peers, secret, pipe, coordinator, on_state)
     try:
-        if on_ready is not None:
-            on_ready()
         elector.run(should_stop, lifeline)
     finally:
         elector.close()

@@ -76,6 +76,7 @@ def promote(
     alone: bool = False,
     epoch_min: int = 0,
     on_step: Step | None = None,
+    drained: str = "",
     commit_timeout_ms: int = COMMIT_TIMEOUT_MS,
 ) -> PromotionReport:
     """Make the node of `store` the primary, by the promises of the other voters.
@@ -87,7 +88,10 @@ def promote(
     `alone` makes the node the only voter, with sync_replicas = 0; of two nodes that loses nothing if
     each write needed both. The new epoch is `epoch_min` at least. A node that is primary already stays so,
     and nothing is done. With sync_replicas >= 1 and a shipper the call waits up to `commit_timeout_ms` for
-    the epoch to be committed; `is_committed` of the report says whether it was.
+    the epoch to be committed; `is_committed` of the report says whether it was. `drained` names the primary
+    of the newest epoch where it takes part in this (a switchover): with its promise, or as the candidate
+    itself, nothing can be lost with sync_replicas = 0 either, because its log has all that it acknowledged;
+    without it is refused.
 
     Raises PromotionRefusedError (`decision` says why and names the node that stands in the way),
     NoQuorumError if too few voters answered, DivergedError for two histories under one position,
@@ -102,6 +106,7 @@ def promote(
     else:
         voters = peers
     promotion = _Promotion(node, voters, accept_data_loss, alone, on_step or _silent)
+    promotion.drained = drained
     try:
         promotion.epoch_min = epoch_min
         report = promotion.run(commit_timeout_ms)
@@ -122,6 +127,7 @@ class _Promotion:
         self.accept_data_loss = accept_data_loss
         self.alone = alone
         self.on_step = on_step
+        self.drained = ""
         self.epoch_min = 0
         self.unheard: dict[str, str] = {}
         self.fetched_from: list[str] = []
@@ -251,14 +257,20 @@ class _Promotion:
         return self._promise_self(asked)
 
     def _count(self, own: Answer, answers: list[Answer]) -> Decision:
-        return count_promises(
+        # Only the old primary acknowledged, and only what its log had when it promised.
+        speaks_for_all = own.node == self.drained or any(
+            answer.node == self.drained and answer.is_given and not answer.fault for answer in answers
+        )
+        keeps = self.config.electors.sync_replicas == 0 and speaks_for_all
+        decision = count_promises(
             self.config,
             own,
             answers,
             committed_lsn=self.node.committed_lsn(),
-            accept_data_loss=self.accept_data_loss,
+            accept_data_loss=self.accept_data_loss or keeps,
             alone=self.alone,
         )
+        return msgspec.structs.replace(decision, keeps_acknowledged=True) if keeps else decision
 
     def _begin(self, asked: Promise, end: Position, at_risk: AtRisk) -> Position:
         """EPOCH_START, under the write lock, if the promise and the log are still as they were counted."""

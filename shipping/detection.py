@@ -20,6 +20,8 @@ HEARTBEAT_MS: Final = 100
 SILENCE_MS: Final = 1_000
 MISSED_MAX: Final = 3
 """So many heartbeats in a row may be missed before a peer is said to be late."""
+RESTART_MS: Final = 10_000
+"""So long a node that lives may take to start its monitor again."""
 LOOK_MS_MAX: Final = 100
 """More than this between two looks is the watcher's own lateness."""
 
@@ -65,6 +67,8 @@ class _Watched:
         self.last_seen_ms = 0
         self.is_closed = False
         self.is_refused = False
+        self.is_restarting = False
+        """Its monitor has ended, and the node, which holds the port, lives and starts another one."""
         self.beat: Beat | None = None
 
 
@@ -102,13 +106,19 @@ class Detector:
         peer = self._peers.get(beat.node)
         if peer is not None:
             peer.heard_ms, peer.last_seen_ms = self.clock_ms, now_ms
-            peer.beat, peer.is_refused = beat, False
+            peer.beat, peer.is_refused, peer.is_restarting = beat, False, False
+
+    def accepted(self, node: str) -> None:
+        """Its port took a connection again after one had ended; nobody has spoken on it yet."""
+        peer = self._peers.get(node)
+        if peer is not None and peer.is_closed:
+            peer.is_refused, peer.is_restarting = False, True
 
     def connected(self, node: str) -> None:
         """It took a connection."""
         peer = self._peers.get(node)
         if peer is not None:
-            peer.is_closed = peer.is_refused = False
+            peer.is_closed = peer.is_refused = peer.is_restarting = False
 
     def closed(self, node: str) -> None:
         """A connection that it had taken has ended."""
@@ -120,7 +130,7 @@ class Detector:
         """Nobody listens at its address. Alone that says nothing: it may not have begun yet."""
         peer = self._peers.get(node)
         if peer is not None and peer.is_closed:
-            peer.is_refused = True
+            peer.is_refused, peer.is_restarting = True, False
 
     def verdict(self, node: str) -> Verdict:
         """NEW for a node that is not watched."""
@@ -145,7 +155,8 @@ class Detector:
         silence_ms = self.clock_ms - peer.heard_ms
         if peer.is_refused:
             return Verdict.GONE
-        if silence_ms >= self._silence_ms:
+        limit_ms = max(self._silence_ms, RESTART_MS) if peer.is_restarting else self._silence_ms
+        if silence_ms >= limit_ms:
             return Verdict.SILENT
         if peer.beat is None:
             return Verdict.NEW

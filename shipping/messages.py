@@ -26,12 +26,20 @@ import msgspec
 from ..store import zstd
 from ..store.errors import CorruptError, WireError
 from ..store.frame import FRAME_BYTES_MAX
-from . import messages_forward, messages_health, messages_ops, messages_rejoin, messages_server
+from . import (
+    messages_forward,
+    messages_health,
+    messages_ops,
+    messages_rejoin,
+    messages_server,
+    messages_switchover,
+)
 from .messages_forward import ForwardMessage
 from .messages_health import HealthMessage
 from .messages_ops import OpsMessage
 from .messages_rejoin import RejoinMessage
 from .messages_server import ServerMessage
+from .messages_switchover import SwitchoverMessage
 from .wire_types import (
     NODES_MAX,
     Count,
@@ -306,6 +314,7 @@ Message: TypeAlias = (
     | RejoinMessage
     | ServerMessage
     | ForwardMessage
+    | SwitchoverMessage
     | HealthMessage
     | OpsMessage
 )
@@ -337,6 +346,7 @@ KINDS: Final[dict[int, type[Message]]] = {
     **messages_rejoin.KINDS,
     **messages_server.KINDS,
     **messages_forward.KINDS,
+    **messages_switchover.KINDS,
     **messages_health.KINDS,
     **messages_ops.KINDS,
 }
@@ -344,6 +354,7 @@ WITH_PAYLOAD: Final = frozenset({20, 32, 45}).union(
     messages_rejoin.WITH_PAYLOAD,
     messages_server.WITH_PAYLOAD,
     messages_forward.WITH_PAYLOAD,
+    messages_switchover.WITH_PAYLOAD,
     messages_ops.WITH_PAYLOAD,
 )
 

@@ -107,10 +107,8 @@ class Monitor:
         )
         self._selector = selectors.DefaultSelector()
         self._finder = Finder(others, self._identity.cluster_id, secret)
-        self._dials = [
-            Dial(node, self._selector, self._identity.cluster_id, secret, self._finder, self._detector)
-            for node in others
-        ]
+        self._peers = others
+        self._dials = {node: self._dial(node) for node in others}
         self._callers: dict[int, _Caller] = {}
         self._orders: dict[int, _Caller] = {}
         self._order_number = 0
@@ -130,7 +128,7 @@ class Monitor:
             self._take_all()
             at_ms = monotonic_ms()
             self._detector.tick(at_ms)
-            for dial in self._dials:
+            for dial in self._dials.values():
                 dial.tick(at_ms)
             self._look(at_ms)
             self._report()
@@ -144,7 +142,7 @@ class Monitor:
         self._finder.close()
         for caller in list(self._callers.values()):
             self._drop(caller)
-        for dial in self._dials:
+        for dial in self._dials.values():
             dial.close()
         self._selector.close()
         self._listener.close()
@@ -184,7 +182,7 @@ class Monitor:
         has_news = self._beat is None or _is_news(beat, self._beat)
         if has_news or at_ms - self._sent_ms >= self._options.heartbeat_ms:
             self._beat, self._sent_ms = beat, at_ms
-            for dial in self._dials:
+            for dial in self._dials.values():
                 dial.send(beat)
 
     def _hears(self, own: Vitals) -> tuple[str, int]:
@@ -222,6 +220,8 @@ class Monitor:
             match message:
                 case Told():
                     self._told = message
+                    if message.peers is not None and message.peers != self._peers:
+                        self._aim(message.peers)
                 case Done():
                     caller = self._orders.pop(message.number, None)
                     answer = message.error or message.reply
@@ -229,6 +229,21 @@ class Monitor:
                         self._guarded(caller, partial(self._answer, caller, answer))
                 case _:
                     continue
+
+    def _dial(self, node: str) -> Dial:
+        return Dial(
+            node, self._selector, self._identity.cluster_id, self._secret, self._finder, self._detector
+        )
+
+    def _aim(self, peers: Mapping[str, tuple[str, int]]) -> None:
+        """Nodes have joined or left the cluster, or have moved."""
+        self._peers = dict(peers)
+        self._finder.aim(peers)
+        self._detector.watch(peers)
+        for node in self._dials.keys() - peers.keys():
+            self._dials.pop(node).close()
+        for node in peers.keys() - self._dials.keys():
+            self._dials[node] = self._dial(node)
 
     # -- callers ---------------------------------------------------------------------------------
 

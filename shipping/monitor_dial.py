@@ -46,6 +46,14 @@ class Finder:
         self._thread = threading.Thread(target=self._search, name="perdure-finder", daemon=True)
         self._thread.start()
 
+    def aim(self, peers: Mapping[str, tuple[str, int]]) -> None:
+        """The peers are these from now on; who is new or has moved is looked for."""
+        changed = {node for node, address in peers.items() if self._peers.get(node) != address}
+        for node in self._peers.keys() - peers.keys() | changed:
+            self._found.pop(node, None)
+        self._peers = dict(peers)
+        self._wanted = (self._wanted & peers.keys()) | changed
+
     def address(self, node: str) -> tuple[str, int] | None:
         """Host and port, None while it is not known."""
         return self._found.get(node)
@@ -67,7 +75,10 @@ class Finder:
             self._is_over.wait(FIND_MS / 1000)
 
     def _ask(self, node: str) -> None:
-        host, port = self._peers[node]
+        address = self._peers.get(node)
+        if address is None:
+            return
+        host, port = address
         try:
             with NodeClient(
                 host, port, cluster_id=self._cluster_id, secret=self._secret, timeout_ms=FIND_TIMEOUT_MS
@@ -76,7 +87,7 @@ class Finder:
         except (PerdureError, OSError) as error:
             logger.debug("cannot be asked: node=%s error=%s", node, error)
             return
-        if reply.node == node and reply.monitor_port:
+        if reply.node == node and reply.monitor_port and self._peers.get(node) == address:
             self._found[node] = (host, reply.monitor_port)
             self._wanted.discard(node)
 
@@ -175,6 +186,7 @@ class Dial:
             self._fail(error)
 
     def _greet(self, link: Link) -> None:
+        self._detector.accepted(self.node)
         self._auth = Connecting(self._secret, self._cluster_id, MONITOR, os.urandom(NONCE_BYTES))
         link.send(self._auth.greet())
         self._stage = Stage.GREETING

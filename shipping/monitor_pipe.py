@@ -45,6 +45,8 @@ class Told(msgspec.Struct, frozen=True, tag="told"):
     state: str
     coordinator: str
     why: str
+    peers: dict[str, tuple[str, int]] | None = None
+    """Host and port of the other nodes' receivers, as the log says now; None: as they were."""
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):

@@ -471,7 +471,7 @@ class Writer:
                 hint="Try again shortly; `perdure status` shows how far the replicas are.",
             )
         need = log.config.sync_replicas
-        if log.words[_VOTERS] < need:
+        while log.words[_VOTERS] < need:
             log.unlock()
             try:
                 self._await_voters(need)
@@ -490,6 +490,8 @@ class Writer:
         deadline = time.monotonic() + self.write_timeout_ms / 1000
         words = self.log.words
         while words[_VOTERS] < need:
+            if words[_GENERATION] != self.log.generation:
+                return  # perhaps no primary any more, which nobody connects to: the lock tells
             if time.monotonic() < deadline:
                 time.sleep(QUORUM_POLL_S)
                 continue

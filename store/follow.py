@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from . import names
+from .clock import read_boottime_ms
 from .control import ALONE, Config, config_of
 from .cursor import READ_BYTES, LogCursor, Run, list_segments
 from .errors import (
     CorruptError,
     ForkedError,
+    LockTimeoutError,
     NotPrimaryError,
     PerdureError,
     StoreClosedError,
@@ -49,6 +51,8 @@ TURN_AFTER_S = 0.004
 """A writer that waits so long for the write lock asks the others to let it in."""
 TURN_NS = 2_000_000
 GIVE_WAY_S = 0.0001
+DRAIN_POLL_S = 0.0005
+"""How often a writer that is held back looks whether it may go on."""
 NOT_PLAIN_BYTES = 2048
 """How much is read the longer way where frames are not plain: those behind them may be again."""
 _APPENDED = int(Word.APPENDED)
@@ -60,6 +64,7 @@ _CHAIN = int(Word.CHAIN)
 _OWNER = int(Word.OWNER)
 _TURN = int(Word.TURN)
 _LOST_FRAMES = int(Word.LOST_FRAMES)
+_DRAINED = int(Word.DRAINED_UNTIL_MS)
 _SEGMENT = int(Word.SEGMENT)
 _EPOCH = int(Word.EPOCH)
 _GIVEN_UP = int(Word.GIVEN_UP)
@@ -110,6 +115,8 @@ class LogFollower:
         self.config: Config = ALONE
         self.promise = Promise(0, "")
         self.is_primary = False
+        self.may_append = False
+        """It is primary, and its writers are not held back for a switchover."""
         self.must_roll = False
         self.generation = _UNSEEN
         self.on_run: Callable[[Run], None] | None = None
@@ -179,12 +186,42 @@ class LogFollower:
                 or words[_END] != self.cursor.offset
             ):
                 self._settle_locked()
-            if not self.is_primary:
-                raise self.not_primary()
+            if not self.may_append:
+                self._await_drain()
             words[_OWNER] = self.pid
         except BaseException:
             self.write_lock.release()
             raise
+
+    def _await_drain(self) -> None:
+        """Wait, without the write lock, while a switchover holds the writers back; then take it again.
+
+        Raises NotPrimaryError if this node is not primary, or is not any more; LockTimeoutError if it takes
+        too long. A drain that nobody ended in time is ended here.
+        """
+        words = self.words
+        deadline = time.monotonic() + self.lock_timeout_ms / 1000
+        while not self.may_append:
+            until_ms = words[_DRAINED]
+            if not self.is_primary or (until_ms == 0 and words[_GENERATION] == self.generation):
+                raise self.not_primary()
+            if 0 < until_ms <= read_boottime_ms():
+                words[_DRAINED] = 0
+                self.page.bump()
+            elif until_ms:
+                self.write_lock.release()
+                while words[_DRAINED] == until_ms and words[_GENERATION] == self.generation:
+                    if time.monotonic() > deadline:
+                        raise LockTimeoutError(
+                            f"a switchover held writers back for more than {self.lock_timeout_ms} ms",
+                            path=self.store,
+                            hint="Try again: the node that takes over, or this one, goes on in a moment.",
+                        )
+                    if read_boottime_ms() >= until_ms:
+                        break
+                    time.sleep(DRAIN_POLL_S)
+                self._acquire()
+            self._settle_locked()
 
     def _acquire(self) -> None:
         if self.words[_TURN]:
@@ -387,6 +424,7 @@ class LogFollower:
             and not self.lost_frames
             and self.words[_GIVEN_UP] != at.epoch
         )
+        self.may_append = self.is_primary and not self.words[_DRAINED]
 
     def not_primary(self) -> NotPrimaryError:
         """Why this node may not write."""

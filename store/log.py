@@ -35,6 +35,7 @@ _END = int(Word.END)
 _LAST_FRAME = int(Word.LAST_FRAME)
 _CHAIN = int(Word.CHAIN)
 _FLUSHED = int(Word.FLUSHED)
+_DRAINED = int(Word.DRAINED_UNTIL_MS)
 _COMMITTED = int(Word.COMMITTED)
 _new = tuple.__new__
 
@@ -71,6 +72,7 @@ class EventLog(LogFollower):
         start = EpochStart(self.identity.node, reason, *at_risk)
         position = self.append_control(start, config, now_ms)
         self.lost_frames = False
+        self.words[_DRAINED] = 0  # of the reign before
         self.flusher.flush(position.lsn)
         self.page.bump()
         self.look_again()

@@ -77,6 +77,10 @@ class Word(IntEnum):
     """Session time less the time since boot, ms, signed; 0: session time has not begun in this boot."""
     SLEWED_MS = 26
     """When that was last set, ms since boot."""
+    DRAINED_UNTIL_MS = 27
+    """Until when the primary's writers wait for a switchover, ms since boot; 0: they do not (see drain)."""
+    DRAINED_BY = 28
+    """Number of the switchover for which they wait."""
     GIVEN_UP = 30
     """The epoch of which this node is primary no more by its own will: its disk stalls. 0 if of none."""
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from perdure.shipping.detection import HEARTBEAT_MS, LOOK_MS_MAX, MISSED_MAX, SILENCE_MS, Detector, Verdict
+from perdure.shipping.detection import (
+    HEARTBEAT_MS,
+    LOOK_MS_MAX,
+    MISSED_MAX,
+    RESTART_MS,
+    SILENCE_MS,
+    Detector,
+    Verdict,
+)
 from perdure.shipping.messages_health import Beat
 
 
@@ -67,6 +75,35 @@ def test_an_ended_connection_that_is_refused_again_is_gone_at_once() -> None:
     assert detector.verdict("n1") is Verdict.ALIVE
     detector.refused("n1")
     assert detector.verdict("n1") is Verdict.GONE
+
+
+def test_a_monitor_that_is_started_again_may_take_longer_than_a_silent_one() -> None:
+    detector = Detector(["n1"], 0)
+    detector.connected("n1")
+    detector.heard(beat("n1"), 7)
+    detector.closed("n1")
+    detector.accepted("n1")
+    watch(detector, 0, RESTART_MS - 50)
+    assert detector.verdict("n1") is Verdict.LATE
+    watch(detector, RESTART_MS - 50, RESTART_MS)
+    assert detector.verdict("n1") is Verdict.SILENT
+
+
+def test_a_node_that_ends_while_its_monitor_is_started_again_is_gone_at_once() -> None:
+    detector = Detector(["n1"], 0)
+    detector.connected("n1")
+    detector.heard(beat("n1"), 7)
+    detector.closed("n1")
+    detector.accepted("n1")
+    detector.refused("n1")
+    assert detector.verdict("n1") is Verdict.GONE
+
+
+def test_a_peer_that_takes_a_first_connection_and_says_nothing_is_not_waited_for_longer() -> None:
+    detector = Detector(["n1"], 0)
+    detector.accepted("n1")
+    watch(detector, 0, SILENCE_MS)
+    assert detector.verdict("n1") is Verdict.SILENT
 
 
 def test_a_refusal_without_a_connection_before_says_nothing() -> None:
