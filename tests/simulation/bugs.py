@@ -10,16 +10,17 @@ import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import msgspec
 
-from perdure.recovery import promises
-from perdure.shipping import shipper
+from perdure.recovery import members, promises
+from perdure.shipping import nodelog, shipper
 from perdure.shipping.progress import Electorate
 from perdure.shipping.replica_log import ReplicaLog
 from perdure.store import files
 from perdure.store import promise as promise_file
+from perdure.store.control import Config
 from perdure.store.ids import Position
 from perdure.store.page import Word
 from perdure.store.promise import Promise
@@ -100,7 +101,47 @@ def _two_promised() -> list[Patch]:
 
 def _no_majority() -> list[Patch]:
     """q = n - k promises are enough: of four nodes two pairs each find their own."""
-    return [(promises, "is_majority", lambda _electors, _agreeing: True)]
+    election: Any = import_module("perdure.recovery.election")
+    return [(module, "is_majority", lambda _electors, _agreeing: True) for module in (promises, election)]
+
+
+def _lease_by_wall_clock() -> list[Patch]:
+    """A primary that k replicas have just answered believes itself alone for a while, by the wall clock."""
+    lease_ms = 1_000
+    until_ms = {"": 0}
+    counted = vars(shipper)["commit_lsn"]
+
+    def commit_lsn(
+        electorate: Electorate, acked: Mapping[str, Position], flushed_lsn: int, committed_lsn: int
+    ) -> int:
+        reached: int = counted(electorate, acked, flushed_lsn, committed_lsn)
+        now_ms = vars(nodelog)["now_ms"]()
+        if reached > committed_lsn:
+            until_ms[electorate.primary] = now_ms + lease_ms
+        return max(reached, flushed_lsn) if now_ms < until_ms.get(electorate.primary, 0) else reached
+
+    def take_news(self: Any) -> bool:
+        has_more: bool = taken(self)
+        self._reign.has_news = True
+        return has_more
+
+    taken = shipper.Shipper._take_appended
+    return [(shipper, "commit_lsn", commit_lsn), (shipper.Shipper, "_take_appended", take_news)]
+
+
+def _two_voters_at_once() -> list[Patch]:
+    """Two voters go at once, at the word of one CONFIG alone, and without waiting for the change before."""
+    without = vars(members)["without"]
+
+    def without_two(config: Config, node: str) -> Config:
+        changed = without(config, node)
+        others = [voter for voter in changed.voters[1:] if voter != node]
+        return cast("Config", without(changed, others[-1]) if len(others) > 1 else changed)
+
+    def next_config(_config: Config, wanted: Config, _primary: str, *, at_lsn: int, **_known: Any) -> Config:
+        return msgspec.structs.replace(wanted, before=None, changed_lsn=at_lsn + 1)
+
+    return [(members, "without", without_two), (members, "next_config", next_config)]
 
 
 def _older_frames_count() -> list[Patch]:
@@ -117,6 +158,9 @@ def _older_frames_count() -> list[Patch]:
     return [(shipper, "commit_lsn", commit_lsn)]
 
 
+SHOWN_BY_CONSEQUENCE = {"ack-before-fsync", "lease-by-wall-clock"}
+"""Bugs that break the rule of k + 1 disks at once: what has to be found is what follows from it."""
+
 BUGS: dict[str, Callable[[], list[Patch]]] = {
     "no-fence": _no_fence,
     "promise-not-durable": _promise_not_durable,
@@ -125,5 +169,7 @@ BUGS: dict[str, Callable[[], list[Patch]]] = {
     "epoch-reused": _epoch_reused,
     "two-promised-in-one-epoch": _two_promised,
     "q-is-n-minus-k-only": _no_majority,
+    "lease-by-wall-clock": _lease_by_wall_clock,
+    "two-voters-at-once": _two_voters_at_once,
     "older-frames-count-as-committed": _older_frames_count,
 }

@@ -14,7 +14,9 @@ from typing import Any, Final
 
 import perdure
 from perdure.recovery import ElectionOptions, Quorum, elector, run_elector
+from perdure.recovery.members import add_member, remove_member
 from perdure.recovery.promote import promote
+from perdure.recovery.voters import WireVoters
 from perdure.shipping import folder, monitor, standby
 from perdure.shipping.folder import run_folder
 from perdure.shipping.link import listen
@@ -50,6 +52,7 @@ PORT: Final = 7000
 MONITOR_PORT: Final = 7002
 MONITORED: Final = MonitorOptions(heartbeat_ms=100, silence_ms=400, disk_stall_ms=800)
 """Shorter than by default, so that a schedule has time for several elections."""
+ASK_MS: Final = 300
 WRITE_TIMEOUT_MS: Final = 1500
 RESTART_MS: Final = 50
 POLL_MS: Final = 30
@@ -206,6 +209,8 @@ class Cluster:
             node.disk.adopt()
             node.view = self.checker.add(node.host, node.disk)
         self._watch_promises()
+        defaults: Any = WireVoters.__init__.__kwdefaults__
+        defaults["timeout_ms"] = ASK_MS
         kernel.after_step = self.checker.step
 
     def _make_stores(self) -> None:
@@ -218,7 +223,9 @@ class Cluster:
                 return
             log = open_node_log(node.store, [])
             log.log.write_lock.acquire(1000)
-            begin_cluster(log.log, Config(self.names, self.sync_replicas))
+            is_auto = self.sync_replicas == len(self.names) // 2
+            members = {name: f"{host}:{port}" for name, (host, port) in self.addresses(but="").items()}
+            begin_cluster(log.log, Config(self.names, self.sync_replicas, members, is_auto=is_auto))
             log.log.write_lock.release()
             log.close()
 
@@ -265,6 +272,24 @@ class Cluster:
         process = self.spawn(node.host, "promote", run)
         process.on_end = lambda ended: self.kernel.note(
             "promotion ended", node.name, type(ended.error).__name__, self.text(ended.error)
+        )
+
+    def change_member(self, primary: Node, node: Node) -> None:
+        """What `perdure member` does on the primary: takes a voter out, or lets it vote again."""
+        if "member" in primary.host.processes or node is primary:
+            return
+        is_voter = node.name in primary.view.config.voters
+
+        def run() -> None:
+            if is_voter:
+                remove_member(primary.store, node.name)
+            else:
+                add_member(primary.store, node.name, f"{node.address}:{PORT}", timeout_ms=1_000)
+
+        self.kernel.note("member goes" if is_voter else "member comes", primary.name, node.name)
+        process = self.spawn(primary.host, "member", run)
+        process.on_end = lambda ended: self.kernel.note(
+            "member done", primary.name, type(ended.error).__name__, self.text(ended.error)
         )
 
     def primary(self) -> Node | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .bugs import put_in
+from .bugs import SHOWN_BY_CONSEQUENCE, put_in
 from .checks import Violation
 from .cluster import Cluster, Node, remove_all
 from .kernel import MS, SECOND, START_NS, Kernel, Spinning
@@ -64,6 +64,7 @@ def run_schedule(
         cluster = Cluster(kernel, root, count, k, has_electors=random.random() < 0.5)
         if bug:
             put_in(bug)
+            cluster.checker.counts_disks = bug not in SHOWN_BY_CONSEQUENCE
         kernel.note("cluster", count, k, cluster.has_electors)
         try:
             Schedule(cluster).run()
@@ -143,6 +144,7 @@ class Schedule:
             (self._pause, 2),
             (self._stall, 2),
             (self._jump, 1),
+            (self._change_member, 2),
         )
         fault = self.random.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])[0]
         fault(self.random.choice(self.nodes))
@@ -162,6 +164,8 @@ class Schedule:
         side = [node, *self.random.sample(others, self.random.randint(0, len(others) // 2))]
         rest = [other for other in self.nodes if other not in side]
         self._cut({(one.name, other.name) for one in side for other in rest})
+        if self.random.random() < 0.3:
+            self._change_member(node)
         for candidate in (self.random.choice(side), self.random.choice(rest)):
             self.kernel.note("promote", candidate.name)
             self.cluster.promote(candidate)
@@ -239,6 +243,12 @@ class Schedule:
         node.host.wall_skew_ns += self.random.choice((-3_600, -10, -1, 1, 10, 3_600)) * SECOND
         self.kernel.note("clock jump", node.name, node.host.wall_skew_ns)
 
+    def _change_member(self, node: Node) -> None:
+        """A voter goes, or comes back."""
+        primary = self.cluster.primary()
+        if primary is not None and len(self.nodes) > 3:
+            self.cluster.change_member(primary, node)
+
     # -- quiet -----------------------------------------------------------------------------------
 
     def _heal(self) -> None:
@@ -263,8 +273,9 @@ class Schedule:
         while kernel.now_ns < deadline_ns:
             kernel.run(kernel.now_ns + 400 * MS)
             cluster.is_writing = cluster.acknowledged < wanted
-            if not cluster.is_writing and self._agree():
-                cluster.checker.final()
+            voters = self._voters()
+            if not cluster.is_writing and self._agree(voters):
+                cluster.checker.final(voters)
                 return
             if cluster.primary() is None and not cluster.has_electors:
                 cluster.promote(self.nodes[turn % len(self.nodes)])
@@ -275,6 +286,12 @@ class Schedule:
             f"{QUIET_MS} ms after the last fault {cluster.acknowledged} of {wanted} writes, and {ends}",
         )
 
-    def _agree(self) -> bool:
-        ends = {(node.view.end, node.view.epoch, node.view.committed) for node in self.nodes}
-        return len(ends) == 1 and all(node.view.end == node.view.committed for node in self.nodes)
+    def _voters(self) -> list[str]:
+        """Who votes, as the primary's log says."""
+        primary = self.cluster.primary()
+        return list(primary.view.config.voters) if primary is not None else []
+
+    def _agree(self, voters: list[str]) -> bool:
+        views = [self.cluster.nodes[name].view for name in voters]
+        ends = {(view.end, view.epoch, view.committed) for view in views}
+        return len(ends) == 1 and all(view.end == view.committed for view in views)
