@@ -133,6 +133,8 @@ class Checker:
         """LSN of a frame's end -> the frame that was committed there."""
         self.begun: dict[int, tuple[str, int]] = {}
         """Epoch -> (who began it, LSN of its EPOCH_START)."""
+        self.reigns: dict[int, tuple[str, int]] = {}
+        """As `begun`, of the epochs whose EPOCH_START is committed."""
         self.tokens: dict[bytes, list[Entry]] = {}
         self.committed_tokens: set[bytes] = set()
         self.acked: dict[bytes, Entry] = {}
@@ -144,6 +146,7 @@ class Checker:
 
     def add(self, host: Host, disk: Disk) -> NodeView:
         view = self.nodes[host.name] = self.by_root[disk.root] = NodeView(host, disk)
+        view.promise = read_promise(view.store)
         disk.on_write = self._written
         disk.on_change = self._changed
         self.changed[host.name] = view
@@ -364,12 +367,21 @@ class Checker:
                 "nothing older is committed before the EPOCH_START",
                 f"{view.host.name} committed {entry} in epoch {view.epoch}, which begins at {own_start}",
             )
-        for epoch, (node, start_lsn) in self.begun.items():
-            if epoch > entry.epoch and entry.last_lsn >= start_lsn:
-                raise Violation(
-                    "one acknowledging epoch",
-                    f"{view.host.name} committed {entry}; {node} began epoch {epoch} at {start_lsn}",
-                )
+        node, start_lsn = self.begun.get(entry.epoch, ("", 0))
+        if entry.first_lsn == start_lsn:
+            self.reigns[entry.epoch] = (node, start_lsn)
+        for epoch, (node, start_lsn) in self.reigns.items():
+            self._apart(view, entry, epoch, node, start_lsn)
+
+    def _apart(self, view: NodeView, entry: Entry, epoch: int, node: str, start_lsn: int) -> None:
+        """What is committed of an older epoch ends before a committed epoch begins."""
+        older = entry.epoch < epoch and entry.last_lsn >= start_lsn
+        newer = entry.epoch > epoch and entry.last_lsn < start_lsn
+        if older or newer:
+            raise Violation(
+                "one acknowledging epoch",
+                f"{view.host.name} committed {entry}; epoch {epoch} of {node} is committed from {start_lsn}",
+            )
 
     # -- clients ---------------------------------------------------------------------------------
 
