@@ -35,13 +35,14 @@ from .replay import replay
 from .ship import ship
 from .status import status
 from .stores import stores
-from .switchover import switchover
+from .switchover import failback, switchover
 from .sync import ensure_synced, flush, sync
 from .transfer import export, import_
 from .transfers import transfer, transfers
 from .verify import verify
 from .wait import wait
 from .watch import watch
+from .witness import witness
 
 app = typer.Typer(
     name="perdure",
@@ -56,6 +57,7 @@ app.command()(init)
 app.command()(node)
 app.command()(ship)
 app.command()(receive)
+app.command()(witness)
 app.add_typer(snapshot.group, name="snapshot")
 app.command()(replay)
 app.command()(verify)
@@ -63,6 +65,7 @@ app.command()(migrate)
 app.command()(repair)
 app.command()(promote)
 app.command()(switchover)
+app.command()(failback)
 app.command()(failover)
 app.command()(health)
 app.command()(monitor)

@@ -12,6 +12,7 @@ import logging
 import select
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,8 @@ from pathlib import Path
 import msgspec
 
 from .. import open as open_replicated
-from ..recovery import Policy, apply_retention, reconcile_self, take_snapshot
-from ..shipping import shipping_status
+from ..recovery import Policy, apply_retention, keep_available, reconcile_self, take_snapshot
+from ..shipping import Secret, shipping_status
 from ..shipping.faults import fault_of
 from ..store import PerdureError, PoisonedError
 
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 TASK_BYTES_MAX = 65_536
 TICK_S = 0.2
+AGAIN_S = 1.0
+JOIN_S = 2.0
 RECONCILE_S = 0.5
 SAME_FAULT_TRIES = 2
 """So often a state is made anew for a fault at one LSN: then the log is wrong there, and not the state."""
@@ -46,6 +49,9 @@ class ChoreTask(msgspec.Struct, frozen=True):
     auto_reconcile: bool = True
     """A replica whose fold stopped with a fault has its state made anew."""
     log_level: str = "WARNING"
+    replicas: dict[str, tuple[str, int]] = {}
+    """The other nodes; the log may say others."""
+    secret: Secret = b""
 
 
 class Chore:
@@ -69,7 +75,7 @@ class Chore:
         except (PerdureError, OSError) as error:
             logger.error("failed: chore=%s error=%s", self.name, error)
         else:
-            logger.info("done: chore=%s result=%s", self.name, done)
+            logger.log(logging.INFO if done else logging.DEBUG, "done: chore=%s result=%s", self.name, done)
 
 
 class Chores:
@@ -131,6 +137,28 @@ class Chores:
         return fault.text
 
 
+class _Keeper(threading.Thread):
+    """The keeper of the policy `available`, beside the chores: it must not wait for a snapshot."""
+
+    def __init__(self, task: ChoreTask, should_stop: Callable[[], bool]) -> None:
+        super().__init__(name="perdure-available", daemon=True)
+        self.failed: Exception | None = None
+        self._task = task
+        self._should_stop = should_stop
+
+    def run(self) -> None:
+        task = self._task
+        while not self._should_stop():
+            try:
+                keep_available(task.directory, task.replicas, task.secret, self._should_stop)
+            except PoisonedError as error:
+                self.failed = error  # which only a new process can get over
+                return
+            except (PerdureError, OSError) as error:
+                logger.error("failed: chore=available error=%s", error)
+                time.sleep(AGAIN_S)
+
+
 def main() -> None:
     """Do the chores that standard input asks for, until it ends or SIGTERM comes."""
     stopping: list[bool] = []
@@ -141,10 +169,16 @@ def main() -> None:
         level=task.log_level, format="%(asctime)s %(levelname)s chores[%(process)d] %(name)s: %(message)s"
     )
     chores = Chores(task)
+    keeper = _Keeper(task, lambda: bool(stopping))
+    keeper.start()
     poller = select.poll()
     poller.register(sys.stdin.fileno(), select.POLLIN | select.POLLHUP)
     while not stopping and not poller.poll(TICK_S * 1000):
         chores.tend(time.monotonic())
+        if keeper.failed is not None:
+            raise keeper.failed
+    stopping.append(True)
+    keeper.join(JOIN_S)
 
 
 if __name__ == "__main__":

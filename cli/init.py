@@ -12,6 +12,7 @@ from ..store import Config, Identity, OpenOptions, UsageError, begin_cluster, in
 from ..store.backends import DEFAULT_BACKEND
 from ..store.control import STRICT, auto_sync_replicas, config_problem
 from ..store.option import format_address
+from ..store.witness import make_witness
 from . import render
 from .exits import reporting
 from .options import AsJson, Backend, Directory, parse_nodes
@@ -58,6 +59,10 @@ def init(
             "--policy", help="What a primary does alone: strict refuses writes, available needs a witness."
         ),
     ] = STRICT,
+    witness_of: Annotated[
+        str | None,
+        typer.Option("--witness-of", metavar="HEX", help="Make a witness of that cluster: no sessions."),
+    ] = None,
     backend: Backend = None,
     as_json: AsJson = False,
 ) -> None:
@@ -71,9 +76,16 @@ def init(
       perdure init /srv/n1 --node n1 --primary \\
           --voter n1 --voter n2 --voter n3
       perdure init /srv/n2 --node n2 --cluster-id 5f0c...
+      perdure init /srv/w --node w --witness-of 5f0c...
     """
     settings = Settings(directory)
     node = str(settings.needed(node, "node", "name", "--node NAME"))
+    if witness_of is not None:
+        if is_primary or cluster_id is not None:
+            raise UsageError("a witness is neither primary nor replica", hint="Give --witness-of alone.")
+        _check_replica(voter, sync_replicas, witness, member, backend)
+        _init_witness(directory, node, witness_of, as_json)
+        return
     kept_in: str = settings.value(backend, "store", "backend") or DEFAULT_BACKEND
     if is_primary:  # of the others it is in the log
         config = _config(
@@ -109,6 +121,14 @@ def init(
     )
 
 
+def _init_witness(directory: Path, node: str, cluster_id: str, as_json: bool) -> None:
+    state = make_witness(directory, node, _cluster_id(cluster_id) or b"", OpenOptions().wall_ms())
+    render.result(
+        {"directory": str(directory), "node": node, "cluster_id": state.cluster_id.hex(), "is_witness": True},
+        as_json=as_json,
+    )
+
+
 def make_node(
     directory: Path, node: str, cluster_id: bytes | None, backend: str, config: Config | None
 ) -> Identity:
@@ -128,8 +148,8 @@ def make_node(
 def _check_replica(*given: object) -> None:
     if any(given):
         raise UsageError(
-            "--voter, --witness, --member and --sync-replicas are the primary's to say",
-            hint="Give them with --primary; a replica reads them in the log.",
+            "voters, members, witnesses and sync_replicas are the primary's to say",
+            hint="Give them with --primary; other nodes read them in the log.",
         )
 
 

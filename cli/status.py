@@ -39,6 +39,7 @@ PEER_COLUMNS = (
     "node",
     "address",
     "role",
+    "state",
     "epoch",
     "lsn",
     "committed_lsn",
@@ -74,24 +75,25 @@ def status(
       perdure status /srv/n1 --watch
     """
 
-    reach = Settings(directory).reach(peer, secret_file)
+    settings = Settings(directory)
+    reach, host = settings.reach(peer, secret_file), settings.monitor_host()
     if not watches:
-        values, code = _look(directory, reach)
+        values, code = _look(directory, reach, host)
         _show(values, as_json)
         leave(code)
         return
     with _screen(as_json) as show:
         while True:
-            show(_look(directory, reach)[0])
+            show(_look(directory, reach, host)[0])
             time.sleep(every_s)
 
 
-def _look(directory: Path, reach: Reach) -> tuple[dict[str, Any], Exit]:
+def _look(directory: Path, reach: Reach, host: str) -> tuple[dict[str, Any], Exit]:
     """(everything that there is to say, under stable keys; the exit code)"""
     from ..recovery import cluster_status
 
     identity = read_identity(directory)
-    found = cluster_status(directory, reach)
+    found = cluster_status(directory, reach, monitor_host=host)
     own = found.own
     opened, code = _opened(directory)
     opened["problem"] = opened["problem"] or _problem(own)
@@ -100,6 +102,7 @@ def _look(directory: Path, reach: Reach) -> tuple[dict[str, Any], Exit]:
         "cluster_id": identity.cluster_id.hex(),
         "backend": identity.backend,
         "role": "primary" if own.is_primary else "replica",
+        "state": found.states[own.node],
         "epoch": own.epoch,
         "promise": {"epoch": own.promise_epoch, "candidate": own.promise_candidate},
         "primary": found.primary,
@@ -115,6 +118,9 @@ def _look(directory: Path, reach: Reach) -> tuple[dict[str, Any], Exit]:
         "failed": found.failed,
         "failovers": found.failovers,
         "last_failover": msgspec.to_builtins(found.last_failover) if found.last_failover else None,
+        "last_takeover": msgspec.to_builtins(found.takeover) | {"recovery_ms": found.takeover.recovery_ms}
+        if found.takeover
+        else None,
         "last_recovery": msgspec.to_builtins(found.last_recovery) if found.last_recovery else None,
         "shipper_pid": own.shipper_pid,
         "voters_connected": own.voters_connected,
@@ -157,6 +163,7 @@ def _peers(found: ClusterStatus) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for peer in found.peers:
         row: dict[str, Any] = {"node": peer.node, "address": peer.address, "problem": peer.problem}
+        row["state"] = found.states.get(peer.node)
         reply = peer.reply
         if reply is not None:
             row |= {

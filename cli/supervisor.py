@@ -153,7 +153,8 @@ class Supervisor:
         self._folder = Post("folder", lambda: start_child(self._task("folder")))
         self._shipper = Post("shipper", self._start_shipper)
         self._server = Post("server", self._start_server)
-        self._chores = Post("chores", lambda: start_chores(plan.chores))
+        chores = msgspec.structs.replace(plan.chores, replicas=dict(plan.replicas), secret=plan.secret)
+        self._chores = Post("chores", lambda: start_chores(chores))
         self._sockets: MonitorSockets | None = None
         self._monitor = Post("monitor", self._start_monitor)
         self._elector = Post("elector", self._start_elector)
@@ -177,7 +178,7 @@ class Supervisor:
                 self._monitor.tend(True)
                 self._elector.tend(True)
                 self._folder.tend(not read_fault(self._plan.directory))
-                self._shipper.tend(bool(self._others()))
+                self._shipper.tend(True)
                 self._server.tend(True)
                 self._chores.tend(True)
                 if self._elector_child is not None:

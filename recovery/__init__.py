@@ -4,6 +4,7 @@ from .cluster_status import ClusterStatus, PeerStatus, cluster_status
 from .consistency import check_consistency, reconcile
 from .coordinators import Coordinator, Manual, Quorum
 from .counting import promises_needed
+from .degrading import AvailabilityKeeper, WireWitnesses, Witnesses, keep_available
 from .drop import apply_retention, explain_retention
 from .election import ElectionOptions
 from .elector import run_elector
@@ -68,6 +69,7 @@ from .waiting import Target, Waited, wait_for
 
 __all__ = [
     "Answer",
+    "AvailabilityKeeper",
     "ClusterStatus",
     "ClusterSync",
     "Comparison",
@@ -127,6 +129,8 @@ __all__ = [
     "Why",
     "WireNodes",
     "WireVoters",
+    "WireWitnesses",
+    "Witnesses",
     "abort_migration",
     "add_member",
     "add_witness",
@@ -145,6 +149,7 @@ __all__ = [
     "force_transfer",
     "inspect_snapshots",
     "is_unfinished",
+    "keep_available",
     "key_use",
     "known_reach",
     "list_members",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
@@ -17,14 +17,14 @@ from ..shipping.messages_ops import ReportAsk, ReportReply
 from ..store.errors import PerdureError, WireError
 from .audit import AuditLine, last_recovery
 from .behind import behind
+from .node_states import node_states
 from .ops_service import decoded
 from .reach import NOBODY, Reach
 from .report import Failover, NodeReport, ReplicaReport, report_node
 from .source import Source, open_source
 from .sync_state import ClusterSync, Holder, cluster_sync
+from .takeovers import Takeover, read_takeovers
 
-HEARD_MS_MAX: Final = 2_000
-"""A primary that a replica has not heard for so long may be gone."""
 Store: TypeAlias = "str | os.PathLike[str]"
 
 
@@ -59,15 +59,20 @@ class ClusterStatus(msgspec.Struct, frozen=True):
     last_failover: Failover | None
     last_recovery: AuditLine | None
     """The newest word of this node's audit file about records that were mended or a state made anew."""
+    takeover: Takeover | None
+    """The last failover in which this node became primary, with the time that each part of it took."""
+    states: dict[str, str]
+    """One of the words of node states for each node that is known."""
     peers: list[PeerStatus]
     unknown: list[str]
     """What could not be asked or is not known, a sentence each."""
 
 
-def cluster_status(store: Store, reach: Reach = NOBODY) -> ClusterStatus:
+def cluster_status(store: Store, reach: Reach = NOBODY, *, monitor_host: str = "127.0.0.1") -> ClusterStatus:
     """What is known of the cluster on this node, with every peer in `reach` asked.
 
-    Raises StoreMissingError, FormatError, StorageError; UsageError for a secret that is too short.
+    `monitor_host` is where this node's own monitor can be reached. Raises StoreMissingError, FormatError,
+    StorageError; UsageError for a secret that is too short.
     """
     source = open_source(store)
     own = report_node(store)
@@ -105,6 +110,8 @@ def cluster_status(store: Store, reach: Reach = NOBODY) -> ClusterStatus:
         failovers=len(own.failovers),
         last_failover=own.failovers[-1] if own.failovers else None,
         last_recovery=last_recovery(Path(store)),
+        takeover=(read_takeovers(store).newest or (None,))[-1],
+        states=node_states(Path(store), own, heard, reach, monitor_host),
         peers=peers,
         unknown=_unknown(own, primary, peers, expected, known, problem),
     )

@@ -225,8 +225,10 @@ def obstacle(own: Own, peers: Sequence[PeerHealth], suspicion: Suspicion) -> str
     heard = {node: peer for node, peer in voters.items() if peer.verdict.is_heard and not _is_failing(peer)}
     electors = electors_in_force(config, own.committed_lsn)
     with_log = {node for node, peer in heard.items() if node not in config.witnesses and _is_fit(peer)}
+    # A witness sends no heartbeats. Whether it is there shows when its promise is asked for.
     is_enough = all(
-        is_majority(each, {own.node, *heard}) and meets_acknowledged(each, {own.node, *with_log})
+        is_majority(each, {own.node, *heard, *config.witnesses})
+        and meets_acknowledged(each, {own.node, *with_log})
         for each in electors
     )
     if not is_enough:

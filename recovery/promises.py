@@ -59,6 +59,8 @@ class VoterState(msgspec.Struct, frozen=True):
     promise: Promise
     """The newest promise that it gave."""
     fault: str = ""
+    in_sync: tuple[str, ...] = ()
+    """As in Answer."""
 
 
 class Voters(Protocol):

@@ -152,6 +152,7 @@ class _Promotion:
         self._refuse_early(end)
         self.on_step("ask")
         states = self._ask_all(self._others(), self.peers.state)
+        self._refuse_futile(end, states)
         epoch = self._next_epoch(states)
         asked = Promise(epoch, self.name, self.alone)
         self.on_step("promise")
@@ -181,6 +182,16 @@ class _Promotion:
         everyone = [Answer(name, Position(0, 1, 0), True) for name in self._others()]
         decision = self._count(Answer(self.name, end, True, self._own_fault()), everyone)
         if not decision.is_granted:
+            raise self._refusal(decision)
+
+    def _refuse_futile(self, end: Position, states: Iterable[VoterState]) -> None:
+        """Refuse one that too few voters hear, or that a witness knows to lack writes: its promise would only
+        fence the primary."""
+        answers = [
+            Answer(state.node, state.end, True, state.fault, in_sync=state.in_sync) for state in states
+        ]
+        decision = self._count(Answer(self.name, end, True), answers)
+        if decision.why in (Why.NOT_IN_SYNC, Why.TOO_FEW):
             raise self._refusal(decision)
 
     def _own_fault(self) -> str:

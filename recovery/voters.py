@@ -52,6 +52,7 @@ class WireVoters:
             reply.committed_lsn,
             Promise(reply.promise_epoch, reply.promise_candidate),
             reply.fault,
+            reply.in_sync,
         )
 
     def promise(self, node: str, asked: Promise) -> Answer:
@@ -64,7 +65,7 @@ class WireVoters:
                 return Answer(node, Position(0, 0, 0), False, refusal=error.message)
         if (reply.epoch, reply.candidate) != (asked.epoch, asked.candidate):
             raise WireError(f"{node} answered for epoch {reply.epoch} of {reply.candidate}", node=node)
-        return Answer(node, Position(*reply.end), True, reply.fault)
+        return Answer(node, Position(*reply.end), True, reply.fault, in_sync=reply.in_sync)
 
     def fetch(self, node: str, after: Position, limit_bytes: int = FETCH_BYTES) -> Iterator[bytes]:
         """Frames of that node's log. Raises PositionGoneError, and WireError as state()."""

@@ -34,6 +34,7 @@ from .messages import (
     StatusAsk,
     StatusReply,
 )
+from .messages_witness import InSyncAsk, InSyncReply
 
 ANSWER_MS: Final = 5_000
 FETCH_BYTES: Final = 1 << 20
@@ -85,6 +86,13 @@ class NodeClient:
         Raises PromiseRefusedError if it promised that epoch to another candidate, or a higher one.
         """
         return self._ask(PromiseAsk(promise.epoch, promise.candidate, promise.alone), PromiseReply)[0]
+
+    def record_in_sync(self, ask: InSyncAsk) -> InSyncReply:
+        """Tell a witness which nodes are in sync; its answer is durable there.
+
+        Raises PromiseRefusedError if it promised a higher epoch, or this one to another node.
+        """
+        return self._ask(ask, InSyncReply)[0]
 
     def fetch(self, after: Position, limit_bytes: int = FETCH_BYTES) -> Iterator[bytes]:
         """Runs of frames of the node's log from behind `after` up to its end, as they stand there.

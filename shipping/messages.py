@@ -33,6 +33,7 @@ from . import (
     messages_rejoin,
     messages_server,
     messages_switchover,
+    messages_witness,
 )
 from .messages_forward import ForwardMessage
 from .messages_health import HealthMessage
@@ -40,6 +41,7 @@ from .messages_ops import OpsMessage
 from .messages_rejoin import RejoinMessage
 from .messages_server import ServerMessage
 from .messages_switchover import SwitchoverMessage
+from .messages_witness import Nodes, WitnessMessage
 from .wire_types import (
     NODES_MAX,
     Count,
@@ -253,6 +255,8 @@ class StatusReply(msgspec.Struct, frozen=True):
     serve_port: Count = 0
     """Where its server listens, 0 if it is not known."""
     monitor_port: Count = 0
+    in_sync: Nodes = ()
+    """Of a witness: the nodes that hold every acknowledged write, if it was ever told."""
 
 
 class PromiseAsk(msgspec.Struct, frozen=True):
@@ -271,6 +275,8 @@ class PromiseReply(msgspec.Struct, frozen=True):
     end: WirePosition
     committed_lsn: Count
     fault: str
+    in_sync: Nodes = ()
+    """As in StatusReply."""
 
 
 class FetchAsk(msgspec.Struct, frozen=True):
@@ -314,6 +320,7 @@ Message: TypeAlias = (
     | RejoinMessage
     | ServerMessage
     | ForwardMessage
+    | WitnessMessage
     | SwitchoverMessage
     | HealthMessage
     | OpsMessage
@@ -346,6 +353,7 @@ KINDS: Final[dict[int, type[Message]]] = {
     **messages_rejoin.KINDS,
     **messages_server.KINDS,
     **messages_forward.KINDS,
+    **messages_witness.KINDS,
     **messages_switchover.KINDS,
     **messages_health.KINDS,
     **messages_ops.KINDS,
@@ -354,6 +362,7 @@ WITH_PAYLOAD: Final = frozenset({20, 32, 45}).union(
     messages_rejoin.WITH_PAYLOAD,
     messages_server.WITH_PAYLOAD,
     messages_forward.WITH_PAYLOAD,
+    messages_witness.WITH_PAYLOAD,
     messages_switchover.WITH_PAYLOAD,
     messages_ops.WITH_PAYLOAD,
 )

@@ -43,6 +43,7 @@ END_S: Final = 2.0
 
 Handler: TypeAlias = Callable[[Any, bytes], "tuple[Message, bytes]"]
 Handlers: TypeAlias = Mapping[type, Handler]
+Check: TypeAlias = Callable[[Link, Message], None]
 _Said = TypeVar("_Said", Greet, Proof)
 
 
@@ -50,15 +51,24 @@ class Server:
     """The server of one node."""
 
     def __init__(
-        self, host: str, port: int, *, cluster_id: bytes, secret: Secret, handlers: Handlers
+        self,
+        host: str,
+        port: int,
+        *,
+        cluster_id: bytes,
+        secret: Secret,
+        handlers: Handlers,
+        check: Check | None = None,
     ) -> None:
-        """Listen; port 0 takes a free one. Raises WireError if the address is taken, UsageError for a secret
+        """Listen; port 0 takes a free one. `check` may raise WireError for a message that the peer of a link
+        must not send. Raises WireError if the address is taken, UsageError for a secret
         that is too short.
         """
         check_secret(secret, host)
         self._cluster_id = cluster_id
         self._secret = secret
         self._handlers = dict(handlers)
+        self._check = check
         self._mutex = threading.Lock()
         self._guests: dict[Link, _Guest] = {}
         self._listener = listen(host, port)
@@ -106,9 +116,8 @@ class Server:
         if len(strangers) >= STRANGERS_MAX:
             logger.warning("too many strangers: peer=%s", strangers[0].link.peer)
             strangers[0].hang_up()
-        guest = _Guest(
-            link, Listening(self._secret, self._cluster_id, os.urandom(NONCE_BYTES)), self._handlers
-        )
+        auth = Listening(self._secret, self._cluster_id, os.urandom(NONCE_BYTES))
+        guest = _Guest(link, auth, self._handlers, self._check)
         guest.thread = threading.Thread(target=self._serve, args=(guest,), name="perdure-guest", daemon=True)
         with self._mutex:
             self._guests[link] = guest
@@ -138,8 +147,9 @@ class _Guest:
 
     thread: threading.Thread
 
-    def __init__(self, link: Link, auth: Listening, handlers: Handlers) -> None:
+    def __init__(self, link: Link, auth: Listening, handlers: Handlers, check: Check | None) -> None:
         self.link = link
+        self._check = check
         self.is_strange = True
         """It has not proved itself yet, and was not hung up on."""
         self._auth = auth
@@ -153,6 +163,8 @@ class _Guest:
             message, payload = self._talk.take(monotonic() + IDLE_MS / 1000)
             if isinstance(message, Refusal):
                 return
+            if self._check is not None:
+                self._check(self.link, message)
             reply, data = self._answer(message, payload)
             self._talk.send(reply, data, monotonic() + SEND_MS / 1000)
 

@@ -23,6 +23,7 @@ from ..store.page import Word
 from .bootstrap import MakeSnapshot
 from .credentials import Secret
 from .nodelog import NodeLog, monotonic_ms, open_node_log, take_process_lock
+from .roster import replica_addresses
 from .shipper import Shipper, ShipperOptions, check_replicas
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def run_standby(
     try:
         if on_ready is not None:
             on_ready()
-        wait = _Wait(node, lifeline, ended)
+        wait = _Wait(node, lifeline, ended, replicas)
         while wait.until_primary(is_over):
             _ship(Shipper(node, replicas, secret, options or ShipperOptions(), make_snapshot), wait, is_over)
     finally:
@@ -75,7 +76,14 @@ def run_standby(
 class _Wait:
     """Waiting for the node's turn."""
 
-    def __init__(self, node: NodeLog, lifeline: int | None, ended: threading.Event) -> None:
+    def __init__(
+        self,
+        node: NodeLog,
+        lifeline: int | None,
+        ended: threading.Event,
+        configured: Mapping[str, tuple[str, int]],
+    ) -> None:
+        self._configured = configured
         self.lifeline = lifeline
         self.ended = ended
         self._node = node
@@ -84,12 +92,13 @@ class _Wait:
             self._poller.register(lifeline, select.POLLIN)
 
     def until_primary(self, is_over: Callable[[], bool]) -> bool:
-        """Return once the node is the primary: True; False if the end came first. Raises PoisonedError."""
+        """Return once the node is the primary, and knows of nodes to ship to: True; False if the end came
+        first. Raises PoisonedError."""
         log, words = self._node.log, self._node.log.words
         log.look_anew()
         self._node.keep_up()
         kept_ms = monotonic_ms()
-        while not log.is_primary:
+        while not (log.is_primary and self._has_replicas()):
             if self._poller.poll(LOOK_MS):
                 self.ended.set()
             if is_over():
@@ -99,6 +108,11 @@ class _Wait:
                 kept_ms = at_ms
                 self._node.keep_up()
         return not is_over()
+
+    def _has_replicas(self) -> bool:
+        """A store on its own needs no shipper, which would flush what nobody waits for."""
+        node = self._node
+        return bool(replica_addresses(node.log.config, node.node, self._configured))
 
 
 def _ship(shipper: Shipper, wait: _Wait, is_over: Callable[[], bool]) -> None:

@@ -470,11 +470,12 @@ class Writer:
                 f"more than {PENDING_FRAMES_MAX} frames wait for replicas",
                 hint="Try again shortly; `perdure status` shows how far the replicas are.",
             )
-        need = log.config.sync_replicas
-        while log.words[_VOTERS] < need:
+        deadline = 0.0
+        while log.words[_VOTERS] < log.config.sync_replicas:  # which may be another after the wait
+            deadline = deadline or time.monotonic() + self.write_timeout_ms / 1000
             log.unlock()
             try:
-                self._await_voters(need)
+                self._await_voters(log.config.sync_replicas, deadline)
             finally:
                 log.lock()
 
@@ -485,13 +486,14 @@ class Writer:
             hint="Open it with perdure.open(), which wires the shipper.",
         )
 
-    def _await_voters(self, need: int) -> None:
-        """Give the replicas until the write's deadline to connect; NoQuorumError if they do not."""
-        deadline = time.monotonic() + self.write_timeout_ms / 1000
-        words = self.log.words
-        while words[_VOTERS] < need:
-            if words[_GENERATION] != self.log.generation:
-                return  # perhaps no primary any more, which nobody connects to: the lock tells
+    def _await_voters(self, need: int, deadline: float) -> None:
+        """Give the replicas until the write's deadline to connect; NoQuorumError if they do not.
+
+        Returns earlier if the role (nobody connects to what is no primary any more: the lock tells), or what
+        has to be confirmed, may have changed.
+        """
+        words, generation = self.log.words, self.log.generation
+        while words[_VOTERS] < need and words[_GENERATION] == generation:
             if time.monotonic() < deadline:
                 time.sleep(QUORUM_POLL_S)
                 continue

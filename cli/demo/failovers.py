@@ -15,7 +15,14 @@ import msgspec
 
 from ...store import StorageError
 from .caller import CallerTask
-from .histories import count_lost, final_reads, is_acknowledged_write, read_histories, write_gap_ms
+from .histories import (
+    count_lost,
+    final_reads,
+    is_acknowledged_write,
+    longest_pause_ms,
+    read_histories,
+    write_gap_ms,
+)
 from .linearizability import Operation, find_faults, find_phantoms
 from .nodes import NodeCluster, Standing, until
 from .reigns import Seen
@@ -24,6 +31,9 @@ TAKE_OVER_S = 30.0
 SETTLE_S = 1.0
 """The load goes on for so long before a fault, and after another node has taken over."""
 PROBLEMS_SHOWN = 10
+SWITCHOVER = "switchover"
+AROUND_NS = 3_000_000_000
+"""How far from its reign the pause of a switchover is looked for."""
 
 
 class Failover(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +48,8 @@ class Failover(msgspec.Struct, frozen=True, kw_only=True):
     promotion_ms: float
     """From then until that epoch was committed."""
     write_gap_ms: float = 0.0
-    """From the fault to the first write that was acknowledged in that epoch."""
+    """From the fault to the first write that was acknowledged in that epoch; of a switchover the longest time
+    about it in which no write was acknowledged."""
 
 
 class FailoverReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,6 +102,8 @@ class FailoverRun:
         self._task = task
         self._each = each
         self._say = on_step
+        self.known: list[Operation] = []
+        """Calls that were made beside the applications, for the checks."""
         self._failovers: list[tuple[Failover, int, int]] = []
         """With the moments of the fault and of the reign, ns."""
         self._started_s = time.monotonic()
@@ -112,6 +125,25 @@ class FailoverRun:
         cluster.add_callers(self._task, node, each=self._each)
         self._say(f"{node} is started again")
         return failover
+
+    def switch_over(self, to: str) -> Failover:
+        """`perdure switchover` to a node. Raises StorageError if it refuses."""
+        cluster, node = self.cluster, self.primary()
+
+        def hand_over() -> None:
+            code = cluster.command(node, "switchover", cluster.path(node), to, "--json")
+            if code:
+                said = cluster.tail(f"{node}.commands")
+                raise StorageError(f"switchover from {node} to {to}: exit code {code}\n{said}")
+
+        return self.fail_over(SWITCHOVER, hand_over)
+
+    def take_out(self) -> Failover:
+        """`perdure failover` of whoever is primary."""
+        cluster, node = self.cluster, self.primary()
+        other = next(name for name in cluster.names if name != node)
+        words = ("failover", cluster.path(other), "--from", node, "--json")
+        return self.fail_over("perdure failover", lambda: cluster.command(other, *words))
 
     def primary(self) -> str:
         """Who reigns, once all follow it. Raises StorageError."""
@@ -172,7 +204,7 @@ class FailoverRun:
         cluster.stop_callers()
         standing = cluster.wait_equal()
         self._say("all logs are equal; checking the histories")
-        return self._report(read_histories(cluster.histories), standing)
+        return self._report(self.known + read_histories(cluster.histories), standing)
 
     def operations(self) -> int:
         """How many calls were answered until now."""
@@ -185,7 +217,7 @@ class FailoverRun:
         problems = [str(fault) for fault in find_faults(whole)]
         twice = cluster.watch.find_acknowledged_twice(cluster.reign.node)
         failovers = [
-            msgspec.structs.replace(failover, write_gap_ms=write_gap_ms(history, at_ns, reign_ns))
+            msgspec.structs.replace(failover, write_gap_ms=_gap_ms(failover, history, at_ns, reign_ns))
             for failover, at_ns, reign_ns in self._failovers
         ]
         times = times_of(failovers)
@@ -227,6 +259,12 @@ def percentile(values: list[float], share: float) -> float:
     """The value below which `share` (0 to 1) of the values lie."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def _gap_ms(failover: Failover, history: list[Operation], at_ns: int, reign_ns: int) -> float:
+    if failover.fault == SWITCHOVER:
+        return longest_pause_ms(history, reign_ns - AROUND_NS, reign_ns + AROUND_NS)
+    return write_gap_ms(history, at_ns, reign_ns)
 
 
 def _count_phantoms(history: list[Operation], held: Mapping[str, Mapping[str, object]]) -> int:

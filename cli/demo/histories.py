@@ -6,6 +6,7 @@ Owns the reading of their files. A last line that was torn by a kill counts as n
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,18 @@ def write_gap_ms(history: Iterable[Operation], fault_ns: int, from_ns: int) -> f
         if is_acknowledged_write(operation) and operation.end_ns is not None and operation.end_ns >= from_ns
     ]
     return (min(ends) - fault_ns) / 1e6 if ends else float("inf")
+
+
+def longest_pause_ms(history: Iterable[Operation], from_ns: int, to_ns: int) -> float:
+    """The longest time in which no write was acknowledged, among those that ended in a span of time."""
+    ends = sorted(
+        operation.end_ns
+        for operation in history
+        if is_acknowledged_write(operation)
+        and operation.end_ns is not None
+        and from_ns <= operation.end_ns <= to_ns
+    )
+    return max(((after - before) / 1e6 for before, after in pairwise(ends)), default=float("inf"))
 
 
 def final_reads(

@@ -12,10 +12,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeVar
 
 from ...store import StorageError
 from .leash import PARENT_VARIABLE
@@ -23,6 +23,7 @@ from .leash import PARENT_VARIABLE
 HOST = "127.0.0.1"
 SERVICES = ("listen", "serve", "monitor")
 DIE_WITHIN_S = 10.0
+T = TypeVar("T")
 
 
 class Machines(Protocol):
@@ -43,6 +44,10 @@ class Machines(Protocol):
         stderr: int | IO[bytes] | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start a command on a machine; it ends when this process does."""
+        ...
+
+    def within(self, name: str, call: Callable[[], T]) -> T:
+        """Call something in this process that reaches what a machine's own processes reach."""
         ...
 
     def kill(self, name: str) -> int:
@@ -90,6 +95,9 @@ class LoopbackMachines:
         )
         self._started[name].append(process)
         return process
+
+    def within(self, name: str, call: Callable[[], T]) -> T:
+        return call()
 
     def kill(self, name: str) -> int:
         """As Machines.kill: all are stopped before the first one dies, so that none starts another."""

@@ -19,20 +19,24 @@ from typing import IO
 
 import msgspec
 
-from ...shipping import open_node_log
+from ...recovery import Reach, ask_health
+from ...shipping import HealthReply, open_node_log
 from ...store import Config, PerdureError, SessionStore, StorageError
 from ...store.options import find_option
 from ...store.page import ControlPage, Word, read_boot_id
 from ..init import make_node
+from ..settings import Settings
 from .caller import CallerTask
 from .machines import SERVICES, Machines, python
 from .reigns import Seen, Watch
 
-READY_S = 60.0
-PATIENCE_S = 60.0
+READY_S = 180.0
+PATIENCE_S = 120.0
 LOOK_EVERY_S = 0.02
 SECRET_BYTES = 24
 LINES_SHOWN = 15
+GOOD = ("alive", "late")
+"""What a monitor says of a peer that it hears."""
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -136,9 +140,9 @@ class NodeCluster:
         return killed
 
     def command(self, name: str, *words: object) -> int:
-        """Run a command of perdure on a machine; answers its exit code. What it says is in the node's
-        output."""
-        with self._output(name) as output:
+        """Run a command of perdure on a machine; answers its exit code. What it says is in a
+        file beside the node's own output."""
+        with self._output(f"{name}.commands") as output:
             process = self.machines.start(name, *python("perdure.cli", *words), stdout=output, stderr=output)
         return process.wait(PATIENCE_S)
 
@@ -217,8 +221,26 @@ class NodeCluster:
             return {id: (session.metadata["v"], session.version) for id, session in found if session}
 
     def wait_whole(self, timeout_s: float = PATIENCE_S) -> None:
-        """Wait until every node follows one primary, and is about as far as it. Raises StorageError."""
+        """Wait until every node follows one primary, is about as far as it, and hears all others.
+
+        Raises StorageError.
+        """
         until(self._is_whole, "all nodes follow one primary", timeout_s, self.describe)
+        until(self._is_heard, "all nodes hear each other", timeout_s, self.describe)
+
+    def _is_heard(self) -> bool:
+        """The monitor of every node hears all others, and they still follow one primary."""
+        return self._is_whole() and all(
+            row.verdict in GOOD and not row.is_failing
+            for name in self.names
+            for row in self.health(name).nodes
+        )
+
+    def health(self, name: str) -> HealthReply:
+        """How all nodes are, as the monitor of one sees them. Raises WireError."""
+        settings = Settings(self.path(name))
+        reach = Reach(secret=settings.secret(None))
+        return self.machines.within(name, lambda: ask_health(self.path(name), settings.monitor_host(), reach))
 
     def _is_whole(self) -> bool:
         if self.watch.reign() is None:
@@ -262,7 +284,7 @@ class NodeCluster:
         return "\n".join(file.read_text(errors="replace").splitlines()[-LINES_SHOWN:])
 
     def _said_by_callers(self, name: str) -> str:
-        return "\n".join(self.tail(file.stem) for file in sorted(self.folder.glob(f"{name}.*.output")))
+        return "\n".join(self.tail(file.stem) for file in sorted(self.folder.glob(f"{name}.[0-9]*.output")))
 
     @contextlib.contextmanager
     def _output(self, name: str) -> Iterator[IO[bytes]]:
@@ -275,9 +297,15 @@ def until(
 ) -> None:
     """Wait until something holds. Raises StorageError with `what` past the deadline."""
     deadline_s = time.monotonic() + timeout_s
-    while not _tried(is_true):
+    while True:
+        failed = ""
+        try:
+            if is_true():
+                return
+        except PerdureError as error:  # a node's files may change while they are looked at
+            failed = f" ({error})"
         if time.monotonic() > deadline_s:
-            raise StorageError(f"not within {timeout_s:.0f} s: {what}\n{describe()}")
+            raise StorageError(f"not within {timeout_s:.0f} s: {what}{failed}\n{describe()}")
         time.sleep(LOOK_EVERY_S)
 
 
@@ -288,14 +316,6 @@ def _first_line(stdout: IO[bytes] | None) -> dict[str, object]:
     with contextlib.suppress(msgspec.DecodeError):
         return msgspec.json.decode(stdout.readline(), type=dict[str, object])
     return {}
-
-
-def _tried(is_true: Callable[[], object]) -> object:
-    """A node's files may change while they are looked at: then it does not hold yet."""
-    try:
-        return is_true()
-    except PerdureError:
-        return False
 
 
 def _toml(value: object) -> str:

@@ -157,4 +157,4 @@ def test_nodes_that_are_killed_and_come_back_lose_nothing(place: Path) -> None:
 
 def test_failovers_and_an_access_log_exclude_each_other(place: Path) -> None:
     code, report = _demo("--failovers", 1, "--access-log", ACCESS_LOG)
-    assert (code, report["error"]) == (2, "UsageError")
+    assert (code, report["error"]["error"]) == (2, "UsageError")

@@ -2,142 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from itertools import pairwise
+import time
 from pathlib import Path
 
 import pytest
 
-from perdure.cli.server_process import ServerChild, ServerTask, start_server
-from perdure.recovery import SwitchoverReport, WireNodes, switch_over
-from perdure.shipping import NodePorts, write_ports
-from perdure.store import PerdureError, SessionStore
-from tests.cluster.nodes import CLUSTER, HOST, SECRET, Cluster, cluster_of, until
-
-WRITER = Path(__file__).with_name("switch_writer.py")
-
-
-class Switching:
-    """A cluster whose nodes run everything that a switchover needs."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster = cluster
-        self.servers: dict[str, ServerChild] = {}
-        self.writers: list[subprocess.Popen[bytes]] = []
-
-    def start(self, *names: str) -> None:
-        cluster = self.cluster
-        names = names or cluster.names
-        cluster.start(
-            *(cluster.receiver(name) for name in names), *(cluster.folder_of(name) for name in names)
-        )
-        for name in names:
-            self.ship(name)
-        for name in names:
-            self.serve(name)
-
-    def ship(self, name: str) -> None:
-        self.cluster.start(self.cluster.shipper(name, standby=True))
-
-    def serve(self, name: str) -> None:
-        peers = {other: (HOST, port) for other, port in self.cluster.ports.items() if other != name}
-        task = ServerTask(str(self.cluster.path(name)), HOST, 0, SECRET, peers)
-        self.servers[name] = start_server(task)
-        ports = NodePorts(listen=self.cluster.ports[name], serve=self.servers[name].port)
-        write_ports(self.cluster.path(name), ports)
-
-    def nodes(self) -> WireNodes:
-        addresses = {name: (HOST, port) for name, port in self.cluster.ports.items()}
-        return WireNodes(addresses, cluster_id=CLUSTER, secret=SECRET)
-
-    def to(self, name: str, **options: object) -> SwitchoverReport:
-        with self.nodes() as nodes:
-            return switch_over(nodes, name, **options)  # type: ignore[arg-type]
-
-    def primary(self) -> str:
-        """The node that says it is primary, once exactly one does."""
-        found: list[str] = []
-
-        def is_one() -> bool:
-            found.clear()
-            with self.nodes() as nodes:
-                for name in nodes.names:
-                    with contextlib.suppress(PerdureError):
-                        if nodes.look(name).is_primary:
-                            found.append(name)
-            return len(found) == 1
-
-        until(is_one, "there is one primary")
-        return found[0]
-
-    def begin_writing(self, count: int) -> None:
-        paths = [str(self.cluster.path(name)) for name in self.cluster.names]
-        for number in range(count):
-            arguments = [sys.executable, str(WRITER), str(self.notes(number)), f"w{number}", *paths]
-            self.writers.append(
-                subprocess.Popen(
-                    arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ)
-                )
-            )
-        for writer in self.writers:
-            assert writer.stdout is not None
-            assert writer.stdout.readline() == b"ready\n"
-
-    def await_writes(self, count: int = 15) -> None:
-        """Until each writer has had so many more acknowledgements."""
-        wanted = [self.written(number) + count for number in range(len(self.writers))]
-        until(lambda: all(self.written(at) >= least for at, least in enumerate(wanted)), "writers go on")
-
-    def written(self, number: int) -> int:
-        return self.notes(number).read_bytes().count(b"\n")
-
-    def notes(self, number: int) -> Path:
-        return self.cluster.folder / f"notes-{number}"
-
-    def stop_writing(self) -> tuple[list[str], list[float]]:
-        """(ids that were acknowledged, the longest gaps between two of them in ms, per writer)."""
-        writers, self.writers = self.writers, []
-        ids: list[str] = []
-        gaps: list[float] = []
-        for number, writer in enumerate(writers):
-            writer.communicate(timeout=60)
-            lines = [line.split() for line in self.notes(number).read_text().splitlines()]
-            known = [(id, int(at)) for id, at in lines if not id.startswith("?")]
-            ids += [id for id, _ in known]
-            gaps.append(max((b[1] - a[1]) / 1e6 for a, b in pairwise(known)))
-        return ids, gaps
-
-    def check(self, ids: list[str]) -> None:
-        """Everything acknowledged is on the primary, and all nodes come to have the same."""
-        primary = self.primary()
-        with SessionStore.open(self.cluster.path(primary), create=False) as store:
-            missing = [id for id in ids if store.peek(id) is None]
-            assert missing == []
-        until(
-            lambda: len({self.cluster.state_of(name) for name in self.cluster.names}) == 1,
-            "all nodes have the same state",
-        )
-
-    def close(self) -> None:
-        for writer in self.writers:
-            writer.kill()
-            writer.wait()
-        for server in self.servers.values():
-            server.stop()
-
-
-@contextlib.contextmanager
-def switching(folder: Path, nodes: int = 3, *, sync_replicas: int = 1) -> Iterator[Switching]:
-    with cluster_of(folder, nodes, sync_replicas=sync_replicas) as cluster:
-        found = Switching(cluster)
-        try:
-            yield found
-        finally:
-            found.close()
+from perdure.recovery import SwitchoverRefusedError
+from perdure.store import DivergedError
+from perdure.store.page import Word
+from tests.cluster.switching import switching
+from tests.cluster.test_shipping_faults import lose_silently
 
 
 @pytest.mark.parametrize(("nodes", "k"), [(3, 1), (2, 1), (2, 0)])
@@ -158,3 +32,61 @@ def test_nothing_is_lost_by_switchovers_under_load(tmp_path: Path, nodes: int, k
         print(f"pauses_ms={pauses} longest_gaps_ms={gaps} acknowledged={len(ids)}")
         assert len(ids) > 10 * len(pauses)
         cluster.check(ids)
+
+
+def test_what_speaks_against_a_target_is_said_and_nothing_is_changed(tmp_path: Path) -> None:
+    with switching(tmp_path, 3) as cluster:
+        cluster.start()
+        nodes = cluster.cluster
+        with nodes.open("n1", write_timeout_ms=20_000) as store:
+            store.create({})
+            nodes.kill("shipper:n3")
+            with pytest.raises(SwitchoverRefusedError, match="no shipper waits there"):
+                cluster.to("n3")
+            nodes.kill("receiver:n2")
+            with pytest.raises(SwitchoverRefusedError) as refused:
+                cluster.to("n2")
+            assert refused.value.reasons == ("n2 does not answer",)
+            store.create({})
+        assert cluster.primary() == "n1"
+        report = cluster.to("n1")
+        assert (report.was_primary, report.epoch) == (True, 1)
+
+
+class BreaksOff(Exception):
+    """What a test raises in the middle of a switchover, as Ctrl-C would."""
+
+
+@pytest.mark.parametrize("at", ["snapshot", "drain", "hand over"])
+def test_a_switchover_that_is_broken_off_lets_the_writers_go_on(tmp_path: Path, at: str) -> None:
+    def step(name: str) -> None:
+        if name == at:
+            raise BreaksOff
+
+    with switching(tmp_path, 2) as cluster:
+        cluster.start()
+        with cluster.cluster.open("n1", write_timeout_ms=20_000) as store:
+            store.create({})
+            with pytest.raises(BreaksOff):
+                cluster.to("n2", timeout_ms=60_000, on_step=step)
+            began = time.monotonic()
+            store.create({})
+            assert time.monotonic() - began < 15, "nobody waits for the drain's deadline"
+        assert cluster.primary() == "n1"
+        assert cluster.to("n2").problems == ()
+
+
+def test_a_target_with_other_sessions_does_not_take_over(tmp_path: Path) -> None:
+    with switching(tmp_path, 2) as cluster:
+        cluster.start()
+        nodes = cluster.cluster
+        with nodes.open("n1", write_timeout_ms=20_000) as store:
+            ids = [store.create({"n": number}) for number in range(5)]
+            store.fold()
+            nodes.wait_applied(nodes.word("n1", Word.APPENDED), "n2")
+            for id in ids:
+                lose_silently(nodes, "n2", id)
+            with pytest.raises(DivergedError, match="sampled sessions"):
+                cluster.to("n2", snapshot_ms=0)
+            store.create({})
+        assert cluster.primary() == "n1"

@@ -10,13 +10,15 @@ Invariant: what is signalled runs in a namespace that this object made.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
-from typing import IO
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO, TypeVar
 
 from perdure.cli.demo.machines import SERVICES, package_environment, process_state
 
@@ -25,6 +27,8 @@ SUBNET = "10.99.0"
 PORT = 7001
 _FILTER = "table inet f { chain in { type filter hook input priority 0; }; }"
 _GONE_WITHIN_S = 10.0
+_LIBC = ctypes.CDLL(None, use_errno=True)
+T = TypeVar("T")
 
 
 def why_not() -> str:
@@ -78,6 +82,18 @@ class Network:
         )
         self._started.append((name, process))
         return process
+
+    def within(self, name: str, call: Callable[[], T]) -> T:
+        """Call something in a thread of this process that has entered a machine's network."""
+
+        def inside() -> T:
+            with open(f"/proc/{self._holders[name].pid}/ns/net", "rb") as namespace:
+                if _LIBC.setns(namespace.fileno(), 0):
+                    raise OSError(ctypes.get_errno(), "setns")
+            return call()
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(inside).result()
 
     # -- links -----------------------------------------------------------------------------------
 

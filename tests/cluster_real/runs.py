@@ -14,7 +14,7 @@ from perdure.cli.demo.failovers import FailoverReport, FailoverRun
 from perdure.cli.demo.nodes import NodeCluster
 from tests.cluster_real.network import Network
 
-REPORT_VARIABLE = "PERDURE_REPORT_DIR"
+REPORT_VARIABLE = "REPORT_DIR"
 """Where a run leaves its report as JSON; without it, it is only printed."""
 
 

@@ -9,12 +9,13 @@ import pytest
 
 from perdure.recovery import migration_plan, takeovers
 from perdure.shipping import cut, faults, install, ports, slots, unmonitored
-from perdure.store import consumers, flush, identity, promise, state, switch
+from perdure.store import consumers, flush, identity, promise, state, switch, witness
 
 PAGE = Path(__file__).parents[2] / "docs" / "format.md"
 KINDS: list[tuple[bytes, type[msgspec.Struct]]] = [
     (identity.MAGIC, identity.Identity),
     (promise.MAGIC, promise.Promise),
+    (witness.MAGIC, witness.WitnessState),
     (flush.POISON_MAGIC, flush.Poison),
     (state.MAGIC, state.StateMarker),
     (slots.MAGIC, slots.Slot),

@@ -10,10 +10,11 @@ import os
 
 import pytest
 
-from tests.simulation.runner import Outcome, replay_command, run_many
+from tests.simulation.runner import replay_command, run_many
+from tests.simulation.schedule import Outcome
 
 FROM = int(os.environ.get("PERDURE_SIM_FROM", "0"))
-COUNT = int(os.environ.get("PERDURE_SIM_COUNT", "200"))
+COUNT = int(os.environ.get("PERDURE_SIM_COUNT", "100"))
 LAB_COUNT = int(os.environ.get("PERDURE_SIM_COUNT", "20000"))
 BATCH = 50
 LAB_BATCH = 500
