@@ -175,6 +175,7 @@ class Elector:
         self._tell(f"stands: {action.why}")
         suspected = self._suspected or _Suspected(action.suspect, 0, monotonic_ns())
         heard = [peer.node for peer in self._report.peers if peer.verdict.is_heard]
+        heard += own.config.witnesses  # which send no heartbeats
         began_ns = monotonic_ns()
         try:
             epoch_min = self._coordinator.claim(own)

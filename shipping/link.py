@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..store.errors import WireError
+from ..store.errors import PerdureError, WireError
 from .credentials import Secret, TlsFiles, tls_of
 from .messages import GREETING_BYTES_MAX, MESSAGE_BYTES_MAX, Decoder, Message, encode_message
 
@@ -210,7 +210,10 @@ def accept(listener: socket.socket, secret: Secret) -> tuple[Link, str] | None:
             raise WireError(f"cannot take a connection: {error.strerror}") from error
         return None
     host = str(address[0])
-    return _link(connection, f"{host}:{address[1]}", tls_of(secret), is_listening=True), host
+    try:
+        return _link(connection, f"{host}:{address[1]}", tls_of(secret), is_listening=True), host
+    except PerdureError as error:  # certificates that cannot be read
+        raise WireError(f"cannot take a connection: {error}") from error
 
 
 def begin_connect(host: str, port: int, peer: str, secret: Secret, *, node: str = "") -> Link:

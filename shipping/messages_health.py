@@ -9,23 +9,23 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from .wire_types import Count
+from .wire_types import Count, NodeName, NodeNameOrNone, WireEpoch, WireTime
 
 
 class Beat(msgspec.Struct, frozen=True):
     """A node is there, and says of itself what an election needs to know."""
 
-    node: str
+    node: NodeName
     is_primary: bool
-    epoch: Count
+    epoch: WireEpoch
     """Of the end of its log."""
     lsn: Count
     """On its disk."""
-    promise_epoch: Count
-    promise_candidate: str
-    hears: str
+    promise_epoch: WireEpoch
+    promise_candidate: NodeNameOrNone
+    hears: NodeNameOrNone
     """The primary that it hears, itself where it is one; empty if it hears none."""
-    hears_epoch: Count
+    hears_epoch: WireEpoch
     is_failing: bool
     """Its own disk stalls, or a sync has failed: as a primary it gives up."""
     is_fit: bool
@@ -34,7 +34,7 @@ class Beat(msgspec.Struct, frozen=True):
     """One of the words of node states."""
     unmonitored: tuple[str, ...] = ()
     """Nodes whose failure is to have no consequence."""
-    unmonitored_ms: Count = 0
+    unmonitored_ms: WireTime = 0
     """When that was decided (wall clock): the newest decision counts everywhere."""
 
 

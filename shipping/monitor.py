@@ -20,6 +20,7 @@ from typing import Final
 
 from ..store.errors import BusyError, PerdureError, WireError
 from ..store.identity import Identity, read_identity
+from ..store.promise import leaps
 from .auth import CLIENT, MONITOR, NONCE_BYTES, Listening
 from .credentials import Secret, check_secret
 from .detection import HEARTBEAT_MS, SILENCE_MS, Detector
@@ -45,6 +46,8 @@ CALLER_IDLE_MS: Final = 60_000
 DRAIN_ROUNDS_MAX: Final = 8
 """So often the sockets are looked at again before a verdict, while there is something in them."""
 ORDERS_MAX: Final = 16
+AHEAD_MS_MAX: Final = 86_400_000
+"""No clock of a node is ahead by more: a decision that is could never be taken back."""
 NEWS: Final = (
     "is_primary",
     "epoch",
@@ -146,10 +149,14 @@ class Monitor:
             dial.close()
         self._selector.close()
         self._listener.close()
+        if self._pipe is not None:
+            self._pipe.close()
         self._vitals.close()
 
     def _take_all(self) -> None:
         """Wait for something, at most a tick; then take everything that is there."""
+        while self._finder.beats:
+            self._detector.heard(self._finder.beats.popleft(), now_ms())
         timeout_s = 0.001 if self._vitals.has_news else TICK_MS / 1000
         for _ in range(DRAIN_ROUNDS_MAX):
             ready = self._selector.select(timeout_s)
@@ -302,7 +309,14 @@ class Monitor:
         if beat.node != caller.node:
             caller.link.check_name(beat.node)
             caller.node = beat.node
+        known = max(self._own.epoch, self._own.promise.epoch)
+        if leaps(known, max(beat.epoch, beat.promise_epoch, beat.hears_epoch)):
+            raise WireError(
+                f"{beat.node} speaks of an absurd epoch; epoch {known} is known here", node=beat.node
+            )
         self._detector.heard(beat, now_ms())
+        if beat.unmonitored_ms > now_ms() + AHEAD_MS_MAX:
+            raise WireError(f"{beat.node} tells of a decision of the future", node=beat.node)
         if beat.unmonitored_ms > self._vitals.unmonitored.changed_ms:
             decided = Unmonitored(beat.unmonitored, beat.unmonitored_ms)
             if is_sound(decided):

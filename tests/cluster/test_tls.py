@@ -14,9 +14,10 @@ from typing import Self
 import pytest
 
 from perdure.recovery.voters import WireVoters
-from perdure.shipping import Credentials, NodeClient, Task, TlsFiles
+from perdure.shipping import Credentials, NodeClient, Server, ServerClient, Task, TlsFiles
 from perdure.shipping.credentials import CertificateError
 from perdure.shipping.link import begin_connect
+from perdure.shipping.messages import FetchAsk, FetchReply, Message
 from perdure.shipping.tls import HANDSHAKE_BYTES_MAX, TlsStream
 from perdure.store import Position, Promise, StorageError, UsageError, WireError
 from tests.cluster.nodes import CLUSTER, HOST, SECRET, Cluster, cluster_of, until
@@ -234,6 +235,34 @@ def test_a_certificate_that_is_replaced_serves_new_connections(
             with pytest.raises(WireError):
                 asked(cluster, "n2", with_tls(files["n1"]))
             assert first.status().node == "n2", "what stands goes on"
+
+
+def test_the_server_and_who_asks_it_show_certificates_too(files: dict[str, TlsFiles]) -> None:
+    def echo(message: FetchAsk, payload: bytes) -> tuple[Message, bytes]:
+        return FetchReply(message.limit_bytes, message.after), bytes(message.limit_bytes)
+
+    stopping = threading.Event()
+    server = Server(HOST, 0, cluster_id=CLUSTER, secret=with_tls(files["n2"]), handlers={FetchAsk: echo})
+    thread = threading.Thread(target=server.run, args=(stopping.is_set,))
+    thread.start()
+
+    def ask(credentials: Credentials | bytes, node: str) -> int:
+        with ServerClient(HOST, server.port, cluster_id=CLUSTER, secret=credentials, node=node) as client:
+            for size in (0, 1, 5 << 20):
+                answer, payload = client.ask(FetchAsk((1, 2, 3), size), FetchReply)
+                assert (answer.raw_bytes, len(payload)) == (size, size)
+        return size
+
+    try:
+        assert ask(with_tls(files["n1"]), "n2") == 5 << 20
+        with pytest.raises(CertificateError):
+            ask(with_tls(files["n1"]), "n3")
+        with pytest.raises(WireError):
+            ask(SECRET, "n2")
+    finally:
+        stopping.set()
+        thread.join(10)
+        server.close()
 
 
 @pytest.mark.parametrize("broken", ["cert", "key", "ca"])

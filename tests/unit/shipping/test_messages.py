@@ -7,7 +7,16 @@ import contextlib
 import pytest
 from hypothesis import strategies as st
 
-from perdure.shipping import messages, messages_forward, messages_ops, messages_rejoin, messages_server
+from perdure.shipping import (
+    messages,
+    messages_forward,
+    messages_health,
+    messages_ops,
+    messages_rejoin,
+    messages_server,
+    messages_switchover,
+    messages_witness,
+)
 from perdure.shipping.messages import (
     ENVELOPE,
     GREETING_BYTES_MAX,
@@ -77,6 +86,25 @@ EXAMPLES: list[Message] = [
     messages_ops.MendAsk(STATE, "n1"),
     messages_ops.MendReply(2, 1),
     messages_ops.PassEnd(bytes(8)),
+    messages_health.Beat("n1", True, 3, 9, 3, "n1", "n1", 3, False, True, "active", ("n9",), 5),
+    messages_health.HealthAsk(),
+    messages_health.HealthReply(
+        [messages_health.HealthRow("n1", "alive", 0, 0, 9, True, "primary", 3, 9, "n1", False, "active")],
+        "quorum",
+        "why",
+    ),
+    messages_health.StandAsk("failover", True),
+    messages_health.StandReply(4, False),
+    messages_witness.InSyncAsk(3, "n1", 2, 7, ("n1",)),
+    messages_witness.InSyncReply(3, 8, ("n1",)),
+    messages_switchover.SwitchAsk(5),
+    messages_switchover.SwitchReply("n1", True, STATE, 9, 8, 3, "n1", ("n1", "n2"), (), 1, 0, True, -1, ""),
+    messages_switchover.DrainAsk(2**64 - 1, 1000),
+    messages_switchover.Drained(STATE, [(b"key", 2**64 - 1)]),
+    messages_switchover.UndrainAsk(2**63),
+    messages_switchover.Undrained(True),
+    messages_switchover.TakeOverAsk("n1", STATE, [(b"key", 0)], 500),
+    messages_switchover.TookOver(4, POSITION, POSITION, True, 3, 20),
 ]
 
 
