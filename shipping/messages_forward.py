@@ -101,7 +101,6 @@ ForwardMessage: TypeAlias = (
 )
 
 KINDS: Final[dict[int, type]] = {
-    59: SweepReply,
     61: PositionAsk,
     62: PositionReply,
     63: ForwardAsk,
@@ -111,5 +110,6 @@ KINDS: Final[dict[int, type]] = {
     67: RefreshAsk,
     68: RefreshReply,
     69: SweepAsk,
+    100: SweepReply,
 }
 WITH_PAYLOAD: Final[frozenset[int]] = frozenset({63, 64, 67})
