@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from . import process_figures, replicated_figures, session_figures, store_figures
+from . import failover_figures, process_figures, replicated_figures, session_figures, store_figures
 from .measure import Figure
 
 
@@ -56,7 +56,7 @@ def main() -> int:
     options = parser.parse_args()
     figures: list[Figure] = []
     arguments = (options.only, options.quick, options.directory)
-    rooms = (store_figures, session_figures, process_figures, replicated_figures)
+    rooms = (store_figures, session_figures, process_figures, replicated_figures, failover_figures)
     for figure in chain.from_iterable(room.measure_all(*arguments) for room in rooms):
         figures.append(figure)
         print(table([figure]).splitlines()[-1] if len(figures) > 1 else table([figure]), flush=True)

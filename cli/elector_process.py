@@ -14,13 +14,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ..recovery import Coordinator, ElectionOptions, Manual, Quorum, run_elector
 from ..recovery.election import Action, Own
 from ..shipping import PeerHealth, Pipe, Secret
-from ..store import PerdureError
+from ..store import PerdureError, UsageError, read_identity
+
+if TYPE_CHECKING:
+    from ..recovery.coordinators.etcd import Etcd
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +34,7 @@ STOP_S = 5.0
 STATE_BYTES_MAX = 256
 QUORUM_VOTERS_MIN = 3
 AUTO = "auto"
+ETCD = "etcd"
 
 
 class ElectorTask(msgspec.Struct, frozen=True):
@@ -41,6 +47,8 @@ class ElectorTask(msgspec.Struct, frozen=True):
     secret: Secret = b""
     coordinator: str = AUTO
     options: ElectionOptions = ElectionOptions()
+    etcd_endpoints: list[str] = []
+    etcd_lease_ms: int = 0
     log_level: str = "WARNING"
 
 
@@ -85,7 +93,22 @@ def coordinator_of(task: ElectorTask) -> Coordinator:
         return Manual(task.options)
     if task.coordinator == Quorum.name:
         return Quorum(task.options, draw)
+    if task.coordinator == ETCD:
+        etcd = load_etcd()
+        cluster_id = read_identity(Path(task.directory)).cluster_id
+        return etcd(task.etcd_endpoints, cluster_id, task.options, draw, lease_ms=task.etcd_lease_ms)
     return Auto(task.options)
+
+
+def load_etcd() -> type[Etcd]:
+    """The coordinator `etcd`, which needs a package of its own. Raises UsageError without it."""
+    try:
+        from ..recovery.coordinators.etcd import Etcd
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"the coordinator etcd needs the package {error.name}", hint="pip install 'perdure[etcd]'"
+        ) from error
+    return Etcd
 
 
 class ElectorChild:

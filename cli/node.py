@@ -56,7 +56,7 @@ def node(
     coordinator: Annotated[
         str | None,
         typer.Option(
-            "--coordinator", metavar="NAME", help="What decides about promotions: auto, manual or quorum."
+            "--coordinator", metavar="NAME", help="What decides about promotions: auto, manual, quorum, etcd."
         ),
     ] = None,
     secret_file: SecretFile = None,
@@ -115,6 +115,8 @@ def node(
         monitor=settings.monitor_address(),
         coordinator=settings.coordinator(coordinator),
         election=settings.election(),
+        etcd_endpoints=settings.etcd_endpoints(coordinator),
+        etcd_lease_ms=settings.value(None, "failover", "etcd_lease_ms"),
         health=settings.health(),
         log_level=level,
     )

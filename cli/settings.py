@@ -104,6 +104,15 @@ class Settings:
         except ValueError as error:
             raise UsageError(f"--coordinator: {error}") from error
 
+    def etcd_endpoints(self, coordinator: str | None) -> tuple[str, ...]:
+        """Where etcd answers, if it is the coordinator. Raises UsageError if that cannot be used."""
+        if self.coordinator(coordinator) != "etcd":
+            return ()
+        from .elector_process import load_etcd
+
+        load_etcd()
+        return tuple(self.needed(None, "failover", "etcd_endpoints", "the coordinator etcd's endpoints"))
+
     def election(self) -> ElectionOptions:
         """When this node stands for primary."""
         from ..recovery import ElectionOptions

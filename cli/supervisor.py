@@ -141,6 +141,8 @@ class NodePlan(msgspec.Struct, frozen=True):
     """Where the monitor listens; None: on the second port after the receiver's, a free one where that was."""
     coordinator: str = AUTO
     election: ElectionOptions = ElectionOptions()
+    etcd_endpoints: tuple[str, ...] = ()
+    etcd_lease_ms: int = 0
     health: MonitorOptions = MonitorOptions()
     log_level: str = "WARNING"
 
@@ -257,6 +259,8 @@ class Supervisor:
                 plan.secret,
                 plan.coordinator,
                 plan.election,
+                list(plan.etcd_endpoints),
+                plan.etcd_lease_ms,
                 plan.log_level,
             )
         )

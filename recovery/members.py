@@ -25,7 +25,15 @@ from ..store.control import Config
 from ..store.errors import Indeterminate, NoQuorumError
 from ..store.ids import Position
 from ..store.page import Word
-from .membership import next_config, with_member, with_policy, with_sync_replicas, with_voter, with_witness
+from .membership import (
+    next_config,
+    with_member,
+    with_policy,
+    with_sync_replicas,
+    with_voter,
+    with_witness,
+    without_vote,
+)
 from .membership import without_node as without
 
 CHANGE_TIMEOUT_MS: Final = 10_000
@@ -95,9 +103,17 @@ def add_witness(store: str | os.PathLike[str], name: str, address: str) -> Membe
 
 
 def remove_member(store: str | os.PathLike[str], name: str) -> Membership:
-    """Take a node out; no log is kept for it any more. Raises as add_member."""
+    """Take a node out; no log is kept for it any more. Raises as add_member.
+
+    A voter loses its vote first, and goes once that is committed: without a way to it the change could need
+    an acknowledgement of the very node that is taken out.
+    """
     with _opened(store) as node:
-        _change(node, lambda config: without(config, name))
+        was_voter = name in node.log.config.voters
+        if was_voter:
+            _change(node, lambda config: without_vote(config, name))
+        if name in node.log.config.members or not was_voter:
+            _change(node, lambda config: without(config, name))
         remove_slot(node.store, name)
         return _membership(node)
 

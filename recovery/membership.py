@@ -38,16 +38,23 @@ def with_witness(config: Config, node: str, address: str) -> Config:
     return _with_voters(config, (*config.voters, node), (*config.witnesses, node))
 
 
+def without_vote(config: Config, node: str) -> Config:
+    """A voter votes no more, and is still told of: until this is committed its acknowledgements and promises
+    may be needed, so that it is shipped to and asked. UsageError if it does not vote.
+    """
+    if node not in config.voters:
+        raise UsageError(f"{node} does not vote")
+    voters = tuple(name for name in config.voters if name != node)
+    return _with_voters(config, voters, tuple(name for name in config.witnesses if name != node))
+
+
 def without_node(config: Config, node: str) -> Config:
     """Take a node out. UsageError if there is no such node."""
     if node not in config.voters and node not in config.members:
         raise UsageError(f"there is no node {node}: {', '.join(sorted({*config.voters, *config.members}))}")
     members = {name: address for name, address in config.members.items() if name != node}
     config = msgspec.structs.replace(config, members=members)
-    if node not in config.voters:
-        return config
-    voters = tuple(name for name in config.voters if name != node)
-    return _with_voters(config, voters, tuple(name for name in config.witnesses if name != node))
+    return without_vote(config, node) if node in config.voters else config
 
 
 def with_sync_replicas(config: Config, sync_replicas: int | None) -> Config:

@@ -295,6 +295,12 @@ class _Promotion:
                     node=self.name,
                     hint="Another candidate is at work; see who is primary before you try again.",
                 )
+            if log.cursor.header is not None and log.cursor.header.epoch >= asked.epoch:
+                raise PromiseRefusedError(
+                    f"another promotion of {self.name} has begun epoch {log.cursor.header.epoch} meanwhile",
+                    node=self.name,
+                    hint="See whether it is primary now.",
+                )
             if log.cursor.at.position != end:
                 raise DivergedError(
                     f"the log ended at {end} when it was promised, and ends at {log.cursor.at.position}",

@@ -7,6 +7,7 @@ from .detection import PeerHealth, Verdict
 from .faults import read_fault
 from .folder import run_folder
 from .forward_service import ForwardService
+from .forwarder import NodeForwarder, Way
 from .gate import Gate, open_gate
 from .messages import PromiseReply, StatusReply
 from .messages_health import HealthAsk, HealthReply, HealthRow, StandAsk, StandReply
@@ -39,6 +40,7 @@ __all__ = [
     "HealthRow",
     "MonitorOptions",
     "NodeClient",
+    "NodeForwarder",
     "NodeLog",
     "NodePorts",
     "PeerHealth",
@@ -59,6 +61,7 @@ __all__ = [
     "TlsFiles",
     "Unmonitored",
     "Verdict",
+    "Way",
     "check_secret",
     "decide_rejoin",
     "merged_handlers",

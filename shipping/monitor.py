@@ -149,10 +149,14 @@ class Monitor:
             dial.close()
         self._selector.close()
         self._listener.close()
+        if self._pipe is not None:
+            self._pipe.close()
         self._vitals.close()
 
     def _take_all(self) -> None:
         """Wait for something, at most a tick; then take everything that is there."""
+        while self._finder.beats:
+            self._detector.heard(self._finder.beats.popleft(), now_ms())
         timeout_s = 0.001 if self._vitals.has_news else TICK_MS / 1000
         for _ in range(DRAIN_ROUNDS_MAX):
             ready = self._selector.select(timeout_s)

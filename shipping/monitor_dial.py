@@ -1,7 +1,8 @@
 """The monitor's own connections: one to each peer, on which this node's heartbeats go out.
 
-Owns when a connection is tried again, and where a peer's monitor is found: its receiver says so. A peer that
-takes nothing gets no more; nothing is queued for it. What happens to a connection is told to the detector.
+Owns when a connection is tried again, and where a peer's monitor is found: its receiver says so. A witness
+has none, and is asked instead. A peer that takes nothing gets no more; nothing is queued for it. What happens
+to a connection is told to the detector.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import os
 import selectors
 import threading
+from collections import deque
 from collections.abc import Mapping
 from enum import Enum
 from typing import Final
@@ -20,7 +22,7 @@ from .auth import MONITOR, NONCE_BYTES, Connecting
 from .credentials import Secret
 from .detection import Detector
 from .link import Link, begin_connect, check_connected
-from .messages import Challenge, Message, Proof
+from .messages import Challenge, Message, Proof, StatusReply
 from .messages_health import Beat
 from .nodelog import monotonic_ms
 
@@ -31,6 +33,9 @@ RETRY_MS_MAX: Final = 200
 HANDSHAKE_MS: Final = 2_000
 FIND_MS: Final = 250
 FIND_TIMEOUT_MS: Final = 1_000
+BEATS_MAX: Final = 64
+WITNESS: Final = "witness"
+WITNESS_STATE: Final = "active"
 
 
 class Finder:
@@ -42,6 +47,9 @@ class Finder:
         self._secret = secret
         self._found: dict[str, tuple[str, int]] = {}
         self._wanted = set(peers)
+        self._followed: set[str] = set()
+        self.beats: deque[Beat] = deque(maxlen=BEATS_MAX)
+        """What witnesses say, which have no monitor: one of them sends nothing, and is asked."""
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._search, name="perdure-finder", daemon=True)
         self._thread.start()
@@ -80,9 +88,7 @@ class Finder:
             return
         host, port = address
         try:
-            with NodeClient(
-                host, port, cluster_id=self._cluster_id, secret=self._secret, timeout_ms=FIND_TIMEOUT_MS
-            ) as client:
+            with self._client(host, port) as client:
                 reply = client.status()
         except (PerdureError, OSError) as error:
             logger.debug("cannot be asked: node=%s error=%s", node, error)
@@ -90,6 +96,57 @@ class Finder:
         if reply.node == node and reply.monitor_port and self._peers.get(node) == address:
             self._found[node] = (host, reply.monitor_port)
             self._wanted.discard(node)
+        elif reply.node == node and reply.role == WITNESS:
+            self._wanted.discard(node)
+            self._follow_witness(node)
+
+    def _client(self, host: str, port: int) -> NodeClient:
+        return NodeClient(
+            host, port, cluster_id=self._cluster_id, secret=self._secret, timeout_ms=FIND_TIMEOUT_MS
+        )
+
+    def _follow_witness(self, node: str) -> None:
+        if node not in self._followed:
+            self._followed.add(node)
+            threading.Thread(
+                target=self._poll_witness, args=(node,), name=f"perdure-witness-{node}", daemon=True
+            ).start()
+
+    def _poll_witness(self, node: str) -> None:
+        """Ask a witness again and again, over one connection while it holds."""
+        client: NodeClient | None = None
+        while not self._is_over.is_set() and node in self._peers:
+            try:
+                client = client or self._client(*self._peers[node])
+                reply = client.status()
+                if reply.node == node and reply.role == WITNESS:
+                    self.beats.append(_beat_of(reply))
+            except (PerdureError, OSError, KeyError) as error:
+                logger.debug("cannot be asked: node=%s error=%s", node, error)
+                if client is not None:
+                    client.close()
+                    client = None
+            self._is_over.wait(FIND_MS / 1000)
+        if client is not None:
+            client.close()
+        self._followed.discard(node)
+
+
+def _beat_of(witness: StatusReply) -> Beat:
+    """What a witness would say if it had a monitor: that it is there, and what it promised."""
+    return Beat(
+        node=witness.node,
+        is_primary=False,
+        epoch=0,
+        lsn=0,
+        promise_epoch=witness.promise_epoch,
+        promise_candidate=witness.promise_candidate,
+        hears="",
+        hears_epoch=0,
+        is_failing=False,
+        is_fit=False,
+        state=WITNESS_STATE,
+    )
 
 
 class Stage(Enum):

@@ -168,6 +168,11 @@ class Peer:
         if self._stage is Stage.STREAMING and self._committed_sent < self._reign.committed_lsn:
             self._guarded(self._heartbeat)
 
+    def ask_again(self) -> None:
+        """A reader wants to know whether this node still is the primary: a heartbeat now."""
+        if self._stage is Stage.STREAMING:
+            self._guarded(self._heartbeat)
+
     def tell_peers(self, message: Peers) -> None:
         if self._stage is Stage.STREAMING and self._link is not None and not self._link.has_unsent:
             self._guarded(lambda: self._send(message))
@@ -409,6 +414,8 @@ class Peer:
             self._reign.has_news = True
         changes: dict[str, object] = {"applied_lsn": ack.applied_lsn}
         if ack.echo_us:
+            self._reign.echoed[self.name] = ack.echo_us
+            self._reign.has_echo = True
             changes["round_trip_us"] = max(0, time.monotonic_ns() // 1000 - ack.echo_us)
         self._set_slot(position=position, **changes)
 
@@ -512,6 +519,7 @@ class Peer:
             self._snapshot.close()
             self._snapshot = None
         self._reign.acked.pop(self.name, None)
+        self._reign.echoed.pop(self.name, None)
         self._stage = Stage.WAITING
         self._retry_at_ms = monotonic_ms() + int(self._retry_ms * self._random.uniform(0.5, 1.5))
 

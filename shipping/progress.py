@@ -10,7 +10,7 @@ before it said must both be met.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -58,33 +58,69 @@ def commit_lsn(
     `acked` are positions that were found on the primary's own chain, by node; `flushed_lsn` is what the
     primary has on disk; `committed_lsn` what was committed before.
     """
-    sound = {
-        node: position.lsn
-        for node, position in acked.items()
-        if node != electorate.primary
-        and position.epoch == electorate.epoch
-        and position.lsn >= electorate.epoch_start_lsn
-    }
-    replicas = electorate.voters - electorate.witnesses
-    reached = _reached(replicas, electorate.sync_replicas, sound, flushed_lsn)
+    k = electorate.sync_replicas
+    reached = _reached(electorate, electorate.voters, electorate.witnesses, k, acked, flushed_lsn)
     before = electorate.before
     if before is not None and committed_lsn < electorate.changed_lsn:
         # A primary that was no voter before is not among the k + 1 that had each write.
         needed = before.sync_replicas + (electorate.primary not in before.voters)
-        met = _reached(frozenset(before.data_voters), needed, sound, flushed_lsn)
+        met = _reached(electorate, before.voters, before.witnesses, needed, acked, flushed_lsn)
         if min(reached, met) < electorate.changed_lsn:
             reached = min(reached, met)
-    if reached < electorate.epoch_start_lsn and electorate.sync_replicas > 0:
+    if k > 0 and reached < electorate.epoch_start_lsn:
         return committed_lsn
     return max(committed_lsn, reached)
 
 
-def _reached(replicas: frozenset[str], k: int, sound: Mapping[str, int], flushed_lsn: int) -> int:
-    """The LSN that `k` of `replicas` have on disk as well as the primary; 0 if too few are heard."""
+def confirmed_us(electorate: Electorate, echoed: Mapping[str, int], committed_lsn: int) -> int:
+    """Up to when it is sure that no later epoch had a primary: 0 if that is not known.
+
+    `echoed` are the times (the primary's monotonic clock, us) of heartbeats that replicas answered while they
+    had promised nothing to anybody else. Of any k of them and the primary itself at least one has to promise
+    before a later epoch begins. Before its own EPOCH_START is committed a primary does not know all that is.
+    """
+    if electorate.sync_replicas <= 0 or committed_lsn < electorate.epoch_start_lsn:
+        return 0
+    reached = _kth_us(echoed, electorate.voters - electorate.witnesses, electorate.sync_replicas, electorate)
+    before = electorate.before
+    if before is not None and committed_lsn < electorate.changed_lsn:
+        needed = before.sync_replicas + (electorate.primary not in before.voters)
+        if needed:
+            reached = min(reached, _kth_us(echoed, before.data_voters, needed, electorate))
+    return reached
+
+
+def _kth_us(echoed: Mapping[str, int], replicas: Collection[str], k: int, electorate: Electorate) -> int:
+    """The k-th newest echo of these replicas besides the primary; 0 if too few are heard."""
+    found = [us for node, us in echoed.items() if node in replicas and node != electorate.primary]
+    return sorted(found, reverse=True)[k - 1] if len(found) >= k else 0
+
+
+def _reached(
+    electorate: Electorate,
+    voters: Collection[str],
+    witnesses: Collection[str],
+    k: int,
+    acked: Mapping[str, Position],
+    flushed_lsn: int,
+) -> int:
+    """The LSN that `k` of these voters have on disk as well as the primary; 0 if too few are heard."""
     if k <= 0:
         return flushed_lsn
-    counted = sorted((lsn for node, lsn in sound.items() if node in replicas), reverse=True)
-    return min(counted[k - 1], flushed_lsn) if len(counted) >= k else 0
+    primary, epoch, start_lsn = electorate.primary, electorate.epoch, electorate.epoch_start_lsn
+    counted = [
+        position[1]
+        for node, position in acked.items()
+        if position[0] == epoch
+        and position[1] >= start_lsn
+        and node in voters
+        and node != primary
+        and node not in witnesses
+    ]
+    if len(counted) < k:
+        return 0
+    counted.sort(reverse=True)
+    return min(counted[k - 1], flushed_lsn)
 
 
 def counts_as_voter(electorate: Electorate, node: str) -> bool:

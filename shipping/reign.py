@@ -54,6 +54,10 @@ class Reign:
     """The newest snapshot that the log reaches; None while there is none (one may be under way)."""
     committed_lsn: int = 0
     acked: dict[str, Position] = field(default_factory=dict[str, Position])
+    echoed: dict[str, int] = field(default_factory=dict[str, int])
+    """The time (us) of the newest heartbeat that each replica has answered."""
+    has_echo: bool = False
+    """One of them is new."""
     has_news: bool = False
     """An acknowledgement came: the commit LSN may move."""
 

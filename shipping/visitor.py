@@ -257,10 +257,13 @@ class Visitor:
 
     def _heartbeat(self, heartbeat: Heartbeat) -> None:
         self.echo_us = heartbeat.monotonic_us
-        if self.reign is not None:
-            self._receiver.replica.hear_time(self.reign, heartbeat.time_ms)
+        replica = self._receiver.replica
+        if self.reign is not None and not replica.hear_time(self.reign, heartbeat.time_ms):
+            self.echo_us = 0  # it confirms nothing any more
         if self.stage is Stage.STREAMING:
             self._receiver.announced(heartbeat.committed_lsn)
+            if self.echo_us:
+                replica.hear_commit(heartbeat.committed_lsn, self.heard_ms)
         if not self.batch:
             self.acknowledge(self._receiver.node.log.cursor.at.position)
 

@@ -6,6 +6,7 @@ paths, which are made absolute.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -20,6 +21,7 @@ STORE: Final = "store"
 PREFIX: Final = "PERDURE_"
 NONE_WORD: Final = "none"
 PORT_MAX: Final = 65_535
+_URL: Final = re.compile(r"https?://[A-Za-z0-9.\-\[\]:_]{1,300}/?\Z")
 _FLAGS: Final = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -199,6 +201,11 @@ def names_problem(value: list[Any]) -> str:
     if not all(isinstance(name, str) for name in value):
         return "every node name is a text"
     return next(filter(None, map(name_problem, cast(list[str], value))), "")
+
+
+def urls_problem(value: list[Any]) -> str:
+    wrong = [url for url in value if not isinstance(url, str) or not _URL.match(url)]
+    return f"{wrong[0]!r} is no URL: http://HOST:PORT or https://HOST:PORT" if wrong else ""
 
 
 def nodes_problem(value: dict[str, Any]) -> str:

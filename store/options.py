@@ -31,6 +31,7 @@ from .option import (
     names_problem,
     nearest,
     nodes_problem,
+    urls_problem,
 )
 from .sealer import COMPRESS_MIN_BYTES
 from .session import DEFAULT_TIMEOUT_MS, LABEL_BYTES_MAX, REFRESH_WINDOW_MS_MAX, TIMEOUT_MS_MAX
@@ -422,7 +423,25 @@ OPTIONS: Final[tuple[Option, ...]] = (
         TEXT,
         "auto",
         "What decides about promotions. auto: quorum with three voters or more, manual with fewer.",
-        choices=("auto", "manual", "quorum"),
+        choices=("auto", "manual", "quorum", "etcd"),
+    ),
+    Option(
+        FAILOVER,
+        "etcd_endpoints",
+        LIST,
+        None,
+        "Where etcd answers, as URLs, for the coordinator etcd.",
+        test=urls_problem,
+    ),
+    Option(
+        FAILOVER,
+        "etcd_lease_ms",
+        INTEGER,
+        2000,
+        "So long after its last sign to etcd a primary keeps the key there; etcd takes whole seconds.",
+        1000,
+        600_000,
+        "ms",
     ),
     Option(
         FAILOVER,

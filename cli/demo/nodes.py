@@ -31,7 +31,7 @@ from .machines import SERVICES, Machines, python
 from .reigns import Seen, Watch
 
 READY_S = 180.0
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 LOOK_EVERY_S = 0.02
 SECRET_BYTES = 24
 LINES_SHOWN = 15

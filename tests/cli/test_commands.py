@@ -39,7 +39,9 @@ EXPECTED = (
     "session_create session_get session_put session_update session_touch session_delete session_list "
     "session_count session_sample session_watch group_list group_show group_count group_touch group_delete "
     "orphans_list orphans_count orphans_cleanup orphans_adopt feed_list feed_drop "
-    "sync flush ensure-synced transfers transfer wait locate consistency reconcile tls_test-ca"
+    "sync flush ensure-synced transfers transfer wait locate consistency reconcile tls_test-ca "
+    "failback failover health member_add member_list member_remove "
+    "member_set-policy member_set-sync monitor switchover unmonitor witness"
 )
 
 

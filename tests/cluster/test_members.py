@@ -97,6 +97,21 @@ def test_a_store_on_its_own_becomes_a_cluster_and_grows_and_shrinks_under_open_w
         alone.stop_here()  # the old primary's shipper
 
 
+def test_a_replica_that_every_write_needs_confirms_that_it_leaves(alone: Alone) -> None:
+    store = alone.open("n1")
+    store.create({})
+    alone.ship_here("n1")
+    alone.serve_here("n2", "n3")
+    one = alone.path("n1")
+    for name in ("n2", "n3"):
+        add_member(one, name, address(alone, name))
+    assert set_sync_replicas(one, 2).is_committed
+    found = remove_member(one, "n3")
+    assert (found.voters, found.sync_replicas, found.is_committed) == (("n1", "n2"), 1, True)
+    assert "n3" not in found.members
+    store.create({})
+
+
 def test_a_node_that_does_not_follow_stays_without_a_vote_and_is_taken_up_later(
     alone: Alone,
 ) -> None:

@@ -80,6 +80,21 @@ def test_the_old_primary_that_promised_is_fenced(tmp_path: Path) -> None:
         write(cluster.at["a"], 1)
 
 
+def test_two_promotions_of_one_node_at_once_do_not_begin_an_epoch_twice(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    first: list[PromotionReport] = []
+
+    def on_step(step: str) -> None:
+        if step == "promise":  # the second has chosen its epoch, and the first is quicker from here on
+            first.append(promote(cluster.at["b"], cluster.voters("c")))
+
+    with pytest.raises(PerdureError, match="another promotion of b has begun epoch 2 meanwhile"):
+        promote(cluster.at["b"], cluster.voters("c"), on_step=on_step)
+    assert first[0].epoch == 2
+    assert _end(cluster.at["b"]) == first[0].start
+    write(cluster.at["b"], 1)
+
+
 def test_what_a_voter_has_more_is_fetched_before_the_epoch_begins(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
     end = write(cluster.at["a"], 5)

@@ -10,12 +10,14 @@ import mmap
 import os
 import re
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from perdure.store.control import config_of, epoch_start_of
+from perdure.store.control import ALONE, config_of, epoch_start_of
+from perdure.store.errors import CorruptError
 from perdure.store.event import decode_events
 from perdure.store.frame import HEADER_BYTES as FRAME_BYTES
 from perdure.store.frame import MAGIC as FRAME_MAGIC
@@ -77,10 +79,13 @@ class NodeView:
         """The highest promise that anybody was told of."""
         self.committed = 0
         self.folded = 0
-        self.voters: tuple[str, ...] = ()
-        self.sync_replicas = 0
+        self.config = ALONE
         self.words: Any = None
         self._map: mmap.mmap | None = None
+
+    @property
+    def sync_replicas(self) -> int:
+        return self.config.sync_replicas
 
     @property
     def end(self) -> int:
@@ -128,15 +133,20 @@ class Checker:
         """LSN of a frame's end -> the frame that was committed there."""
         self.begun: dict[int, tuple[str, int]] = {}
         """Epoch -> (who began it, LSN of its EPOCH_START)."""
+        self.reigns: dict[int, tuple[str, int]] = {}
+        """As `begun`, of the epochs whose EPOCH_START is committed."""
         self.tokens: dict[bytes, list[Entry]] = {}
         self.committed_tokens: set[bytes] = set()
         self.acked: dict[bytes, Entry] = {}
         self.seen: set[bytes] = set()
         self.changed: dict[str, NodeView] = {}
         self.checks = 0
+        self.counts_disks = True
+        """Is it a violation by itself that a committed frame is on too few disks?"""
 
     def add(self, host: Host, disk: Disk) -> NodeView:
         view = self.nodes[host.name] = self.by_root[disk.root] = NodeView(host, disk)
+        view.promise = read_promise(view.store)
         disk.on_write = self._written
         disk.on_change = self._changed
         self.changed[host.name] = view
@@ -231,7 +241,7 @@ class Checker:
         events = decode_events(entry.raw[FRAME_BYTES:], unpack_header(entry.raw, 0)[6])
         config = config_of(events)
         if config is not None:
-            view.voters, view.sync_replicas = config.voters, config.sync_replicas
+            view.config = config
         start = epoch_start_of(events)
         if start is None:
             return
@@ -270,7 +280,10 @@ class Checker:
     def power_cut(self, node: str) -> None:
         """What a node's disk holds after a power cut: all that it ever told anybody."""
         view = self.nodes[node]
-        promise = read_promise(view.store)
+        try:
+            promise = read_promise(view.store)
+        except CorruptError:
+            promise = NO_PROMISE
         if promise.epoch < view.answered.epoch:
             raise Violation(
                 "promises are durable", f"{node} had promised {view.answered}, and kept {promise}"
@@ -339,21 +352,36 @@ class Checker:
         self.committed[entry.last_lsn] = entry
         self.committed_tokens.update(TOKEN.findall(entry.raw))
         holders = []
-        for name in view.voters:
+        for name in view.config.data_voters:
             other = self.nodes[name].by_lsn.get(entry.last_lsn) if name in self.nodes else None
             if other is not None and other.chain == entry.chain and other.is_durable:
                 holders.append(name)
-        if len(holders) <= view.sync_replicas:
+        if len(holders) <= view.sync_replicas and self.counts_disks:
             raise Violation(
                 "what is committed is on k + 1 disks",
                 f"{view.host.name} committed {entry} with k = {view.sync_replicas}; it is on {holders}",
             )
-        for epoch, (node, start_lsn) in self.begun.items():
-            if epoch > entry.epoch and entry.last_lsn >= start_lsn:
-                raise Violation(
-                    "one acknowledging epoch",
-                    f"{view.host.name} committed {entry}; {node} began epoch {epoch} at {start_lsn}",
-                )
+        own_start = self.begun.get(view.epoch, ("", 0))[1]
+        if view.committed < own_start:
+            raise Violation(
+                "nothing older is committed before the EPOCH_START",
+                f"{view.host.name} committed {entry} in epoch {view.epoch}, which begins at {own_start}",
+            )
+        node, start_lsn = self.begun.get(entry.epoch, ("", 0))
+        if entry.first_lsn == start_lsn:
+            self.reigns[entry.epoch] = (node, start_lsn)
+        for epoch, (node, start_lsn) in self.reigns.items():
+            self._apart(view, entry, epoch, node, start_lsn)
+
+    def _apart(self, view: NodeView, entry: Entry, epoch: int, node: str, start_lsn: int) -> None:
+        """What is committed of an older epoch ends before a committed epoch begins."""
+        older = entry.epoch < epoch and entry.last_lsn >= start_lsn
+        newer = entry.epoch > epoch and entry.last_lsn < start_lsn
+        if older or newer:
+            raise Violation(
+                "one acknowledging epoch",
+                f"{view.host.name} committed {entry}; epoch {epoch} of {node} is committed from {start_lsn}",
+            )
 
     # -- clients ---------------------------------------------------------------------------------
 
@@ -380,16 +408,17 @@ class Checker:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    def final(self) -> None:
-        """All nodes have the same log, with everything in it that anybody was ever told."""
+    def final(self, voters: Iterable[str]) -> None:
+        """All voters have the same log, with everything in it that anybody was ever told."""
         ends = {}
-        for name, view in self.nodes.items():
+        for name in voters:
+            view = self.nodes[name]
             self._read_log(view)
             last = view.entries[-1]
             ends[name] = (last.epoch, last.last_lsn, last.chain, unpack_header(last.raw, 0)[12])
         if len(set(ends.values())) != 1:
             raise Violation("all replicas agree in the end", str(ends))
-        view = next(iter(self.nodes.values()))
+        view = self.nodes[next(iter(ends))]
         counts: dict[bytes, int] = {}
         for entry in view.entries:
             for token in TOKEN.findall(entry.raw):

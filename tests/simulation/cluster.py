@@ -13,11 +13,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import perdure
+from perdure.recovery import ElectionOptions, Quorum, elector, run_elector
+from perdure.recovery.members import add_member, remove_member
 from perdure.recovery.promote import promote
-from perdure.shipping import folder, standby
+from perdure.recovery.voters import WireVoters
+from perdure.shipping import folder, monitor, standby
 from perdure.shipping.folder import run_folder
+from perdure.shipping.link import listen
 from perdure.shipping.messages import PromiseReply
+from perdure.shipping.monitor import MonitorOptions, run_monitor
+from perdure.shipping.monitor_pipe import Pipe
 from perdure.shipping.nodelog import open_node_log
+from perdure.shipping.ports import NodePorts, write_ports
 from perdure.shipping.receiver import Receiver, serve_receiver
 from perdure.shipping.shipper import ShipperOptions
 from perdure.shipping.standby import run_standby
@@ -35,16 +42,20 @@ from perdure.store.promise import Promise
 from .checks import Checker, NodeView
 from .disk import Disk
 from .kernel import MS, Host, Kernel, Process
-from .network import Network, release_sockets
+from .network import Network, packet_pair, release_sockets
 from .seams import System
 
 CLUSTER: Final = bytes(range(16))
 SECRET: Final = b"the secret of the simulated cluster"
 CREATED_MS: Final = 1_760_000_000_000
 PORT: Final = 7000
+MONITOR_PORT: Final = 7002
+MONITORED: Final = MonitorOptions(heartbeat_ms=100, silence_ms=400, disk_stall_ms=800)
+"""Shorter than by default, so that a schedule has time for several elections."""
+ASK_MS: Final = 300
 WRITE_TIMEOUT_MS: Final = 1500
 RESTART_MS: Final = 50
-POLL_MS: Final = 20
+POLL_MS: Final = 30
 """How often idle processes look; more often only costs steps."""
 
 
@@ -59,6 +70,7 @@ class Node:
         self.host = Host(cluster.kernel, name, self.address)
         self.disk = Disk(cluster.kernel, self.host, self.store)
         self.view: NodeView
+        self._pipe: Any = packet_pair(cluster.network)
         self.writes = 0
         self.is_wanted = True
         """Should its processes run?"""
@@ -83,7 +95,7 @@ class Node:
 
     def _programs(self) -> dict[str, Callable[[], object]]:
         others = self.cluster.addresses(but=self.name)
-        return {
+        programs: dict[str, Callable[[], object]] = {
             "receiver": partial(serve_receiver, self.store, self.address, PORT, secret=SECRET),
             "shipper": partial(
                 run_standby,
@@ -95,6 +107,31 @@ class Node:
             "folder": partial(run_folder, self.store),
             "client": partial(self.cluster.serve_on, self),
         }
+        if self.cluster.has_electors:
+            programs |= {"monitor": self._monitor, "elector": self._elect}
+        return programs
+
+    def _monitor(self) -> None:
+        run_monitor(
+            self.store,
+            self.cluster.addresses(but=self.name),
+            listener=listen(self.address, MONITOR_PORT),
+            pipe=Pipe(self._pipe[0]),
+            secret=SECRET,
+            options=MONITORED,
+        )
+
+    def _elect(self) -> None:
+        draw = self.cluster.kernel.random.randint
+        run_elector(
+            self.store,
+            self.cluster.addresses(but=self.name),
+            pipe=Pipe(self._pipe[1]),
+            coordinator=Quorum(
+                ElectionOptions(silence_ms=MONITORED.silence_ms), lambda most: draw(0, max(0, most))
+            ),
+            secret=SECRET,
+        )
 
     # -- faults ----------------------------------------------------------------------------------
 
@@ -140,9 +177,12 @@ class Node:
 class Cluster:
     """All nodes, the network between them, and what clients were told."""
 
-    def __init__(self, kernel: Kernel, root: Path, nodes: int, sync_replicas: int) -> None:
+    def __init__(
+        self, kernel: Kernel, root: Path, nodes: int, sync_replicas: int, *, has_electors: bool
+    ) -> None:
         self.kernel = kernel
         self.root = str(root)
+        self.has_electors = has_electors
         self.network = Network(kernel)
         self.system = System(kernel, self.network)
         self.checker = Checker(kernel)
@@ -157,7 +197,10 @@ class Cluster:
         self.names = tuple(f"n{number}" for number in range(1, nodes + 1))
         self.nodes = {name: Node(self, name, number, root) for number, name in enumerate(self.names, start=1)}
         self.system.install()
-        folder.POLL_MS = standby.LOOK_MS = POLL_MS  # type: ignore[misc]
+        for module in (folder, standby, monitor, elector):
+            for name in ("POLL_MS", "LOOK_MS", "TICK_MS"):
+                if hasattr(module, name):
+                    setattr(module, name, POLL_MS)
         for node in self.nodes.values():
             self.network.add(node.host)
             self.system.add(node.disk)
@@ -166,6 +209,8 @@ class Cluster:
             node.disk.adopt()
             node.view = self.checker.add(node.host, node.disk)
         self._watch_promises()
+        defaults: Any = WireVoters.__init__.__kwdefaults__
+        defaults["timeout_ms"] = ASK_MS
         kernel.after_step = self.checker.step
 
     def _make_stores(self) -> None:
@@ -173,11 +218,14 @@ class Cluster:
 
         def make(node: Node) -> None:
             init_store(node.store, node=node.name, cluster_id=CLUSTER, backend="memory", now_ms=CREATED_MS)
+            write_ports(node.store, NodePorts(listen=PORT, monitor=MONITOR_PORT))
             if node.name != self.names[0]:
                 return
             log = open_node_log(node.store, [])
             log.log.write_lock.acquire(1000)
-            begin_cluster(log.log, Config(self.names, self.sync_replicas))
+            is_auto = self.sync_replicas == len(self.names) // 2
+            members = {name: f"{host}:{port}" for name, (host, port) in self.addresses(but="").items()}
+            begin_cluster(log.log, Config(self.names, self.sync_replicas, members, is_auto=is_auto))
             log.log.write_lock.release()
             log.close()
 
@@ -226,6 +274,24 @@ class Cluster:
             "promotion ended", node.name, type(ended.error).__name__, self.text(ended.error)
         )
 
+    def change_member(self, primary: Node, node: Node) -> None:
+        """What `perdure member` does on the primary: takes a voter out, or lets it vote again."""
+        if "member" in primary.host.processes or node is primary:
+            return
+        is_voter = node.name in primary.view.config.voters
+
+        def run() -> None:
+            if is_voter:
+                remove_member(primary.store, node.name)
+            else:
+                add_member(primary.store, node.name, f"{node.address}:{PORT}", timeout_ms=1_000)
+
+        self.kernel.note("member goes" if is_voter else "member comes", primary.name, node.name)
+        process = self.spawn(primary.host, "member", run)
+        process.on_end = lambda ended: self.kernel.note(
+            "member done", primary.name, type(ended.error).__name__, self.text(ended.error)
+        )
+
     def primary(self) -> Node | None:
         """Who serves: the node whose shipper has enough voters, by its own page."""
         for node in self.nodes.values():
@@ -261,10 +327,14 @@ class Cluster:
         return perdure.open(node.store, write_timeout_ms=WRITE_TIMEOUT_MS, sweep_interval_ms=0, create=False)
 
     def serve_on(self, node: Node) -> None:
-        """An application on a node: a thread that writes, as far as its node lets it, and one that reads."""
+        """An application on a node: threads that write, as far as its node lets them, and one that reads."""
         store = self.open_store(node)
         process = self.kernel.running().process
         self.kernel.start_thread(process, "reader", lambda: self._read(node, store))
+        self.kernel.start_thread(process, "writer", lambda: self._write_on(node, store))
+        self._write_on(node, store)
+
+    def _write_on(self, node: Node, store: Any) -> None:
         while True:
             self.kernel.pass_time(int(self.kernel.random.expovariate(1 / self.think_ms) * MS) + MS)
             if self.is_writing:

@@ -124,6 +124,8 @@ class Task:
         self.number = number
         self.turn = 0
         """Grows with every wait, so that an old wake-up counts for nothing."""
+        self.naps = 0
+        """Short sleeps since it last waited for something."""
         self.is_waiting = False
         self.is_done = False
         self.waiters: list[Task] = []
@@ -234,6 +236,7 @@ class Kernel:
         """The running thread waits until it is woken (True) or the time is up (False)."""
         task = self.running()
         task.is_waiting = True
+        task.naps = 0
         if timeout_ns is not None:
             self.at(max(0, timeout_ns), self.resume, task, task.turn, False)
         woken: bool = self.hub.switch()

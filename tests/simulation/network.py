@@ -22,6 +22,7 @@ from .kernel import MS, Host, Kernel, Process
 FIRST_NUMBER = 1 << 20
 """Descriptors from here on are simulated ones."""
 BUFFER_BYTES = 1 << 20
+PACKETS_MAX = 100
 RETRANSMIT_NS = 200 * MS
 LOCAL_NS = 20_000
 _IN = selectors.EVENT_READ
@@ -453,6 +454,49 @@ class Pipe:
             self.other.is_ended = True
             for poller in self.other.pollers:
                 poller.wake()
+
+
+class Packets:
+    """One end of a pair that a node keeps for two of its processes, however often these are started."""
+
+    def __init__(self, network: Network) -> None:
+        self.number = network.number()
+        self.pollers: list[Any] = []
+        self.other: Packets | None = None
+        self._waiting: deque[bytes] = deque()
+        network.files[self.number] = self
+
+    def ready(self) -> int:
+        return (_IN if self._waiting else 0) | _OUT
+
+    def fileno(self) -> int:
+        return self.number
+
+    def setblocking(self, _is_blocking: bool) -> None:
+        """It never blocks."""
+
+    def send(self, data: bytes) -> int:
+        other = self.other
+        if other is None or len(other._waiting) >= PACKETS_MAX:
+            raise BlockingIOError(errno.EAGAIN, "full")
+        other._waiting.append(bytes(data))
+        for poller in other.pollers:
+            poller.wake()
+        return len(data)
+
+    def recv(self, _size: int) -> bytes:
+        if not self._waiting:
+            raise BlockingIOError(errno.EAGAIN, "nothing there")
+        return self._waiting.popleft()
+
+    def close(self) -> None:
+        """The node keeps it."""
+
+
+def packet_pair(network: Network) -> tuple[Packets, Packets]:
+    one, other = Packets(network), Packets(network)
+    one.other, other.other = other, one
+    return one, other
 
 
 class _Waiting:

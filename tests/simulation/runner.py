@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -34,8 +35,9 @@ def run_alone(seed: int, bug: str = "") -> Outcome:
             line = json.dumps(asdict(run_schedule(seed, bug=bug, timeout_s=TIMEOUT_S))).encode()
             while line:
                 line = line[os.write(writer, line) :]
-        finally:
-            os._exit(0)
+        except BaseException:  # noqa: BLE001 - said here; the parent misses the line
+            traceback.print_exc()
+        os._exit(0)
     os.close(writer)
     data = b""
     while more := os.read(reader, 65_536):

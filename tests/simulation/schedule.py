@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .bugs import put_in
+from .bugs import SHOWN_BY_CONSEQUENCE, put_in
 from .checks import Violation
 from .cluster import Cluster, Node, remove_all
 from .kernel import MS, SECOND, START_NS, Kernel, Spinning
 
-FAULTS_MS = (1_500, 5_000)
+FAULTS_MS = (1_000, 3_000)
 QUIET_MS = 30_000
 """Within so much simulated time after the last fault the cluster works again."""
 
@@ -61,10 +61,11 @@ def run_schedule(
         random = kernel.random
         count = random.choice((3, 3, 3, 4, 5))
         k = count // 2 if random.random() < 0.8 else random.randint(1, count - 1)
-        cluster = Cluster(kernel, root, count, k)
+        cluster = Cluster(kernel, root, count, k, has_electors=random.random() < 0.5)
         if bug:
             put_in(bug)
-        kernel.note("cluster", count, k)
+            cluster.checker.counts_disks = bug not in SHOWN_BY_CONSEQUENCE
+        kernel.note("cluster", count, k, cluster.has_electors)
         try:
             Schedule(cluster).run()
         except Violation as violation:
@@ -101,11 +102,12 @@ class Schedule:
             ways.twice = random.choice((0.0, 0.0, 0.002))
             ways.jitter_ns = random.choice((100_000, 5 * MS, 30 * MS))
         kernel.preempt = random.choice((0.0, 0.02, 0.1))
-        cluster.think_ms = random.choice((10.0, 40.0, 150.0))
+        cluster.think_ms = random.choice((5.0, 20.0, 80.0))
         cluster.start()
         self._begin()
         self._over_ns = kernel.now_ns + random.randint(*FAULTS_MS) * MS
         kernel.run(kernel.now_ns + random.randint(50, 300) * MS)
+        self._look_after()
         while kernel.now_ns < self._over_ns:
             self._fault()
             kernel.run(kernel.now_ns + int(random.expovariate(1 / 250)) * MS + 5 * MS)
@@ -121,11 +123,20 @@ class Schedule:
             kernel.run(kernel.now_ns + 50 * MS)
         raise Violation("a new cluster begins", str([node.view.committed for node in self.nodes]))
 
+    def _look_after(self) -> None:
+        """A person who soon sees that there is no primary, and promotes some node."""
+        if self.kernel.now_ns < self._over_ns:
+            is_left_alone = not self.cluster.has_electors and self.cluster.primary() is None
+            if is_left_alone and self.random.random() < 0.6:
+                self._promote(self.random.choice(self.nodes))
+            self._later(50, 400, self._look_after)
+
     # -- faults ----------------------------------------------------------------------------------
 
     def _fault(self) -> None:
         kinds = (
-            (self._promote, 6),
+            (self._promote, 3),
+            (self._two_sides, 2),
             (self._partition, 4),
             (self._crash, 2),
             (self._kill, 3),
@@ -133,6 +144,7 @@ class Schedule:
             (self._pause, 2),
             (self._stall, 2),
             (self._jump, 1),
+            (self._change_member, 2),
         )
         fault = self.random.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])[0]
         fault(self.random.choice(self.nodes))
@@ -146,9 +158,20 @@ class Schedule:
         if self.random.random() < 0.2:
             self.cluster.promote(self.random.choice(self.nodes))
 
+    def _two_sides(self, node: Node) -> None:
+        """The cluster falls apart into two, and each side tries to have a primary of its own."""
+        others = [other for other in self.nodes if other is not node]
+        side = [node, *self.random.sample(others, self.random.randint(0, len(others) // 2))]
+        rest = [other for other in self.nodes if other not in side]
+        self._cut({(one.name, other.name) for one in side for other in rest})
+        if self.random.random() < 0.3:
+            self._change_member(node)
+        for candidate in (self.random.choice(side), self.random.choice(rest)):
+            self.kernel.note("promote", candidate.name)
+            self.cluster.promote(candidate)
+
     def _partition(self, node: Node) -> None:
         """Cut some ways, in one direction or both, for a while."""
-        ways = self.cluster.network.ways
         kind = self.random.choice(("in", "out", "both", "pair", "split"))
         others = [other for other in self.nodes if other is not node]
         if kind == "pair":
@@ -161,7 +184,14 @@ class Schedule:
                 cut.add((other.name, node.name))
             if kind != "in":
                 cut.add((node.name, other.name))
-        self.kernel.note("partition", kind, node.name, sorted(cut))
+        self._cut(cut, both=False)
+
+    def _cut(self, cut: set[tuple[str, str]], *, both: bool = True) -> None:
+        """Block ways for a while."""
+        ways = self.cluster.network.ways
+        if both:
+            cut = cut | {(target, source) for source, target in cut}
+        self.kernel.note("partition", sorted(cut))
         ways.blocked |= cut
 
         def heal() -> None:
@@ -213,6 +243,12 @@ class Schedule:
         node.host.wall_skew_ns += self.random.choice((-3_600, -10, -1, 1, 10, 3_600)) * SECOND
         self.kernel.note("clock jump", node.name, node.host.wall_skew_ns)
 
+    def _change_member(self, node: Node) -> None:
+        """A voter goes, or comes back."""
+        primary = self.cluster.primary()
+        if primary is not None and len(self.nodes) > 3:
+            self.cluster.change_member(primary, node)
+
     # -- quiet -----------------------------------------------------------------------------------
 
     def _heal(self) -> None:
@@ -229,7 +265,7 @@ class Schedule:
         self.cluster.network.changed()
 
     def _settle(self) -> None:
-        """The cluster works again by itself, but for who becomes primary, which is for a person."""
+        """The cluster works again by itself, but for who becomes primary if that is for a person."""
         cluster, kernel = self.cluster, self.kernel
         deadline_ns = kernel.now_ns + QUIET_MS * MS
         wanted = cluster.acknowledged + 3
@@ -237,10 +273,11 @@ class Schedule:
         while kernel.now_ns < deadline_ns:
             kernel.run(kernel.now_ns + 400 * MS)
             cluster.is_writing = cluster.acknowledged < wanted
-            if not cluster.is_writing and self._agree():
-                cluster.checker.final()
+            voters = self._voters()
+            if not cluster.is_writing and self._agree(voters):
+                cluster.checker.final(voters)
                 return
-            if cluster.primary() is None:
+            if cluster.primary() is None and not cluster.has_electors:
                 cluster.promote(self.nodes[turn % len(self.nodes)])
                 turn += 1
         ends = {node.name: (node.view.end, node.view.epoch, node.view.committed) for node in self.nodes}
@@ -249,6 +286,12 @@ class Schedule:
             f"{QUIET_MS} ms after the last fault {cluster.acknowledged} of {wanted} writes, and {ends}",
         )
 
-    def _agree(self) -> bool:
-        ends = {(node.view.end, node.view.epoch, node.view.committed) for node in self.nodes}
-        return len(ends) == 1 and all(node.view.end == node.view.committed for node in self.nodes)
+    def _voters(self) -> list[str]:
+        """Who votes, as the primary's log says."""
+        primary = self.cluster.primary()
+        return list(primary.view.config.voters) if primary is not None else []
+
+    def _agree(self, voters: list[str]) -> bool:
+        views = [self.cluster.nodes[name].view for name in voters]
+        ends = {(view.end, view.epoch, view.committed) for view in views}
+        return len(ends) == 1 and all(view.end == view.committed for view in views)

@@ -24,6 +24,7 @@ REQUIREMENT_FILES = (
     "requirements-build.txt",
     "requirements-dev.txt",
     "requirements-encryption.txt",
+    "requirements-etcd.txt",
 )
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
@@ -69,7 +70,7 @@ def test_every_requirement_is_pinned_with_a_hash(file: str) -> None:
 
 def test_the_requirement_files_agree_with_each_other() -> None:
     everything = pins("requirements-dev.txt")
-    for file in ("requirements.txt", "requirements-build.txt", "requirements-encryption.txt"):
+    for file in ("requirements.txt", "requirements-build.txt", *REQUIREMENT_FILES[-2:]):
         for name, (version, hashes) in pins(file).items():
             assert everything[name] == (version, hashes), (
                 f"{name} differs between {file} and requirements-dev.txt"
@@ -84,6 +85,7 @@ def test_the_requirement_files_pin_what_the_project_declares() -> None:
         names_of(declared["optional-dependencies"]["encryption"])
         <= pins("requirements-encryption.txt").keys()
     )
+    assert names_of(declared["optional-dependencies"]["etcd"]) <= pins("requirements-etcd.txt").keys()
     assert names_of(project()["build-system"]["requires"]) == pins("requirements-build.txt").keys()
 
 

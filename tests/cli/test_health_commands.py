@@ -1,0 +1,83 @@
+"""perdure health, monitor, unmonitor and failover where no node runs: what they refuse and keep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perdure.shipping import read_unmonitored
+from tests.cli.runner import run_json
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    path = tmp_path / "n1"
+    run_json("init", path, "--node", "n1", "--primary", "--voter", "n1", "--voter", "n2", "--voter", "n3")
+    return path
+
+
+def test_health_of_a_node_that_does_not_run_says_so(node: Path) -> None:
+    said = run_json("health", node, code=5)["error"]
+    assert "no monitor ever ran here" in said["message"]
+    assert "perdure node" in said["hint"]
+
+
+def test_what_is_not_monitored_is_kept_and_taken_back(node: Path) -> None:
+    assert run_json("unmonitor", node, "n3")["unmonitored"] == ["n3"]
+    first = read_unmonitored(node)
+    assert run_json("unmonitor", node, "n2") == {
+        "node": "n2",
+        "is_monitored": False,
+        "unmonitored": ["n2", "n3"],
+    }
+    assert read_unmonitored(node).changed_ms > first.changed_ms
+    assert run_json("monitor", node, "n3")["unmonitored"] == ["n2"]
+    assert read_unmonitored(node).nodes == ("n2",)
+
+
+def test_a_name_that_no_node_can_have_is_refused_and_changes_nothing(node: Path) -> None:
+    assert run_json("unmonitor", node, "Not a node", code=2)["error"]["error"] == "UsageError"
+    assert read_unmonitored(node).nodes == ()
+
+
+def test_a_damaged_list_of_unmonitored_nodes_is_nobody(node: Path) -> None:
+    run_json("unmonitor", node, "n3")
+    path = node / "unmonitored"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert read_unmonitored(node).nodes == ()
+
+
+def test_a_failover_takes_one_of_from_and_to(node: Path) -> None:
+    said = run_json("failover", node, "--from", "n1", "--to", "n2", code=2)["error"]
+    assert "cannot both be given" in said["message"]
+
+
+def test_a_failover_to_a_node_without_an_address_is_refused(node: Path) -> None:
+    said = run_json("failover", node, "--to", "n3", code=2)["error"]
+    assert "address of n3 is not known" in said["message"]
+
+
+def test_a_failover_where_nobody_answers_says_who_did_not(node: Path) -> None:
+    said = run_json("failover", node, "--peer", "n2=127.0.0.1:9", code=3)["error"]
+    assert "nobody can take over" in said["message"]
+    assert "n2" in said["message"]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--coordinator", "quorom"), "quorum"),
+        (("--coordinator", "etcd"), "endpoints"),
+    ],
+)
+def test_a_node_with_a_coordinator_that_cannot_work_does_not_start(
+    node: Path, options: tuple[str, ...], why: str
+) -> None:
+    said = run_json("node", node, "--listen", "127.0.0.1:0", *options, code=2)["error"]
+    assert why in said["message"] + said.get("hint", "")
+
+
+def test_an_etcd_endpoint_that_is_no_url_is_refused(node: Path) -> None:
+    (node / "perdure.toml").write_text('[failover]\netcd_endpoints = ["10.0.0.9:2379"]\n')
+    assert "is no URL" in run_json("config", "show", node, code=2)["error"]["message"]
