@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -13,6 +13,9 @@ from .exits import Exit, leave, reporting
 from .log import line_of
 from .options import LSN_MAX, AsJson, Directory, Keys
 from .settings import open_store
+
+if TYPE_CHECKING:
+    from ..recovery import DivergedTail
 
 LIST_COLUMNS = ("name", "fork_lsn", "epoch", "events", "sessions", "size_bytes", "problem")
 APPLIED_COLUMNS = ("id", "lsn", "what", "outcome", "why")
@@ -39,9 +42,13 @@ def list_(directory: Directory, as_json: AsJson = False) -> None:
     from ..recovery import list_diverged
 
     found = list_diverged(directory)
-    rows: list[dict[str, Any]] = [msgspec.to_builtins(tail) | {"path": str(tail.path)} for tail in found]
+    rows = [_row(tail) for tail in found]
     render.rows(rows, as_json=as_json, columns=LIST_COLUMNS, key="diverged", empty="nothing was exported")
     leave(Exit.CORRUPT if any(tail.problem for tail in found) else Exit.FINE)
+
+
+def _row(tail: DivergedTail) -> dict[str, Any]:
+    return {name: getattr(tail, name) for name in tail.__struct_fields__} | {"path": str(tail.path)}
 
 
 @group.command("show")
