@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import perdure
 from perdure.store import (
     Indeterminate,
     NotPrimaryError,
@@ -18,7 +20,7 @@ from perdure.store import (
 )
 from perdure.store.session import Session
 from tests.cluster.any_node import AnyNodeCluster, any_node_cluster
-from tests.cluster.nodes import until
+from tests.cluster.nodes import HOST, SECRET, until
 
 
 def count_up(session: Session) -> Session:
@@ -147,3 +149,27 @@ def test_counters_that_three_nodes_count_up_together_are_exact(tmp_path: Path) -
         for store in stores:
             for key in ("a", "b"):
                 until(lambda: store[key].metadata["n"] == 60, f"all see {key}")  # noqa: B023
+
+
+def test_a_node_that_is_configured_finds_the_primary_by_itself_also_in_asyncio(tmp_path: Path) -> None:
+    with any_node_cluster(tmp_path, 2) as cluster:
+        (tmp_path / "secret").write_bytes(SECRET)
+        peers = ", ".join(f'{name} = "{HOST}:{port}"' for name, port in cluster.ports.items())
+        (cluster.path("n2") / "perdure.toml").write_text(
+            f'[node]\nsecret_file = "{tmp_path / "secret"}"\npeers = {{ {peers} }}\n'
+        )
+
+        async def work() -> int:
+            async with await perdure.open_async(cluster.path("n2"), create=False) as store:
+                id = await store.create({"n": 0})
+                for _ in range(5):
+                    await store.update(id, count_up)
+                await store.wait_for(await store.position())
+                found = await store.get(id, linearizable=True)
+                assert found is not None
+                return int(found.metadata["n"])
+
+        assert asyncio.run(work()) == 5
+        refusing = perdure.open(cluster.path("n2"), create=False, forward=False)
+        with refusing as store, pytest.raises(NotPrimaryError):
+            store.create({})
