@@ -321,9 +321,9 @@ class Checker:
                 "the commit LSN never goes back", f"{view.host.name}: {view.committed} to {committed}"
             )
         before, view.committed, view.folded = view.committed, committed, folded
-        if view.sync_replicas < 1:
+        if view.sync_replicas < 1 and not view.config.degraded_from:
             return
-        if folded > committed:
+        if folded > committed and view.sync_replicas >= 1:
             raise Violation(
                 "state never leads the commit",
                 f"{view.host.name} folded {folded}, and only {committed} is committed",
@@ -392,14 +392,22 @@ class Checker:
         view = self.nodes[node]
         if not found and view.sync_replicas > 0:
             raise Violation("acknowledged means committed", f"{node} acknowledged {token.decode()}")
-        if found:
-            self.acked[token] = found[0]
+        self.acked[token] = found[0] if found else self._alone(token)
+
+    def _alone(self, token: bytes) -> Entry:
+        """A primary without replicas acknowledged this; its own log is what is durable."""
+        entry = self.tokens[token][-1]
+        known = self.committed.setdefault(entry.last_lsn, entry)
+        if known.chain != entry.chain:
+            raise Violation("one acknowledging epoch", f"{entry} is acknowledged, and {known} was before")
+        return entry
 
     def read(self, node: str, token: bytes) -> None:
         """A client saw this."""
         self.step()
-        self.seen.add(token)
-        if token not in self.committed_tokens and self.nodes[node].sync_replicas > 0:
+        if token in self.committed_tokens:
+            self.seen.add(token)
+        elif self.nodes[node].sync_replicas > 0:
             raise Violation("nothing is read that is not committed", f"{node} showed {token.decode()}")
 
     def _is_committed(self, entry: Entry) -> bool:

@@ -31,6 +31,7 @@ BUGS = (
     "q-is-n-minus-k-only",
     "older-frames-count-as-committed",
     "two-voters-at-once",
+    "degrade-recorded-late",
 )
 BROKEN = ("the simulator works", "the schedule ends")
 
