@@ -188,7 +188,7 @@ class Schedule:
 
     def _left_alone(self, node: Node) -> None:
         """Replicas lose their power, and the primary the others; then one of these becomes primary."""
-        primary = self.cluster.primary() or node
+        primary = self.cluster.primary() or self.cluster.data_nodes()[0]
         others = [other for other in self.cluster.data_nodes() if other is not primary]
         for other in self.random.sample(others, min(len(others), max(1, primary.view.sync_replicas))):
             if other.host.is_up and self.random.random() < 0.7:
