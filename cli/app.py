@@ -17,7 +17,7 @@ from ..store import UsageError
 from ..store.config import FILE_VARIABLE as CONFIG_VARIABLE
 from ..store.option import variable_of
 from . import config as config_commands
-from . import feed, group, keys, log, member, orphans, render, retention, session, snapshot, tls
+from . import diverged, feed, group, keys, log, member, orphans, render, retention, session, snapshot, tls
 from .bench import bench
 from .demo.command import demo
 from .failover import failover
@@ -30,6 +30,7 @@ from .options import set_variables
 from .promote import promote
 from .receive import receive
 from .reconcile import consistency, reconcile
+from .rejoin import rejoin
 from .repair import repair
 from .replay import replay
 from .ship import ship
@@ -64,6 +65,7 @@ app.command()(verify)
 app.command()(migrate)
 app.command()(repair)
 app.command()(promote)
+app.command()(rejoin)
 app.command()(switchover)
 app.command()(failback)
 app.command()(failover)
@@ -85,6 +87,7 @@ app.add_typer(keys.group, name="keys")
 app.add_typer(log.group, name="log")
 app.add_typer(tls.group, name="tls")
 app.add_typer(retention.group, name="retention")
+app.add_typer(diverged.group, name="diverged")
 session.group.command("watch")(watch)
 app.add_typer(session.group, name="session")
 app.add_typer(group.group, name="group")

@@ -36,7 +36,7 @@ def dump(
         Path,
         typer.Argument(
             metavar="DIR_OR_SEGMENT",
-            help="A store's directory, @NAME, or one segment file.",
+            help="A store's directory, @NAME, one segment file, or a directory of them (DIR/diverged/...).",
             callback=find_store,
         ),
     ],
@@ -66,7 +66,7 @@ def dump(
                 damaged.append(event["damage"])
             yield event
 
-    render.stream(watched(), as_json=as_json, line=_line)
+    render.stream(watched(), as_json=as_json, line=line_of)
     leave(Exit.CORRUPT if damaged else Exit.FINE)
 
 
@@ -107,7 +107,7 @@ def stat(directory: Directory, as_json: AsJson = False) -> None:
     leave(Exit.CORRUPT if any(segment.problem for segment in found.segments) else Exit.FINE)
 
 
-def _line(event: Mapping[str, Any]) -> str:
+def line_of(event: Mapping[str, Any]) -> str:
     if "damage" in event:
         return (
             f"DAMAGED {event['path']} offset {event['offset']} LSN {event['lsn'] or '-'}: {event['damage']}"

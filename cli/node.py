@@ -109,6 +109,8 @@ def node(
         chores,
         compress=settings.value(None, "shipping", "compress"),
         slot_budget_bytes=policy.slot_bytes,
+        snapshot_bytes_per_s=settings.value(None, "shipping", "snapshot_bytes_per_s"),
+        rejoin=settings.value(None, "failover", "rejoin"),
         serve=settings.serve_address(),
         monitor=settings.monitor_address(),
         coordinator=settings.coordinator(coordinator),

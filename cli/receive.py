@@ -45,6 +45,7 @@ def receive(
             host,
             port,
             secret=secret,
+            rejoin=settings.value(None, "failover", "rejoin"),
             should_stop=should_stop,
             on_ready=lambda taken: service.ready(
                 {"node": node, "listening": f"{host}:{taken}"},

@@ -147,7 +147,7 @@ def main() -> int:
         level=task.log_level, format="%(asctime)s %(levelname)s server[%(process)d] %(name)s: %(message)s"
     )
     try:
-        with open_replicated(task.directory, create=False) as store:
+        with open_replicated(task.directory, create=False, forward=False) as store:
             server = serve(task, store)
             try:
                 _say(ServerReady(server.port))

@@ -53,6 +53,7 @@ def ship(
             options=ShipperOptions(
                 compress=settings.value(None, "shipping", "compress"),
                 slot_budget_bytes=settings.value(None, "shipping", "slot_budget_bytes"),
+                snapshot_bytes_per_s=settings.value(None, "shipping", "snapshot_bytes_per_s"),
             ),
             make_snapshot=lambda: take_snapshot(directory).path,
             should_stop=should_stop,

@@ -131,6 +131,10 @@ class NodePlan(msgspec.Struct, frozen=True):
     compress: bool = True
     slot_budget_bytes: int = 0
     """0: the shipper's default."""
+    snapshot_bytes_per_s: int = 0
+    """To one replica; 0 is no limit."""
+    rejoin: str = "auto"
+    """Or "manual": nothing is taken off the node's log before `perdure rejoin` says so."""
     serve: tuple[str, int] | None = None
     """Where the server listens; None: on the port after the receiver's, a free one where that was."""
     monitor: tuple[str, int] | None = None
@@ -273,6 +277,8 @@ class Supervisor:
             replicas=self._others() if kind == "shipper" else {},
             compress=plan.compress,
             slot_budget_bytes=plan.slot_budget_bytes,
+            snapshot_bytes_per_s=plan.snapshot_bytes_per_s,
+            rejoin=plan.rejoin,
             standby=kind == "shipper",
             log_level=plan.log_level,
         )

@@ -5,6 +5,15 @@ from .consistency import check_consistency, reconcile
 from .coordinators import Coordinator, Manual, Quorum
 from .counting import promises_needed
 from .degrading import AvailabilityKeeper, WireWitnesses, Witnesses, keep_available
+from .diverged import (
+    Applied,
+    Change,
+    DivergedTail,
+    apply_diverged,
+    changes_in,
+    diverged_events,
+    list_diverged,
+)
 from .drop import apply_retention, explain_retention
 from .election import ElectionOptions
 from .elector import run_elector
@@ -39,6 +48,7 @@ from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
 from .promote import PromotionRefusedError, PromotionReport, promote
 from .reach import Reach, known_reach
 from .reconcile import Comparison, Difference, NodeVerdict
+from .rejoin import RejoinReport, plan_rejoin, rejoin
 from .repair import RepairReport, repair
 from .replay import ReplayReport, replay_to
 from .report import Failover, NodeReport, ReplicaReport, report_node
@@ -69,7 +79,9 @@ from .waiting import Target, Waited, wait_for
 
 __all__ = [
     "Answer",
+    "Applied",
     "AvailabilityKeeper",
+    "Change",
     "ClusterStatus",
     "ClusterSync",
     "Comparison",
@@ -77,6 +89,7 @@ __all__ = [
     "Decision",
     "Depth",
     "Difference",
+    "DivergedTail",
     "ElectionOptions",
     "EpochStat",
     "Failover",
@@ -105,6 +118,7 @@ __all__ = [
     "PromotionReport",
     "Quorum",
     "Reach",
+    "RejoinReport",
     "RepairReport",
     "ReplayReport",
     "ReplicaReport",
@@ -134,11 +148,14 @@ __all__ = [
     "abort_migration",
     "add_member",
     "add_witness",
+    "apply_diverged",
     "apply_retention",
     "ask_health",
+    "changes_in",
     "check_consistency",
     "cluster_status",
     "count_promises",
+    "diverged_events",
     "drop_previous",
     "dump",
     "ensure_synced",
@@ -152,12 +169,14 @@ __all__ = [
     "keep_available",
     "key_use",
     "known_reach",
+    "list_diverged",
     "list_members",
     "locate",
     "migrate",
     "migrate_back",
     "migration_state",
     "order_to_stand",
+    "plan_rejoin",
     "plan_retention",
     "promises_needed",
     "promote",
@@ -165,6 +184,7 @@ __all__ = [
     "read_takeovers",
     "reconcile",
     "reconcile_self",
+    "rejoin",
     "remove_member",
     "repair",
     "replay_to",

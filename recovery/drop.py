@@ -52,7 +52,10 @@ def explain_retention(
     return plan_retention(
         _segments(source),
         _snapshots(source),
-        [SlotFacts(slot.node, slot.lsn, slot.keeps_log) for slot in read_slots(source.store)],
+        [
+            SlotFacts(slot.node, slot.held_lsn, slot.keeps_log, slot.snapshot)
+            for slot in read_slots(source.store)
+        ],
         policy or Policy(),
         now_ms=time.time_ns() // 1_000_000 if now_ms is None else now_ms,
         state_lsn=_state_lsn(source),

@@ -7,17 +7,18 @@ is reported in its place, and the next segment is read.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ..store.control import config_of, epoch_start_of
-from ..store.cursor import EVERYTHING, SegmentFile
+from ..store.cursor import EVERYTHING, SegmentFile, list_segments
 from ..store.errors import CorruptError, PerdureError, StoreMissingError, UsageError
 from ..store.event import Event, Kind, Reason, decode_events
 from ..store.frame import Frame
+from ..store.identity import has_identity
 from ..store.ids import Position
 from ..store.keyring import key_name
 from ..store.sealed import in_clear, is_sealed, seal_of
@@ -84,7 +85,7 @@ def dump(
     to_lsn: int | None = None,
     key: str | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """The events of a store's log, or of one segment file, as dicts that JSON takes.
+    """The events of a store's log, of one segment file or of a directory of them, as dicts that JSON takes.
 
     Each has lsn, epoch, time_ms, kind, reason, operation_id, key, value_bytes, segment, offset (bytes of
     its frame), flushed_lsn, digest and session_count after its frame; PUT also session, TOUCH
@@ -98,14 +99,23 @@ def dump(
         wanted = None if key is None else key.encode()
     except UnicodeEncodeError:
         raise UsageError("a session's id is valid Unicode") from None
-    for file in _files(Path(place), from_lsn, until):
+    yield from dump_segments(
+        _files(Path(place), from_lsn, until), from_lsn=from_lsn, to_lsn=until, key=wanted
+    )
+
+
+def dump_segments(
+    files: Sequence[SegmentFile], *, from_lsn: int = 1, to_lsn: int = EVERYTHING, key: bytes | None = None
+) -> Iterator[dict[str, Any]]:
+    """As dump, of segments wherever they stand."""
+    for file in files:
         try:
             scan = SegmentScan(file.path)
         except PerdureError as error:
             yield _damage(error, file)
             continue
         with scan:
-            yield from _dump_segment(scan, file, from_lsn, until, wanted)
+            yield from _dump_segment(scan, file, from_lsn, to_lsn, key)
 
 
 def stat(store: str | os.PathLike[str]) -> LogStat:
@@ -143,7 +153,11 @@ def _files(place: Path, from_lsn: int, to_lsn: int) -> list[SegmentFile]:
         raise StoreMissingError(
             "there is neither a store nor a segment here", path=place, hint="Give a store's directory."
         )
-    files = open_source(place).segments()
+    files = open_source(place).segments() if has_identity(place) else list_segments(place)
+    if not files and not has_identity(place):
+        raise StoreMissingError(
+            "there is neither a store nor a segment here", path=place, hint="Give a store's directory."
+        )
     ends = [file.first_lsn for file in files[1:]] + [EVERYTHING]
     return [
         file for file, end in zip(files, ends, strict=True) if file.first_lsn <= to_lsn and end > from_lsn

@@ -23,7 +23,7 @@ nothing for the policy's age: one that was forgotten loses its place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -59,6 +59,8 @@ class SlotFacts(msgspec.Struct, frozen=True):
     """On its disk."""
     keeps_log: bool
     """False if it is to get a snapshot anyway."""
+    snapshot: str = ""
+    """File name of the one that it is being sent: `lsn` is that of the snapshot then."""
 
 
 class HoldFacts(msgspec.Struct, frozen=True):
@@ -143,8 +145,9 @@ def plan_retention(
     the state holds. Dropping any beginning of `Plan.drop` is safe, and so is stopping in the middle.
     """
     good = max((snapshot.lsn for snapshot in snapshots if snapshot.is_good), default=None)
-    kept_snapshots = _judge_snapshots(snapshots, policy, good, now_ms)
     holding, notes = _holding_slots(segments, slots, policy, good)
+    sent = {slot.snapshot: slot.node for slot in holding if slot.snapshot}
+    kept_snapshots = _judge_snapshots(snapshots, policy, good, now_ms, sent)
     held, more_notes = _holding_others(segments, holds, policy, good)
     notes += more_notes
     reading, consumer_notes = _holding_consumers(segments, consumers, policy, good, now_ms)
@@ -166,7 +169,7 @@ def plan_retention(
 
 
 def _judge_snapshots(
-    snapshots: Sequence[SnapshotFacts], policy: Policy, good: int | None, now_ms: int
+    snapshots: Sequence[SnapshotFacts], policy: Policy, good: int | None, now_ms: int, sent: Mapping[str, str]
 ) -> list[Line]:
     newest = {snapshot.name for snapshot in snapshots[max(0, len(snapshots) - max(policy.snapshots, 1)) :]}
     lines = []
@@ -180,6 +183,8 @@ def _judge_snapshots(
             why = "it is damaged, and newer than the newest good one: look at it"
         elif snapshot.name in newest:
             why = f"it is one of the newest {policy.snapshots}"
+        elif snapshot.name in sent:
+            why = f"replica {sent[snapshot.name]} is being sent it"
         elif now_ms - snapshot.created_ms < policy.snapshot_age_ms:
             why = f"it is younger than {policy.snapshot_age_ms} ms"
         dropped = f"newer ones stand, good at LSN {good}"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from ..shipping.slots import read_slots
 from ..store import names
 from ..store.cursor import LogCursor, find_frame_end, list_segments
 from ..store.errors import DivergedError, PerdureError, PositionGoneError, UsageError
@@ -141,8 +142,9 @@ def judge_snapshot(source: Source, file: SnapshotFile, *, check: bool = True) ->
 def prune_snapshots(store: str | os.PathLike[str], *, keep: int) -> list[Path]:
     """Remove all but the newest `keep` snapshots, oldest first; says which.
 
-    The newest good one always stays: if none of the newest `keep` is good, one older than them that is
-    stays as well, and if none is good at all nothing is removed. Raises UsageError for keep < 1.
+    One that a replica is being sent stays, too. The newest good one always does: if none of the newest
+    `keep` is good, one older than them that is stays as well, and if none is good at all nothing is
+    removed. Raises UsageError for keep < 1.
     """
     if keep < 1:
         raise UsageError(f"at least one snapshot is kept, not {keep}")
@@ -151,7 +153,8 @@ def prune_snapshots(store: str | os.PathLike[str], *, keep: int) -> list[Path]:
     good = next((file for file in reversed(files) if judge_snapshot(source, file).is_good), None)
     if good is None:
         return []
-    drop = [file.path for file in files[:-keep] if file != good]
+    sent = {slot.snapshot for slot in read_slots(source.store) if slot.keeps_log}
+    drop = [file.path for file in files[:-keep] if file != good and file.name not in sent]
     with translated("cannot remove a snapshot", source.snapshots):
         for path in drop:
             remove_durably(path)

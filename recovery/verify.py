@@ -65,6 +65,7 @@ _KNOWN_NAMES = frozenset(
         names.INCOMING,
         names.REJOIN_PLAN,
         names.REJOIN,
+        names.REJOIN_ALLOWED,
         names.FOLD_FAULT,
         names.CONFIG_FILE,
         names.SWITCH_PLAN,

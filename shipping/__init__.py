@@ -7,14 +7,17 @@ from .detection import PeerHealth, Verdict
 from .faults import read_fault
 from .folder import run_folder
 from .forward_service import ForwardService
+from .forwarder import NodeForwarder, Way
 from .gate import Gate, open_gate
 from .messages import PromiseReply, StatusReply
 from .messages_health import HealthAsk, HealthReply, HealthRow, StandAsk, StandReply
 from .monitor import MonitorOptions, run_monitor
 from .monitor_pipe import Pipe, pipe_pair
 from .nodelog import NodeLog, open_node_log
+from .permission import Permission
 from .ports import NodePorts, read_ports, write_ports
 from .receiver import serve_receiver
+from .rejoin_plan import decide_rejoin
 from .replica import run_replica
 from .server import Handler, Server
 from .server import merged as merged_handlers
@@ -37,9 +40,11 @@ __all__ = [
     "HealthRow",
     "MonitorOptions",
     "NodeClient",
+    "NodeForwarder",
     "NodeLog",
     "NodePorts",
     "PeerHealth",
+    "Permission",
     "Pipe",
     "PromiseReply",
     "ReplicaStatus",
@@ -56,7 +61,9 @@ __all__ = [
     "TlsFiles",
     "Unmonitored",
     "Verdict",
+    "Way",
     "check_secret",
+    "decide_rejoin",
     "merged_handlers",
     "open_gate",
     "open_node_log",

@@ -67,6 +67,7 @@ class _Process:
                 options=ShipperOptions(
                     compress=task.compress,
                     slot_budget_bytes=task.slot_budget_bytes or SLOT_BUDGET_BYTES,
+                    snapshot_bytes_per_s=task.snapshot_bytes_per_s,
                     poll_ms=task.poll_ms or POLL_MS,
                     use_pokes=task.use_pokes,
                     use_watcher=task.use_watcher,
@@ -81,6 +82,7 @@ class _Process:
                 task.host,
                 task.port,
                 secret=task.secret,
+                rejoin=task.rejoin,
                 should_stop=self.should_stop,
                 on_ready=lambda port: self.say(Ready(os.getpid(), port)),
                 lifeline=_STDIN,
@@ -110,6 +112,7 @@ class _Process:
                 task.host,
                 task.port,
                 secret=task.secret,
+                rejoin=task.rejoin,
                 should_stop=self.should_stop,
                 on_ready=lambda port: self.say(Ready(os.getpid(), port)),
                 lifeline=_STDIN,

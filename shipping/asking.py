@@ -34,6 +34,7 @@ from .messages import (
     StatusAsk,
     StatusReply,
 )
+from .messages_rejoin import FactsAsk, FactsReply
 from .messages_witness import InSyncAsk, InSyncReply
 
 ANSWER_MS: Final = 5_000
@@ -79,6 +80,10 @@ class NodeClient:
     def status(self) -> StatusReply:
         """How far the node is. Raises WireError."""
         return self._ask(StatusAsk(), StatusReply)[0]
+
+    def rejoin_facts(self) -> FactsReply:
+        """What a replica's way back depends on, on the node's side. Raises WireError."""
+        return self._ask(FactsAsk(), FactsReply)[0]
 
     def promise(self, promise: Promise) -> PromiseReply:
         """Ask the node to promise an epoch; its answer is durable there, and so is `end`.

@@ -29,6 +29,10 @@ from .rejoin_plan import bytes_behind
 logger = logging.getLogger(__name__)
 
 PIECE_BYTES: Final = 1 << 20
+PIECE_BYTES_MIN: Final = 4096
+PIECES_PER_S: Final = 20
+"""Under a limit: many small pieces, so that the rate is even."""
+LATE_MS: Final = 100
 CREDIT_BYTES: Final = 8 << 20
 SNAPSHOT_PART: Final = 0
 LOG_PART: Final = 1
@@ -56,25 +60,41 @@ def newest_usable_snapshot(node: NodeLog, snapshots: Path) -> Path | None:
     """The newest snapshot whose position is in this log, so that frames can follow it."""
     oldest, end = node.oldest_lsn(), node.log.cursor.at.lsn
     for file in reversed(list_snapshots(snapshots)):
-        if not oldest <= file.lsn + 1 <= end + 1:
-            continue
-        cursor = node.cursor()
-        try:
-            head = read_head(file.path, node.identity.cluster_id)
-            cursor.seek(head.at.lsn)
-            if cursor.at.position == head.at.position:
-                return file.path
-        except PerdureError:
-            continue
-        finally:
-            cursor.close()
+        if oldest <= file.lsn + 1 <= end + 1 and is_usable(node, file.path):
+            return file.path
     return None
+
+
+def is_usable(node: NodeLog, path: Path) -> bool:
+    """Is the position of a snapshot in this log?"""
+    cursor = node.cursor()
+    try:
+        head = read_head(path, node.identity.cluster_id)
+        cursor.seek(head.at.lsn)
+        return cursor.at.position == head.at.position
+    except PerdureError:
+        return False
+    finally:
+        cursor.close()
 
 
 class SnapshotSender:
     """One snapshot on its way to one replica."""
 
-    def __init__(self, node: NodeLog, path: Path, *, compress: bool, parted_lsn: int = -1) -> None:
+    def __init__(
+        self,
+        node: NodeLog,
+        path: Path,
+        *,
+        compress: bool,
+        parted_lsn: int = -1,
+        bytes_per_s: int = 0,
+        clock_ms: Callable[[], int] = monotonic_ms,
+    ) -> None:
+        """`bytes_per_s`: send no more in a second; 0 is no limit."""
+        self._bytes_per_s = bytes_per_s
+        self._clock_ms = clock_ms
+        self._due_ms = 0.0
         self._compress = compress
         self._under_way: list[int] = [0, 0]
         self._acked: list[int] = [0, 0]
@@ -112,6 +132,8 @@ class SnapshotSender:
 
     def next_message(self) -> tuple[Piece, bytes] | None:
         """The next piece; None if all is under way, or the credits are used up. Raises StorageError."""
+        if self._bytes_per_s and self._clock_ms() < self._due_ms:
+            return None
         if not self._is_wanted or sum(self._under_way) - sum(self._acked) >= CREDIT_BYTES:
             return None
         part = SNAPSHOT_PART if self._under_way[0] < self._sizes[0] else LOG_PART
@@ -120,12 +142,25 @@ class SnapshotSender:
             return None
         descriptor = self._descriptor if part == SNAPSHOT_PART else self._cursor.descriptor
         start = offset if part == SNAPSHOT_PART else offset + HEADER_BYTES
-        raw = pread_exactly(descriptor, min(PIECE_BYTES, left), start)
+        raw = pread_exactly(descriptor, min(self._piece_bytes(), left), start)
         if not raw:
             raise PositionGoneError("the snapshot or the log became shorter while it was sent")
         self._under_way[part] = offset + len(raw)
+        if self._bytes_per_s:
+            # What was not sent in time is not made up for, but for a moment that the loop was late.
+            due_ms = max(self._due_ms, self._clock_ms() - LATE_MS)
+            self._due_ms = due_ms + len(raw) * 1000 / self._bytes_per_s
         payload, compressed = pack_payload(raw, self._compress and part == LOG_PART)
         return Piece(part, offset, len(raw), compressed), payload
+
+    def progress(self) -> tuple[int, int]:
+        """(bytes that the replica has, bytes in all) of both parts."""
+        return sum(self._acked), sum(self._sizes)
+
+    def _piece_bytes(self) -> int:
+        if not self._bytes_per_s:
+            return PIECE_BYTES
+        return max(PIECE_BYTES_MIN, min(PIECE_BYTES, self._bytes_per_s // PIECES_PER_S))
 
     def close(self) -> None:
         self._cursor.close()
@@ -144,6 +179,13 @@ class SnapshotFinder:
         self._found: Path | None = None
         self._seen: list[Path] = []
         self._tried_ms = -SNAPSHOT_RETRY_MS
+
+    def named(self, name: str) -> Path | None:
+        """The snapshot of that name, if it is here and the log reaches it: a replica has a part of it."""
+        if names.parse_snapshot_name(name) is None:
+            return None
+        path = self._node.store / names.SNAPSHOTS / name
+        return path if self._is_reached(path) and is_usable(self._node, path) else None
 
     def find(self) -> Path | None:
         """The newest snapshot that this log reaches; looking is not cheap, so what was found is kept."""

@@ -39,6 +39,7 @@ from ..store.errors import (
 )
 from .credentials import Secret
 from .detection import HEARTBEAT_MS, SILENCE_MS
+from .permission import AUTO
 from .vitals import DISK_STALL_MS
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,9 @@ class Task(msgspec.Struct, frozen=True, omit_defaults=True):
     poll_ms: int = 0
     use_pokes: bool = True
     use_watcher: bool = True
+    snapshot_bytes_per_s: int = 0
+    rejoin: str = AUTO
+    """Of a receiver: see permission."""
     standby: bool = False
     """A shipper that waits until its node is primary, and again when it is no more."""
     listener: int = -1

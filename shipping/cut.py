@@ -65,10 +65,11 @@ class CommittedError(DivergedError):
     """What is to be cut is committed here: two primaries have committed."""
 
 
-def cut_log(node: NodeLog, to: Position, *, is_open: bool = False) -> None:
+def cut_log(node: NodeLog, to: Position, *, is_open: bool = False, is_accepted: bool = False) -> None:
     """End the log of this node at `to`. The node's handles have to be opened anew afterwards.
 
-    `is_open` says that frames of the same segment follow. Raises DivergedError, with nothing changed, if
+    `is_open` says that frames of the same segment follow, `is_accepted` that what others confirmed may go,
+    too, because a promotion accepted that. Raises DivergedError, with nothing changed, if
     `to` is not in this log by its chain, or if the state holds what is behind it; CommittedError if that
     was confirmed by others.
     """
@@ -83,7 +84,7 @@ def cut_log(node: NodeLog, to: Position, *, is_open: bool = False) -> None:
     folded = max(node.folded_lsn(), state_lsn(node.store)) if shares_state(node.identity.backend) else 0
     if to.lsn and found != to:
         raise DivergedError(f"the primary has {to}, this log {found} there", path=node.store, lsn=to.lsn)
-    if is_confirmed and to.lsn < max(committed, folded):
+    if is_confirmed and not is_accepted and to.lsn < max(committed, folded):
         raise CommittedError(
             f"the primary wants this log to end at LSN {to.lsn}; LSN {committed} is committed and "
             f"{folded} in the state here",

@@ -24,15 +24,20 @@ from ..store.identity import read_identity
 from ..store.ids import Position
 from ..store.page import ControlPage, Word, read_boot_id
 from ..store.promise import read_promise
-from .wake import short_path
+from .wake import CONFIRM, short_path
 
 LSN_WORD = struct.Struct("<Q")
 RECONNECT_MS = 20
+CONFIRM_POLL_S_MIN = 0.00005
+CONFIRM_POLL_S_MAX = 0.002
+CONFIRM_AGAIN_US = 100_000
+"""A poke may meet no shipper, or one that has just begun."""
 LOOK_MS = 200
 """A leader looks at the page at least this often, whatever the stream says."""
 _COMMITTED = int(Word.COMMITTED)
 _GENERATION = int(Word.GENERATION)
 _SHIPPER_IDLE = int(Word.SHIPPER_IDLE)
+_CONFIRMED = int(Word.CONFIRMED_US)
 
 
 class Gate:
@@ -55,7 +60,9 @@ class Gate:
         """Tell the shipper that the log reaches `lsn`. Never blocks, never raises."""
         if not self._words[_SHIPPER_IDLE]:
             return  # it looks at the log again before it waits
-        data = LSN_WORD.pack(lsn)
+        self._send_poke(LSN_WORD.pack(lsn))
+
+    def _send_poke(self, data: bytes) -> None:
         try:
             if self._is_poke_connected:
                 self._poke.send(data)
@@ -100,6 +107,32 @@ class Gate:
             finally:
                 self._wanted.remove(lsn)
         return True
+
+    def confirm(self, timeout_ms: int) -> bool:
+        """Have sync_replicas confirm, from now on, that this node still is the primary.
+
+        False when the time (ms) is up. Whether this node itself has promised a later epoch is for the caller
+        to look at, behind it.
+        """
+        words = self._words
+        begun_us = time.monotonic_ns() // 1000 + 1
+        deadline_us = begun_us + timeout_ms * 1000
+        poke_us, pause_s = 0, CONFIRM_POLL_S_MIN
+        while words[_CONFIRMED] < begun_us:
+            now_us = time.monotonic_ns() // 1000
+            if now_us >= deadline_us:
+                return False
+            if now_us >= poke_us:
+                poke_us = now_us + CONFIRM_AGAIN_US
+                self._send_poke(CONFIRM)
+            time.sleep(pause_s)
+            pause_s = min(CONFIRM_POLL_S_MAX, pause_s * 1.3)
+        return True
+
+    def confirmed_age_ms(self) -> int | None:
+        """How long ago sync_replicas have confirmed that this node is the primary; None: they have not."""
+        confirmed = self._words[_CONFIRMED]
+        return (time.monotonic_ns() // 1000 - confirmed) // 1000 if confirmed else None
 
     def close(self) -> None:
         """Give back sockets and page."""

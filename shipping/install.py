@@ -22,6 +22,7 @@ import logging
 import os
 import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +30,7 @@ import msgspec
 
 from ..store import names
 from ..store.cursor import LogCursor, SegmentFile, list_segments
-from ..store.errors import CorruptError, PerdureError, WireError
+from ..store.errors import CorruptError, FormatError, PerdureError, WireError
 from ..store.files import (
     FILE_MODE,
     make_directory,
@@ -215,6 +216,32 @@ class Incoming:
                 )
         finally:
             cursor.close()
+
+
+def incoming_name(store: Path) -> str:
+    """The name of the snapshot of which a part is here, empty if there is none."""
+    offer = _read_offer(store)
+    return offer.name if offer is not None else ""
+
+
+def incoming_progress(store: Path) -> tuple[int, int]:
+    """(bytes here, bytes in all) of a snapshot that arrives with its part of the log; (0, 0) if none does."""
+    offer = _read_offer(store)
+    if offer is None:
+        return 0, 0
+    segment = names.segment_name(offer.segment_lsn, offer.segment_epoch)
+    have = -HEADER_BYTES
+    for name in (SNAPSHOT, segment):
+        with suppress(FileNotFoundError):
+            have += os.stat(store / names.INCOMING / name).st_size
+    return max(have, 0), offer.snapshot_bytes + offer.log_bytes
+
+
+def _read_offer(store: Path) -> SnapshotOffer | None:
+    try:
+        return read_small_file(store / names.INCOMING / OFFER, OFFER_MAGIC, VERSION, SnapshotOffer)
+    except FormatError:
+        return None  # it is begun anew
 
 
 def finish_install(store: Path) -> bool:

@@ -124,12 +124,16 @@ class ShipWelcome(msgspec.Struct, frozen=True):
     sync_replicas: Count = 0
     """By the newest CONFIG in its log."""
     is_sound: bool = True
+    was_primary: bool = False
     is_state_shared: bool = True
     snapshots: list[Count] = []
     """LSNs of its newest snapshots."""
     takes_keys: bool = True
     is_automatic: bool = True
+    is_forced: bool = False
     """What these say: see ReplicaFacts."""
+    incoming: str = ""
+    """File name of a snapshot of which a part is here."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -144,6 +148,8 @@ class Cut(msgspec.Struct, frozen=True):
     to: WirePosition
     is_open: bool = False
     """The primary's segment goes on there: so does the replica's."""
+    is_accepted: bool = False
+    """Also if what is cut was committed: a promotion accepted that it is lost."""
 
 
 class Frames(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from .wire_types import Count, WirePosition, WireState
 
 KEYS_AT_ONCE: Final = 4096
 KEY_BYTES_AT_ONCE: Final = 256 << 10
+SEGMENTS_TOLD: Final = 1024
 RECORD_BYTES_AT_ONCE: Final = 2 << 20
 """A reply is closed behind the record that passes this; so it has at least one."""
 RECORD_BYTES_MAX: Final = VALUE_BYTES_MAX + HASH_BYTES
@@ -54,9 +55,33 @@ class KeysReply(msgspec.Struct, frozen=True):
     count: Count
 
 
-RejoinMessage: TypeAlias = Parted | KeysOffer | KeysAsk | KeysReply
+class FactsAsk(msgspec.Struct, frozen=True):
+    """What does a replica's way back depend on, on this node's side?"""
 
-KINDS: Final[dict[int, type]] = {14: Parted, 15: KeysOffer, 16: KeysReply, 34: KeysAsk}
+
+class FactsReply(msgspec.Struct, frozen=True):
+    """See PrimaryFacts: of the newest epochs and segments, as many as go into a message."""
+
+    node: str
+    is_primary: bool
+    end: WirePosition
+    epochs: list[tuple[Count, Count]]
+    oldest_lsn: Count
+    segments: list[tuple[Count, Count]]
+    losses: list[tuple[Count, Count]]
+    has_snapshot: bool
+
+
+RejoinMessage: TypeAlias = Parted | KeysOffer | KeysAsk | KeysReply | FactsAsk | FactsReply
+
+KINDS: Final[dict[int, type]] = {
+    14: Parted,
+    15: KeysOffer,
+    16: KeysReply,
+    17: FactsReply,
+    34: KeysAsk,
+    35: FactsAsk,
+}
 WITH_PAYLOAD: Final[frozenset[int]] = frozenset({16, 34})
 
 

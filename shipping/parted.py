@@ -16,14 +16,13 @@ from ..store import names
 from ..store.backends import open_backend, shares_state
 from ..store.cursor import SegmentFile, list_segments
 from ..store.errors import PerdureError
-from ..store.files import make_directory, next_free, publish, read_small
+from ..store.files import make_directory, next_free, publish
 from ..store.identity import read_identity
 from ..store.page import read_boot_id
 from ..store.snapshot import list_snapshots
 from ..store.state import inspect_state
 from .replacing import move_if_there
 
-SEGMENT_BYTES_MAX: Final = 1 << 32
 SNAPSHOTS_MAX: Final = 256
 
 
@@ -42,11 +41,8 @@ def segments_behind(log: Path, lsn: int) -> list[SegmentFile]:
 def keep_copy(file: SegmentFile, folder: Path) -> None:
     """Copy a segment, unless that was done before a crash: what is kept is never written over."""
     target = folder / file.path.name
-    if os.path.exists(target):
-        return
-    data = read_small(file.path, SEGMENT_BYTES_MAX)
-    if data is not None:
-        publish(target, data)
+    if not os.path.exists(target):
+        publish(target, file.path.read_bytes())
 
 
 def move_snapshots(store: Path, lsn: int, folder: Path, *, but: str = "") -> None:

@@ -13,7 +13,7 @@ import selectors
 import time
 from collections.abc import Callable
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -75,6 +75,14 @@ UNSENT_BYTES_MAX: Final = 4 << 20
 ERROR_CHARS_MAX: Final = 1000
 
 
+NO_SNAPSHOT: Final[dict[str, Any]] = {
+    "snapshot": "",
+    "snapshot_lsn": 0,
+    "snapshot_bytes": 0,
+    "snapshot_total_bytes": 0,
+}
+
+
 class Stage(Enum):
     WAITING = "waiting"
     CONNECTING = "connecting"
@@ -102,6 +110,8 @@ class Peer:
         self._placement: Placement | None = None
         self._snapshot: SnapshotSender | None = None
         self._keys: KeysSender | None = None
+        self._incoming = ""
+        """Name of a snapshot of which the replica has a part."""
         self._retry_ms = 0
         self._retry_at_ms = 0
         self._since_ms = 0
@@ -158,6 +168,11 @@ class Peer:
         if self._stage is Stage.STREAMING and self._committed_sent < self._reign.committed_lsn:
             self._guarded(self._heartbeat)
 
+    def ask_again(self) -> None:
+        """A reader wants to know whether this node still is the primary: a heartbeat now."""
+        if self._stage is Stage.STREAMING:
+            self._guarded(self._heartbeat)
+
     def tell_peers(self, message: Peers) -> None:
         if self._stage is Stage.STREAMING and self._link is not None and not self._link.has_unsent:
             self._guarded(lambda: self._send(message))
@@ -171,7 +186,7 @@ class Peer:
 
     def needs_snapshot(self) -> None:
         """The log is no longer kept for it."""
-        self._set_slot(state=slots.SNAPSHOT)
+        self._set_slot(state=slots.SNAPSHOT, **NO_SNAPSHOT)
 
     def close(self) -> None:
         self._disconnect()
@@ -232,8 +247,10 @@ class Peer:
                 self._set_slot(state=slots.PAUSED, error=message.text[:ERROR_CHARS_MAX])
             case Stage.SNAPSHOT, SnapshotWant() if self._snapshot:
                 self._snapshot.want(message)
+                self._note_progress(self._snapshot)
             case Stage.SNAPSHOT, PieceAck() if self._snapshot:
                 self._snapshot.acked(message)
+                self._note_progress(self._snapshot)
             case Stage.KEYS, FetchAsk() if self._keys:
                 self._keys.frames(message)
             case Stage.KEYS, KeysAsk() if self._keys:
@@ -241,8 +258,8 @@ class Peer:
             case Stage.KEYS, ShipWelcome():
                 self._end_keys()
                 self._welcomed(message)
-            case ((Stage.SNAPSHOT | Stage.KEYS), Ack()):
-                pass  # an answer to a heartbeat
+            case ((Stage.SNAPSHOT | Stage.KEYS | Stage.SEARCHING | Stage.MEETING), Ack()):
+                pass  # an answer to a heartbeat, perhaps of the stage before
             case _:
                 raise WireError(
                     f"a {type(message).__name__} message while {self._stage.value}", node=self.name
@@ -258,6 +275,7 @@ class Peer:
                 hint="Look at the names and addresses of the replicas.",
             )
         self._set_slot(applied_lsn=welcome.applied_lsn)
+        self._incoming = welcome.incoming
         self._placement = Placement(self._reign, welcome)
         self._stage = Stage.SEARCHING
 
@@ -269,11 +287,11 @@ class Peer:
                 return True
             case StreamFrom(after, cursor):
                 self._begin_stream(after, cursor)
-            case CutTo(position, is_open):
+            case CutTo(position, is_open, is_accepted):
                 logger.warning("cutting a replica's tail: node=%s to=%s", self.name, position)
                 self._stage = Stage.MEETING
                 self._since_ms = monotonic_ms()
-                self._send(Cut(position, is_open))
+                self._send(Cut(position, is_open, is_accepted))
             case GiveKeys(fork):
                 logger.warning("giving a replica the keys that it changed: node=%s fork=%s", self.name, fork)
                 self._keys = KeysSender(self._reign.node, fork)
@@ -312,11 +330,11 @@ class Peer:
         reign.has_news = True
         logger.info("streaming: node=%s after=%s", self.name, after)
         state = slots.STREAMING if self.sender.is_close else slots.CATCH_UP
-        self._set_slot(state=state, error="", position=after)
+        self._set_slot(state=state, error="", position=after, **NO_SNAPSHOT)
 
     def _begin_snapshot(self, why: str, parted_lsn: int) -> None:
         reign = self._reign
-        path = reign.find_snapshot()
+        path = reign.named_snapshot(self._incoming) or reign.find_snapshot()
         self._set_slot(state=slots.SNAPSHOT, error="")
         if path is None:
             raise PositionGoneError(
@@ -324,10 +342,18 @@ class Peer:
                 node=self.name,
                 hint="`perdure snapshot create` on the primary; the replica then goes on by itself.",
             )
-        self._snapshot = SnapshotSender(reign.node, path, compress=reign.compress, parted_lsn=parted_lsn)
+        self._snapshot = SnapshotSender(
+            reign.node,
+            path,
+            compress=reign.compress,
+            parted_lsn=parted_lsn,
+            bytes_per_s=reign.snapshot_bytes_per_s,
+        )
         self._stage = Stage.SNAPSHOT
         self._heard_ms = monotonic_ms()
         logger.info("sending a snapshot: node=%s path=%s because=%s", self.name, path, why)
+        lsn = self._snapshot.offer.at[1]
+        self._set_slot(snapshot=path.name, snapshot_lsn=lsn)
         self._send(self._snapshot.offer)
 
     def _pump_frames(self) -> bool:
@@ -369,6 +395,10 @@ class Peer:
             self._keys.close()
             self._keys = None
 
+    def _note_progress(self, snapshot: SnapshotSender) -> None:
+        have, total = snapshot.progress()
+        self._set_slot(snapshot_bytes=have, snapshot_total_bytes=total)
+
     def _heartbeat(self) -> None:
         reign = self._reign
         self._heartbeat_ms = monotonic_ms()
@@ -384,6 +414,8 @@ class Peer:
             self._reign.has_news = True
         changes: dict[str, object] = {"applied_lsn": ack.applied_lsn}
         if ack.echo_us:
+            self._reign.echoed[self.name] = ack.echo_us
+            self._reign.has_echo = True
             changes["round_trip_us"] = max(0, time.monotonic_ns() // 1000 - ack.echo_us)
         self._set_slot(position=position, **changes)
 
@@ -487,6 +519,7 @@ class Peer:
             self._snapshot.close()
             self._snapshot = None
         self._reign.acked.pop(self.name, None)
+        self._reign.echoed.pop(self.name, None)
         self._stage = Stage.WAITING
         self._retry_at_ms = monotonic_ms() + int(self._retry_ms * self._random.uniform(0.5, 1.5))
 

@@ -17,12 +17,12 @@ from .bootstrap import log_sizes
 from .messages import ShipWelcome
 from .progress import Common
 from .reign import Reign
+from .rejoin_facts import accepted_losses, replica_facts
 from .rejoin_plan import (
     Bootstrap,
     Follow,
     PrimaryFacts,
     Refuse,
-    ReplicaFacts,
     TakeKeys,
     Truncate,
     bytes_behind,
@@ -44,6 +44,8 @@ class CutTo(msgspec.Struct, frozen=True):
     position: Position
     is_open: bool
     """The segment goes on behind it."""
+    is_accepted: bool
+    """Whatever was committed behind it may go."""
 
 
 class GiveKeys(msgspec.Struct, frozen=True):
@@ -70,23 +72,6 @@ class HasDiverged(msgspec.Struct, frozen=True):
 Verdict: TypeAlias = "StreamFrom | CutTo | GiveKeys | NeedsSnapshot | HasDiverged"
 
 
-def replica_facts(welcome: ShipWelcome) -> ReplicaFacts:
-    """What a replica said of itself, as the decision takes it."""
-    return ReplicaFacts(
-        end=Position(*welcome.end),
-        epochs=tuple(welcome.epochs),
-        oldest_lsn=welcome.oldest_lsn,
-        committed_lsn=welcome.committed_lsn,
-        applied_lsn=welcome.applied_lsn,
-        sync_replicas=welcome.sync_replicas,
-        is_sound=welcome.is_sound,
-        is_state_shared=welcome.is_state_shared,
-        snapshots=tuple(welcome.snapshots),
-        takes_keys=welcome.takes_keys,
-        is_automatic=welcome.is_automatic,
-    )
-
-
 class Placement:
     """The search for one replica's place."""
 
@@ -95,6 +80,7 @@ class Placement:
         self._facts = replica_facts(welcome)
         self._search: Search | None = None
         self._wanted: Follow | Truncate | TakeKeys | None = None
+        self._is_accepted = welcome.is_forced
 
     def step(self) -> Verdict | None:
         """Search on a little; None as long as it goes on. Raises as LogCursor.read."""
@@ -118,7 +104,12 @@ class Placement:
             self._search = None
 
     def _begin(self) -> Verdict | None:
-        decided = decide_rejoin(self._facts, self._primary_facts())
+        facts = self._primary_facts()
+        decided = decide_rejoin(self._facts, facts)
+        if isinstance(decided, Refuse) and decided.is_fault:
+            losses = accepted_losses(self._reign.node)
+            decided = decide_rejoin(self._facts, msgspec.structs.replace(facts, losses=losses))
+            self._is_accepted = True
         if isinstance(decided, Refuse):
             return HasDiverged(decided.why, decided.is_fault)
         if isinstance(decided, Bootstrap):
@@ -152,7 +143,8 @@ class Placement:
         if isinstance(wanted, TakeKeys):
             return GiveKeys(found)
         starts = {file.first_lsn for file in list_segments(self._reign.node.log.cursor.log)}
-        return CutTo(found, is_open=fork.lsn + 1 not in starts and fork.lsn < self._reign.window.end.lsn)
+        is_open = fork.lsn + 1 not in starts and fork.lsn < self._reign.window.end.lsn
+        return CutTo(found, is_open, self._is_accepted)
 
     def _fork(self) -> Common:
         wanted = self._wanted

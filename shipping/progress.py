@@ -72,6 +72,30 @@ def commit_lsn(
     return max(committed_lsn, reached)
 
 
+def confirmed_us(electorate: Electorate, echoed: Mapping[str, int], committed_lsn: int) -> int:
+    """Up to when it is sure that no later epoch had a primary: 0 if that is not known.
+
+    `echoed` are the times (the primary's monotonic clock, us) of heartbeats that replicas answered while they
+    had promised nothing to anybody else. Of any k of them and the primary itself at least one has to promise
+    before a later epoch begins. Before its own EPOCH_START is committed a primary does not know all that is.
+    """
+    if electorate.sync_replicas <= 0 or committed_lsn < electorate.epoch_start_lsn:
+        return 0
+    reached = _kth_us(echoed, electorate.voters - electorate.witnesses, electorate.sync_replicas, electorate)
+    before = electorate.before
+    if before is not None and committed_lsn < electorate.changed_lsn:
+        needed = before.sync_replicas + (electorate.primary not in before.voters)
+        if needed:
+            reached = min(reached, _kth_us(echoed, before.data_voters, needed, electorate))
+    return reached
+
+
+def _kth_us(echoed: Mapping[str, int], replicas: Collection[str], k: int, electorate: Electorate) -> int:
+    """The k-th newest echo of these replicas besides the primary; 0 if too few are heard."""
+    found = [us for node, us in echoed.items() if node in replicas and node != electorate.primary]
+    return sorted(found, reverse=True)[k - 1] if len(found) >= k else 0
+
+
 def _reached(
     electorate: Electorate,
     voters: Collection[str],

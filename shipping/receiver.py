@@ -33,10 +33,11 @@ from ..store.promise import Promise
 from .credentials import Secret, check_secret
 from .crossing import Crossing
 from .cut import CommittedError, cut_log, finish_cut
-from .faults import Fault, read_fault, write_fault
+from .faults import Fault, clear_fault, read_fault, write_fault
 from .install import Incoming, finish_install
 from .link import LinkClosed, accept, listen
 from .messages import (
+    Cut,
     FetchAsk,
     FetchReply,
     Pause,
@@ -50,6 +51,7 @@ from .messages import (
 from .messages_rejoin import Parted
 from .nodelog import NodeLog, monotonic_ms, now_ms, open_node_log, take_process_lock
 from .parted import state_lsn
+from .permission import AUTO, end_permission, read_permission
 from .ports import read_ports
 from .rejoin import finish_rejoin
 from .replica_log import ReplicaLog
@@ -71,7 +73,10 @@ FETCH_BYTES_MAX: Final = 1 << 20
 class Receiver:
     """The receiver of one node."""
 
-    def __init__(self, node: NodeLog, host: str, port: int, secret: Secret) -> None:
+    def __init__(
+        self, node: NodeLog, host: str, port: int, secret: Secret, *, is_automatic: bool = True
+    ) -> None:
+        self.is_automatic = is_automatic
         self.node = node
         self.secret = secret
         self.replica = ReplicaLog(node)
@@ -125,6 +130,9 @@ class Receiver:
         for visitor in list(self._visitors.values()):
             if at_ms - visitor.heard_ms > visitor.limit_ms():
                 self.end(visitor, WireError(f"{visitor.link.peer} was silent for too long"))
+        told_anew = self._is_to_be_made_anew()
+        if told_anew and self._shipper is not None and self._shipper.stage is Stage.STREAMING:
+            self.end(self._shipper, WireError("this node was told to be made anew"))
         shipper = self._shipper
         if shipper is not None and shipper.is_paused and at_ms - self._full_since_ms >= FULL_RETRY_MS:
             self._guarded(shipper, lambda: self._append(shipper))
@@ -237,9 +245,15 @@ class Receiver:
         self._primary = visitor.primary
         if old is not None and old is not visitor:
             self._drop(old)
+        if not self._is_to_be_made_anew():
+            end_permission(self.node.store)
         logger.info(
             "following: primary=%s epoch=%d", visitor.primary, visitor.reign.epoch if visitor.reign else 0
         )
+
+    def _is_to_be_made_anew(self) -> bool:
+        told = read_permission(self.node.store)
+        return told is not None and told.is_anew
 
     def announced(self, committed_lsn: int) -> None:
         self.replica.commit(committed_lsn)
@@ -333,11 +347,14 @@ class Receiver:
 
     # -- changing the log ------------------------------------------------------------------------
 
-    def cut(self, to: Position, reign: Promise, *, is_open: bool) -> None:
-        """End this log at `to`, as the primary says; see cut_log."""
+    def cut(self, cut: Cut, reign: Promise) -> None:
+        """End this log where the primary says; see cut_log."""
+        to = Position(*cut.to)
         self.replica.accept_reign(reign)
         try:
-            cut_log(self.node, to, is_open=is_open)
+            cut_log(self.node, to, is_open=cut.is_open, is_accepted=cut.is_accepted)
+            if cut.is_accepted:
+                clear_fault(self.node.store)
         except CommittedError as error:
             self._note_fault(error.lsn or to.lsn, str(error))
             raise
@@ -403,6 +420,7 @@ class Receiver:
             self._broken = error
             raise
         self.replica = ReplicaLog(self.node)
+        end_permission(self.node.store)
 
 
 def serve_receiver(
@@ -411,6 +429,7 @@ def serve_receiver(
     port: int,
     *,
     secret: Secret = b"",
+    rejoin: str = AUTO,
     should_stop: Callable[[], bool] = lambda: False,
     on_ready: Callable[[int], object] | None = None,
     lifeline: int | None = None,
@@ -420,6 +439,8 @@ def serve_receiver(
     Port 0 takes a free one; `on_ready` is called with the port. `secret` is what all nodes share, or
     credentials (see check_secret); empty only on loopback. `lifeline` is a descriptor: the receiver ends when
     its other end is closed. What a crash left half-done (a cut, an installed snapshot) is finished first.
+
+    `rejoin` is "auto", or "manual" if nothing is taken off this node's log before `perdure rejoin` says so.
 
     Raises StoreInUseError if a receiver runs already, WireError if the address is taken, CorruptError
     for a damaged log (a replica that lost what it acknowledged must not go on by itself), PoisonedError
@@ -437,7 +458,7 @@ def serve_receiver(
         lock.close()
         raise
     try:
-        receiver = Receiver(node, host, port, secret)
+        receiver = Receiver(node, host, port, secret, is_automatic=rejoin == AUTO)
     except BaseException:
         node.close()
         raise

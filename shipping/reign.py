@@ -46,10 +46,18 @@ class Reign:
     compress: bool = True
     slot_budget_bytes: int = SLOT_BUDGET_BYTES
     silence_ms: int = SILENCE_MS
+    snapshot_bytes_per_s: int = 0
+    """To one replica; 0 is no limit."""
+    named_snapshot: Callable[[str], Path | None] = lambda name: None
+    """The snapshot of that name, if the log reaches it."""
     find_snapshot: Callable[[], Path | None] = lambda: None
     """The newest snapshot that the log reaches; None while there is none (one may be under way)."""
     committed_lsn: int = 0
     acked: dict[str, Position] = field(default_factory=dict[str, Position])
+    echoed: dict[str, int] = field(default_factory=dict[str, int])
+    """The time (us) of the newest heartbeat that each replica has answered."""
+    has_echo: bool = False
+    """One of them is new."""
     has_news: bool = False
     """An acknowledgement came: the commit LSN may move."""
 

@@ -38,7 +38,6 @@ from ..store.files import (
     make_directory,
     pread_exactly,
     publish,
-    read_small,
     remove_durably,
     translated,
 )
@@ -69,7 +68,6 @@ VERSION: Final = 1
 FRAMES: Final = "frames"
 RECORDS: Final = "records"
 FOLD_LOCK_MS: Final = 5_000
-FILE_BYTES_MAX: Final = 1 << 31
 EPOCH_LIMIT: Final = 1 << 32
 PART: Final = struct.Struct("<IQQ")
 """Number of keys, bytes of keys, bytes of records."""
@@ -134,7 +132,8 @@ def read_records(data: bytes) -> Records:
 def read_part(store: Path, name: str, expected_hash: int | None = None) -> bytes:
     """A file of `rejoin/`. Raises CorruptError if it is not what the plan says."""
     path = store / names.REJOIN / name
-    data = read_small(path, FILE_BYTES_MAX) or b""
+    with translated("cannot read what was gathered for a rejoin", path):
+        data = path.read_bytes()
     if expected_hash is not None and xxhash.xxh3_64_intdigest(data) != expected_hash:
         raise CorruptError("what was gathered for a rejoin is not what its plan says", path=path)
     return data

@@ -8,7 +8,8 @@ with the primary's at the fork:
     |----------------------------------------------------|------------------------------------------------|
     | has nothing behind the fork                        | Follow; Bootstrap if the log is gone, or more  |
     |                                                    | than its budget is missing                     |
-    | k >= 1, and something behind the fork is committed | Refuse: two primaries have committed           |
+    | k >= 1, and something behind the fork is committed | Refuse: two primaries have committed; unless a |
+    |                                                    | promotion accepted that loss, or it is forced  |
     | rejoins by command only                            | Refuse, until it is told to                    |
     | its log is not to be trusted                       | Bootstrap                                      |
     | no fork is known, or either log begins behind it   | Bootstrap                                      |
@@ -52,6 +53,8 @@ class ReplicaFacts(msgspec.Struct, frozen=True):
     """By the newest CONFIG in its own log: did a commit there need other nodes?"""
     is_sound: bool = True
     """False if its log or state is not to be built on."""
+    was_primary: bool = False
+    """Of the epoch in which its log ends: it may have what nobody else has."""
     is_state_shared: bool = True
     """False if each process makes its state from snapshot and log, so that none is ever beyond the log."""
     snapshots: tuple[int, ...] = ()
@@ -60,6 +63,8 @@ class ReplicaFacts(msgspec.Struct, frozen=True):
     """False if it has found that the keys which its state has from behind the fork cannot be taken."""
     is_automatic: bool = True
     """False if it takes nothing off its log before it is told to."""
+    is_forced: bool = False
+    """It was told to rejoin although what is committed there is not in the primary's history."""
 
 
 class PrimaryFacts(msgspec.Struct, frozen=True):
@@ -73,6 +78,8 @@ class PrimaryFacts(msgspec.Struct, frozen=True):
     slot_budget_bytes: int
     """A replica that lacks more log than this gets a snapshot, if there is one."""
     has_snapshot: bool = False
+    losses: tuple[tuple[int, int], ...] = ()
+    """(LSN of an EPOCH_START, first LSN of the history before it that its promotion accepted to lose)."""
 
 
 class Follow(msgspec.Struct, frozen=True, tag=True):
@@ -123,8 +130,9 @@ def decide_rejoin(replica: ReplicaFacts, primary: PrimaryFacts) -> Outcome:
     if fork is not None and fork.lsn == replica.end.lsn and replica.is_sound:
         return _decide_behind(replica, primary)
     if fork is None and replica.end.lsn + 1 < primary.oldest_lsn and replica.is_sound:
-        return Bootstrap(None, False, _gone(primary))  # too far behind to be compared
-    if (refusal := _refuse_parted(replica, fork)) is not None:
+        # Too far behind to be compared: what only an old primary can have is kept as if it had parted.
+        return Bootstrap(None, replica.was_primary, _gone(primary))
+    if (refusal := _refuse_parted(replica, primary, fork)) is not None:
         return refusal
     has_parted = fork is None or fork.lsn < replica.end.lsn
     if not replica.is_sound:
@@ -142,11 +150,12 @@ def _decide_behind(replica: ReplicaFacts, primary: PrimaryFacts) -> Outcome:
     return Follow(replica.end)
 
 
-def _refuse_parted(replica: ReplicaFacts, fork: Common | None) -> Refuse | None:
+def _refuse_parted(replica: ReplicaFacts, primary: PrimaryFacts, fork: Common | None) -> Refuse | None:
     """Why nothing may be taken from a replica that has what the primary has not, None if it may."""
     lsn = fork.lsn if fork is not None else max(replica.oldest_lsn - 1, 0)
     kept = max(replica.committed_lsn, replica.applied_lsn)
-    if replica.sync_replicas > 0 and kept > lsn:
+    is_accepted = replica.is_forced or any(start > lsn >= first - 1 for start, first in primary.losses)
+    if replica.sync_replicas > 0 and kept > lsn and not is_accepted:
         what = f"LSN {kept} is committed there, and the two logs part behind LSN {lsn}"
         return Refuse(fork, f"two primaries have committed: {what}", True)
     if not replica.is_automatic:

@@ -14,10 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from ..store.errors import WireError
 from .children import Child, Task, start_child
 from .credentials import Secret, check_secret
 from .faults import read_fault
+from .permission import AUTO
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +75,7 @@ def run_replica(
     port: int,
     *,
     secret: Secret = b"",
+    rejoin: str = AUTO,
     should_stop: Callable[[], bool] = lambda: False,
     on_ready: Callable[[int], object] | None = None,
     lifeline: int | None = None,
@@ -80,12 +84,13 @@ def run_replica(
     """Run a node's receiver and folder, each in a process of its own, until `should_stop` says so.
 
     `on_ready` is called with the port once the receiver listens. `lifeline` is a descriptor: the replica
-    ends when its other end is closed. Raises WireError or another PerdureError if the receiver can't be
-    started at first; later failures are logged, and the process is started again.
+    ends when its other end is closed. `rejoin` as in serve_receiver. Raises WireError or another
+    PerdureError if the receiver can't be started at first; later failures are logged, and the process is
+    started again.
     """
     check_secret(secret, host)
     path = Path(store)
-    receiver = _Post(Task("receiver", str(path), host, port, secret, log_level=log_level))
+    receiver = _Post(Task("receiver", str(path), host, port, secret, rejoin=rejoin, log_level=log_level))
     folder = _Post(Task("folder", str(path), log_level=log_level))
     poller = select.poll()
     if lifeline is not None:
@@ -96,7 +101,7 @@ def run_replica(
         if first is None:
             raise WireError("the receiver could not be started", path=path)
         ready = first.wait_ready()
-        receiver.task = Task("receiver", str(path), host, ready.port, secret, log_level=log_level)
+        receiver.task = msgspec.structs.replace(receiver.task, port=ready.port)
         folder.tend(True)
         if on_ready is not None:
             on_ready(ready.port)

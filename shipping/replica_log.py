@@ -17,6 +17,8 @@ from .nodelog import NodeLog
 _COMMITTED = int(Word.COMMITTED)
 _FLUSHED = int(Word.FLUSHED)
 _GENERATION = int(Word.GENERATION)
+_HEARD_LSN = int(Word.HEARD_LSN)
+_HEARD_MS = int(Word.HEARD_MS)
 
 
 class ReplicaLog:
@@ -103,15 +105,24 @@ class ReplicaLog:
         finally:
             log.unlock()
 
-    def hear_time(self, reign: Promise, primary_ms: int) -> None:
+    def hear_time(self, reign: Promise, primary_ms: int) -> bool:
         """The primary's session time is this, or was a moment ago: it is this node's too.
 
-        Unless the reign is over. This process may not have noticed that yet, if the node was promoted.
+        Unless the reign is over, which is answered: this process may not have noticed that yet, if the node
+        was promoted.
         """
         log = self._log
         held = log.promise if log.words[_GENERATION] == log.generation else read_promise(log.store)
-        if (held.epoch, held.candidate) == (reign.epoch, reign.candidate):
-            self.node.clock.follow(max(primary_ms, log.cursor.time_ms))
+        if (held.epoch, held.candidate) != (reign.epoch, reign.candidate):
+            return False
+        self.node.clock.follow(max(primary_ms, log.cursor.time_ms))
+        return True
+
+    def hear_commit(self, lsn: int, at_ms: int) -> None:
+        """A heartbeat that came at `at_ms` (monotonic) says that `lsn` is committed."""
+        words = self._log.words
+        words[_HEARD_LSN] = lsn
+        words[_HEARD_MS] = at_ms
 
     def commit(self, lsn: int) -> int:
         """The primary says that `lsn` is committed: publish it as far as this log has it on disk."""

@@ -32,7 +32,7 @@ from .gateserver import GateServer
 from .messages import Peers
 from .nodelog import NodeLog, monotonic_ms, open_node_log, take_process_lock
 from .peer import Peer
-from .progress import Electorate, commit_lsn, electorate_of, voters_connected
+from .progress import Electorate, commit_lsn, confirmed_us, electorate_of, voters_connected
 from .reign import SILENCE_MS, SLOT_BUDGET_BYTES, Fenced, Reign
 from .roster import replica_addresses
 from .slots import SlotWriter, read_slots, slot_or_new
@@ -55,6 +55,7 @@ _FLUSHED = int(Word.FLUSHED)
 _COMMITTED = int(Word.COMMITTED)
 _GENERATION = int(Word.GENERATION)
 _IDLE = int(Word.SHIPPER_IDLE)
+_CONFIRMED = int(Word.CONFIRMED_US)
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class ShipperOptions:
     """zstd for sealed segments on the wire."""
     slot_budget_bytes: int = SLOT_BUDGET_BYTES
     """A replica that lacks more log than this gets a snapshot."""
+    snapshot_bytes_per_s: int = 0
+    """So much of a snapshot goes to one replica in a second; 0 is no limit."""
     silence_ms: int = SILENCE_MS
     poll_ms: int = POLL_MS
     use_pokes: bool = True
@@ -98,6 +101,8 @@ class Shipper:
             slot_budget_bytes=options.slot_budget_bytes,
             silence_ms=options.silence_ms,
             find_snapshot=self._snapshots.find,
+            named_snapshot=self._snapshots.named,
+            snapshot_bytes_per_s=options.snapshot_bytes_per_s,
             committed_lsn=self._words[_COMMITTED],
         )
         self._slots = SlotWriter(node.store)
@@ -142,6 +147,7 @@ class Shipper:
         words = self._words
         words[_IDLE] = 0
         words[Word.VOTERS_CONNECTED] = 0
+        words[_CONFIRMED] = 0
         words[Word.SHIPPER] = 0
         for peer in self._peers:
             peer.close()
@@ -253,6 +259,9 @@ class Shipper:
 
     def _commit(self) -> None:
         reign, words = self._reign, self._words
+        if reign.has_echo:
+            reign.has_echo = False
+            self._confirm()
         if not reign.has_news:
             return
         reign.has_news = False
@@ -262,6 +271,13 @@ class Shipper:
         reign.committed_lsn = committed
         words[_COMMITTED] = committed
         self._gate.announce(committed)
+
+    def _confirm(self) -> None:
+        """Publish up to when replicas have confirmed that this node is the primary."""
+        reign = self._reign
+        confirmed = confirmed_us(reign.electorate, reign.echoed, reign.committed_lsn)
+        if confirmed > self._words[_CONFIRMED]:
+            self._words[_CONFIRMED] = confirmed
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -331,6 +347,10 @@ class Shipper:
     def _poked(self, _mask: int) -> None:
         if self._poke.drain():
             self._woken_by = Wake.POKE
+            if self._poke.asks_to_confirm:
+                self._poke.asks_to_confirm = False
+                for peer in self._peers:
+                    peer.ask_again()
 
     def _noticed(self, _mask: int) -> None:
         if self._watcher.drain() and self._woken_by is not Wake.POKE:

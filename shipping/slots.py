@@ -61,6 +61,12 @@ class Slot(msgspec.Struct, frozen=True):
     lag_ms: int = 0
     """Age of the oldest frame that it has not acknowledged, when this was written."""
     round_trip_us: int = 0
+    snapshot: str = ""
+    """File name of the snapshot that it is being sent; the log behind that is kept."""
+    snapshot_lsn: int = 0
+    snapshot_bytes: int = 0
+    """It has so much of that, with the part of the log that goes with it."""
+    snapshot_total_bytes: int = 0
 
     @property
     def position(self) -> Position:
@@ -68,8 +74,13 @@ class Slot(msgspec.Struct, frozen=True):
 
     @property
     def keeps_log(self) -> bool:
-        """Must retention keep the log behind the slot's position? Not if a snapshot comes anyway."""
-        return self.state not in (SNAPSHOT, DIVERGED)
+        """Must retention keep the log behind `held_lsn`? Not if another snapshot comes anyway."""
+        return bool(self.snapshot) if self.state == SNAPSHOT else self.state != DIVERGED
+
+    @property
+    def held_lsn(self) -> int:
+        """Behind this LSN the replica needs the log: its own position, or that of the snapshot it gets."""
+        return self.snapshot_lsn if self.snapshot and self.state == SNAPSHOT else self.lsn
 
 
 def new_slot(node: str) -> Slot:
@@ -173,4 +184,8 @@ def _is_same(old: Slot, new: Slot) -> bool:
     """Nothing that matters changed: what is only a time may be old by a second."""
     if new.last_seen_ms - old.last_seen_ms >= SEEN_MS:
         return False
-    return (old.epoch, old.lsn, old.state, old.error) == (new.epoch, new.lsn, new.state, new.error)
+    return _changing(old) == _changing(new)
+
+
+def _changing(slot: Slot) -> tuple[int, int, str, str, str, int]:
+    return slot.epoch, slot.lsn, slot.state, slot.error, slot.snapshot, slot.snapshot_bytes

@@ -17,7 +17,7 @@ from typing import Final
 from ..store.errors import PerdureError, PositionGoneError
 from ..store.fold import unreadable, value_of
 from ..store.ids import StatePosition
-from ..store.opening import OpenOptions, open_store
+from ..store.opening import Opened, OpenOptions, open_store
 from ..store.ports import Backend, Record
 from .messages_rejoin import RECORD_BYTES_AT_ONCE
 from .nodelog import monotonic_ms
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 IDLE_MS: Final = 30_000
 FOLD_WAIT_S: Final = 0.02
+FOLD_LOCK_MS: Final = 5_000
 
 
 class StateImage:
@@ -76,8 +77,7 @@ class StateImage:
         try:
             opened = open_store(self._store, OpenOptions(create=False))
             try:
-                with opened.view.mutex:
-                    self._serve(opened.backend)
+                self._serve(opened)
             finally:
                 opened.close()
         except PerdureError as error:
@@ -86,8 +86,9 @@ class StateImage:
             self._error = unreadable(error)
             logger.exception("an image of the state ended")
 
-    def _serve(self, backend: Backend) -> None:
-        self._at = self._refreshed(backend)
+    def _serve(self, opened: Opened) -> None:
+        backend = opened.backend
+        self._at = self._refreshed(opened)
         while (keys := self._next()) is not None:
             found = self._records(backend, keys)
             with self._changed:
@@ -95,11 +96,13 @@ class StateImage:
         backend.release()
         self._error = PositionGoneError("the state's image is no longer kept: nothing was asked of it")
 
-    def _refreshed(self, backend: Backend) -> StatePosition:
-        """Begin the read view, once the state is as far as the fork."""
+    def _refreshed(self, opened: Opened) -> StatePosition:
+        """Begin the read view, once the state is as far as the fork: perhaps nobody else folds."""
+        backend = opened.backend
         until_ms = monotonic_ms() + IDLE_MS
         while (at := backend.refresh()).lsn < self._fork_lsn:
             backend.release()
+            _fold(opened)
             if monotonic_ms() > until_ms or self._is_closed:
                 raise PositionGoneError(
                     f"the state stands at LSN {at.lsn}, before the fork at {self._fork_lsn}", lsn=at.lsn
@@ -132,3 +135,17 @@ class StateImage:
             if size >= RECORD_BYTES_AT_ONCE:
                 break
         return found
+
+
+def _fold(opened: Opened) -> None:
+    view, lock = opened.view, opened.fold_lock()
+    try:
+        with view.fold_threads:
+            lock.acquire(FOLD_LOCK_MS, "a process that folds")
+            with view.mutex:
+                plan = view.fold_plan()
+                if plan is not None:
+                    opened.backend.fold(*plan)
+                    view.folded(plan.position)
+    finally:
+        lock.close()

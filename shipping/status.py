@@ -19,6 +19,7 @@ from ..store.promise import Promise, read_promise
 from . import slots
 from .bootstrap import log_bytes_behind
 from .faults import read_fault
+from .install import incoming_progress
 from .nodelog import now_ms
 from .slots import read_slots
 
@@ -39,6 +40,9 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
     round_trip_us: int
     last_seen_ms: int
     error: str
+    snapshot_bytes: int = 0
+    """It has so much of the snapshot that it is being sent."""
+    snapshot_total_bytes: int = 0
 
 
 class ShippingStatus(msgspec.Struct, frozen=True):
@@ -59,6 +63,9 @@ class ShippingStatus(msgspec.Struct, frozen=True):
     replicas: list[ReplicaStatus]
     fault: str
     """Why folding stopped, empty if it did not."""
+    incoming_bytes: int
+    """So much of a snapshot has arrived here, of `incoming_total_bytes`."""
+    incoming_total_bytes: int
     is_state_shared: bool
     """False if each process keeps a state of its own in memory: `folded_lsn` is then what the folder of a
     replica has checked, and 0 on a primary."""
@@ -87,6 +94,7 @@ def shipping_status(store: str | os.PathLike[str]) -> ShippingStatus:
     shipper = words.get(Word.SHIPPER, 0)
     if shipper and not _is_running(shipper):
         shipper = 0
+    incoming = incoming_progress(path)
     return ShippingStatus(
         node=identity.node,
         epoch=words.get(Word.EPOCH, 0),
@@ -100,6 +108,8 @@ def shipping_status(store: str | os.PathLike[str]) -> ShippingStatus:
         voters_connected=words.get(Word.VOTERS_CONNECTED, 0) if shipper else 0,
         replicas=[_replica(path, slot, flushed, bool(shipper)) for slot in read_slots(path)],
         fault=read_fault(path),
+        incoming_bytes=incoming[0],
+        incoming_total_bytes=incoming[1],
         is_state_shared=shares_state(identity.backend),
     )
 
@@ -121,6 +131,8 @@ def _replica(store: Path, slot: slots.Slot, flushed_lsn: int, is_shipping: bool)
         round_trip_us=slot.round_trip_us,
         last_seen_ms=slot.last_seen_ms,
         error=slot.error,
+        snapshot_bytes=slot.snapshot_bytes,
+        snapshot_total_bytes=slot.snapshot_total_bytes,
     )
 
 

@@ -24,6 +24,7 @@ from ..store.errors import (
 from ..store.ids import Position
 from ..store.promise import Promise
 from .auth import NONCE_BYTES, SHIPPER, Listening
+from .install import incoming_name
 from .link import Link
 from .messages import (
     DIVERGED,
@@ -53,9 +54,11 @@ from .messages import (
     StatusAsk,
     unpack_payload,
 )
-from .messages_rejoin import KeysOffer, KeysReply, Parted
+from .messages_rejoin import FactsAsk, KeysOffer, KeysReply, Parted
 from .nodelog import monotonic_ms
 from .parted import newest_snapshots
+from .permission import read_permission
+from .rejoin_facts import has_reigned, tell_facts
 
 if TYPE_CHECKING:
     from .receiver import Receiver
@@ -125,6 +128,8 @@ class Visitor:
                 self.link.send(self._receiver.status())
             case Stage.ASKING, PromiseAsk():
                 self._promise(message)
+            case Stage.ASKING, FactsAsk():
+                self.link.send(tell_facts(self._receiver.node))
             case Stage.ASKING, FetchAsk():
                 self.link.send(*self._receiver.fetch(message))
             case (stage, _) if stage in SHIPPING and not isinstance(message, Refusal):
@@ -141,7 +146,7 @@ class Visitor:
             case Stage.MEETING, Start() if self.reign:
                 self._start(Position(*message.after))
             case Stage.MEETING, Cut() if self.reign:
-                self._receiver.cut(Position(*message.to), self.reign, is_open=message.is_open)
+                self._receiver.cut(message, self.reign)
                 self.welcome(self.reign)
             case Stage.MEETING, Parted() if self.reign:
                 self._receiver.has_parted(message)
@@ -199,6 +204,7 @@ class Visitor:
         receiver = self._receiver
         end = receiver.replica.accept_reign(reign)
         node = receiver.node
+        told = read_permission(node.store)
         self.link.send(
             ShipWelcome(
                 node=node.node,
@@ -211,6 +217,11 @@ class Visitor:
                 snapshots=newest_snapshots(node.store),
                 applied_lsn=receiver.applied_lsn(),
                 takes_keys=receiver.crossing.takes_keys,
+                was_primary=has_reigned(node),
+                is_sound=told is None or not told.is_anew,
+                is_automatic=receiver.is_automatic or told is not None,
+                is_forced=told is not None and told.is_forced,
+                incoming=incoming_name(node.store),
             )
         )
 
@@ -246,10 +257,13 @@ class Visitor:
 
     def _heartbeat(self, heartbeat: Heartbeat) -> None:
         self.echo_us = heartbeat.monotonic_us
-        if self.reign is not None:
-            self._receiver.replica.hear_time(self.reign, heartbeat.time_ms)
+        replica = self._receiver.replica
+        if self.reign is not None and not replica.hear_time(self.reign, heartbeat.time_ms):
+            self.echo_us = 0  # it confirms nothing any more
         if self.stage is Stage.STREAMING:
             self._receiver.announced(heartbeat.committed_lsn)
+            if self.echo_us:
+                replica.hear_commit(heartbeat.committed_lsn, self.heard_ms)
         if not self.batch:
             self.acknowledge(self._receiver.node.log.cursor.at.position)
 

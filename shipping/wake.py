@@ -75,11 +75,18 @@ def bind_in_store(store: Path, name: str, kind: socket.SocketKind) -> socket.soc
     return bound
 
 
+CONFIRM: Final = bytes([0xFF]) * 8
+"""A poke that is no LSN: have the replicas confirm that this node is the primary."""
+
+
 class PokeSocket:
     """Where pokes arrive."""
 
     def __init__(self, store: Path) -> None:
         self.socket = bind_in_store(store, names.POKE_SOCKET, socket.SOCK_DGRAM)
+
+        self.asks_to_confirm = False
+        """Somebody asks whether this node still is the primary."""
 
     def fileno(self) -> int:
         return self.socket.fileno()
@@ -89,9 +96,11 @@ class PokeSocket:
         count = 0
         while True:
             try:
-                self.socket.recv(POKE_BYTES)
+                poke = self.socket.recv(POKE_BYTES)
             except BlockingIOError:
                 return count
+            if poke == CONFIRM:
+                self.asks_to_confirm = True
             count += 1
 
     def close(self) -> None:

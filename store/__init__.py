@@ -31,10 +31,12 @@ from .errors import (
     PerdureError,
     PoisonedError,
     PositionGoneError,
+    PositionLostError,
     PromiseRefusedError,
     ReentrantWriteError,
     SessionNotFoundError,
     SessionTooLargeError,
+    StaleReadError,
     StorageError,
     StorageFullError,
     StoreClosedError,
@@ -48,6 +50,7 @@ from .errors import (
 )
 from .export import ExportReport, Filter, export_sessions
 from .feed import Feed
+from .forwarded import ForwardedWrites
 from .identity import Identity, has_identity, read_identity
 from .ids import NOWHERE, Position, StatePosition
 from .importing import ImportReport, import_lines, import_sessions
@@ -97,6 +100,7 @@ __all__ = [
     "ForkedError",
     "FormatError",
     "FormatVersionError",
+    "ForwardedWrites",
     "Identity",
     "ImportReport",
     "Indeterminate",
@@ -115,6 +119,7 @@ __all__ = [
     "PoisonedError",
     "Position",
     "PositionGoneError",
+    "PositionLostError",
     "Priority",
     "Promise",
     "PromiseRefusedError",
@@ -127,6 +132,7 @@ __all__ = [
     "SessionStore",
     "SessionTooLargeError",
     "Setting",
+    "StaleReadError",
     "StatePosition",
     "StorageError",
     "StorageFullError",

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from .commit import Evaluate, Writer
-from .errors import ForkedError, Indeterminate, StoreClosedError
+from .errors import ForkedError, Indeterminate, StaleReadError, StoreClosedError
 from .ports import Record
 from .view import View
 
@@ -144,7 +144,10 @@ class PatientReader:
             return self._view.read(key)
         if not self._mutex.acquire(blocking=False):
             raise WouldWaitError
-        return self._view.read(key, self)
+        try:
+            return self._view.read(key, self)
+        except StaleReadError as error:
+            raise WouldWaitError from error
 
     def __enter__(self) -> None:
         return

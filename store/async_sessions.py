@@ -30,7 +30,7 @@ from .keyring import Keyring
 from .opening import SWEEP_INTERVAL_MS
 from .outcome import Outcome
 from .page import Word
-from .ports import CommitGate
+from .ports import CommitGate, Forwarder
 from .reading import REFRESHES_MAX
 from .reseal import Progress as ResealProgress
 from .reseal import Resealed
@@ -113,6 +113,7 @@ class AsyncSessionStore:
         home_node: str = "",
         max_sessions: int | None = None,
         gate: CommitGate | None = None,
+        forwarder: Forwarder | None = None,
         compression: str = "none",
         compress_min_bytes: int = 1024,
         keys: Keyring | str | os.PathLike[str] | None = None,
@@ -134,6 +135,7 @@ class AsyncSessionStore:
             home_node=home_node,
             max_sessions=max_sessions,
             gate=gate,
+            forwarder=forwarder,
             compression=compression,
             compress_min_bytes=compress_min_bytes,
             keys=keys,
@@ -187,13 +189,45 @@ class AsyncSessionStore:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    async def get(self, id: str) -> Session | None:
+    async def get(
+        self,
+        id: str,
+        *,
+        after: Position | tuple[int, int, int] | str | None = None,
+        max_lag_ms: int | None = None,
+        linearizable: bool = False,
+    ) -> Session | None:
         """The session, or None if it is missing or expired. Refreshes its life."""
+        if linearizable or after is not None or max_lag_ms is not None:
+            return await self._pools.read(
+                lambda: self._store.get(id, after=after, max_lag_ms=max_lag_ms, linearizable=linearizable)
+            )
         return await self._read(self._store.get, id)
 
-    async def peek(self, id: str) -> Session | None:
+    async def peek(
+        self,
+        id: str,
+        *,
+        after: Position | tuple[int, int, int] | str | None = None,
+        max_lag_ms: int | None = None,
+        linearizable: bool = False,
+    ) -> Session | None:
         """As get, without refreshing."""
+        if linearizable or after is not None or max_lag_ms is not None:
+            return await self._pools.read(
+                lambda: self._store.peek(id, after=after, max_lag_ms=max_lag_ms, linearizable=linearizable)
+            )
         return await self._read(self._store.peek, id)
+
+    async def wait_for(
+        self, token: Position | tuple[int, int, int] | str, timeout_ms: int | None = None
+    ) -> Position:
+        """Wait until reads of this handle show all up to a position; answers where they stand then."""
+        return await self._pools.read(lambda: self._store.wait_for(token, timeout_ms))
+
+    async def lag_ms(self) -> int | None:
+        """How old what this handle reads may be at most, in ms, as far as heartbeats tell."""
+        return await self._pools.read(self._store.lag_ms)
 
     async def exists(self, id: str) -> bool:
         """Is there such a session, not expired? Refreshes nothing."""

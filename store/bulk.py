@@ -51,6 +51,7 @@ def change_all(view: View, term: bytes, change: Change, commit: Commit, *, remov
         limit = BATCH_SESSIONS if batches else ATOMIC_MAX
 
         def evaluate(stage: Stage, after: bytes = after, limit: int = limit) -> tuple[int, bytes | None]:
+            stage.reach()
             keys = _members(view, stage, term, after, limit + 1)
             if len(keys) > limit == ATOMIC_MAX:
                 raise _TooMany("more than one commit may take")

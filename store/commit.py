@@ -37,6 +37,7 @@ from .ids import MASK64, StatePosition
 from .log import EventLog
 from .page import Word
 from .ports import CommitGate, Record
+from .promise import Promise
 from .session import NEVER_MS
 from .stage import Stage
 from .tail_map import NEW_MS
@@ -48,6 +49,8 @@ TAIL_ENTRIES_MAX = 65_536
 GROUP_OPERATIONS_MAX = 512
 GROUP_BYTES_MAX = 1 << 20
 QUORUM_POLL_S = 0.002
+MOVED_MS = 300
+"""A write that has waited so long asks whether another node is the primary by now."""
 FOLD_ENTRIES = 2048
 """A writer that finds so many sessions in its tail map folds them."""
 _EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
@@ -129,6 +132,8 @@ class Writer:
         log.thread_locks.append(self.threads)
         self._queue: deque[Operation] = deque()
         self._writing_thread = 0
+        self.find_newer: Callable[[], Promise | None] | None = None
+        """Asks the other nodes whether one of them is the primary of a later epoch by now."""
         self.dirty_since_ms = 0
         """Monotonic ms of the oldest append that no flush of this process covers; 0 if none."""
 
@@ -293,20 +298,87 @@ class Writer:
 
     def wait_visible(self) -> None:
         """Wait until every frame that was appended is committed: an answer that rests on one of them."""
-        if self.view.needs_commit and self.view.pending_frames:
+        if not self.view.needs_commit:
+            return
+        if self.view.pending_frames:
             self._wait_committed(self.log.cursor.at)
+        self._confirm()
+
+    def _confirm(self) -> None:
+        """What writes nothing is certain only if no other node was the primary by then."""
+        epoch = self.log.cursor.at.epoch
+        if self.gate is None:
+            raise self._no_way_to_replicas()
+        if not self.gate.confirm(self.write_timeout_ms) and not self._is_over(epoch):
+            raise NoQuorumError(
+                f"{self.log.config.sync_replicas} replica(s) did not confirm that this node is the primary",
+                node=self.log.identity.node,
+                hint="Nothing was written. Start the replicas, or see `perdure status`.",
+            )
+        if self._is_over(epoch):
+            raise self.log.not_primary()
 
     def _wait_committed(self, position: StatePosition) -> None:
         if self.gate is None:
             raise self._no_way_to_replicas()
         self.gate.poke(position.lsn)
-        if not self.gate.wait(position.position, self.write_timeout_ms):
+        begun = time.monotonic()
+        if not self._wait_at_gate(self.gate, position):
             replicas = self.log.config.sync_replicas
-            raise Indeterminate(
+            error = Indeterminate(
                 f"not confirmed by {replicas} replica(s) within {self.write_timeout_ms} ms",
                 position=position.position,
                 operation_id=None,
             )
+            error.left_ms = max(0, self.write_timeout_ms - int((time.monotonic() - begun) * 1000))
+            raise error
+
+    def _wait_at_gate(self, gate: CommitGate, position: StatePosition) -> bool:
+        """Wait for the commit LSN; looks now and then whether another node has become the primary."""
+        if self.find_newer is None:
+            return gate.wait(position.position, self.write_timeout_ms)
+        left_ms = self.write_timeout_ms
+        while left_ms > MOVED_MS:
+            if gate.wait(position.position, MOVED_MS):
+                return True
+            left_ms -= MOVED_MS
+            self.hear_of_others()
+            if self._is_over(position.epoch):
+                return gate.wait(position.position, 0)
+        return gate.wait(position.position, left_ms)
+
+    def hear_of_others(self) -> None:
+        """If another node is the primary of a later epoch, fence this one, as its shipper would.
+
+        Not for a thread that writes: it holds what this takes.
+        """
+        newer = self._newer()
+        if newer is not None:
+            with self.threads:
+                self._fence_by(newer)
+
+    def _newer(self) -> Promise | None:
+        return self.find_newer() if self.find_newer is not None and self.log.is_primary else None
+
+    def _fence_by(self, newer: Promise | None) -> None:
+        """Record that another node reigns, so that all writers of this one stop. The caller has `threads`."""
+        log = self.log
+        if newer is None or newer.epoch <= log.promise.epoch:
+            return
+        log.lock_any()
+        try:
+            if log.promise.epoch < newer.epoch:
+                log.give_promise(newer)
+        finally:
+            log.unlock()
+
+    def _is_over(self, epoch: int) -> bool:
+        """Is this node not the primary of that epoch any more, by its own files?"""
+        log = self.log
+        if log.words[_GENERATION] != log.generation:
+            with self.view.mutex:
+                self.view.catch_up()
+        return not log.is_primary or log.cursor.at.epoch != epoch
 
     def _check_still_ours(self, position: StatePosition) -> None:
         """The node's role changed while the frame was in flight: was it before the change?"""
@@ -493,8 +565,13 @@ class Writer:
         has to be confirmed, may have changed.
         """
         words, generation = self.log.words, self.log.generation
+        look_at = time.monotonic() + MOVED_MS / 1000
         while words[_VOTERS] < need and words[_GENERATION] == generation:
-            if time.monotonic() < deadline:
+            now = time.monotonic()
+            if now >= look_at:
+                look_at = now + MOVED_MS / 1000
+                self._fence_by(self._newer())
+            if now < deadline:
                 time.sleep(QUORUM_POLL_S)
                 continue
             raise NoQuorumError(

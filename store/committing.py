@@ -14,19 +14,22 @@ from typing import Any
 
 from .capacity import Evictor, NothingToEvict
 from .commit import Durability, Evaluate, Writer, parse_durability
+from .elsewhere import Elsewhere
 from .errors import (
     Indeterminate,
+    NotPrimaryError,
     PerdureError,
     SessionNotFoundError,
     SessionTooLargeError,
     StoreClosedError,
     VersionConflictError,
 )
-from .ids import StatePosition
+from .freshness import Freshness
+from .ids import Position, StatePosition
 from .keeper import Keeper
 from .opening import Opened, OpenOptions
 from .page import Word
-from .ports import CommitGate
+from .ports import CommitGate, Forwarder
 from .reading import REFRESHES_MAX, SessionReader
 from .sealed import KNOWN_FLAGS, outline
 from .session import ACCESSED, ACCESSED_OFFSET, Session, check_timeout, expiry_of, with_window
@@ -58,7 +61,13 @@ class RandomIds:
 class CommittingStore(SessionReader):
     """A handle that writes."""
 
-    def __init__(self, opened: Opened, options: OpenOptions, gate: CommitGate | None) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        options: OpenOptions,
+        gate: CommitGate | None,
+        forwarder: Forwarder | None = None,
+    ) -> None:
         super().__init__(opened, options)
         self._is_lazy = options.durability <= Durability.OS and gate is None
         self._size_bytes_max = options.session_bytes_max
@@ -86,6 +95,11 @@ class CommittingStore(SessionReader):
                 self._keeper, self._view, lambda: self._touches, self._flush_touches, options.sessions_max
             )
         self._gate = gate
+        self._elsewhere: Elsewhere | None = None
+        if forwarder is not None:
+            self._elsewhere = Elsewhere(self._writer, forwarder, options.durability)
+            self._writer.find_newer = self._elsewhere.newer_primary
+        self._freshness = Freshness(self._writer, gate, self._elsewhere)
         self._is_closed = False
         self._refreshes_dropped = 0
         self._keeper.start(self._writer)
@@ -98,14 +112,77 @@ class CommittingStore(SessionReader):
                 result, position = self._writer.commit(evaluate, operation_id)
             else:
                 result, position = self._commit_bounded(self._evictor, evaluate, operation_id)
-        except (SessionNotFoundError, VersionConflictError):
-            self._writer.wait_visible()  # it may rest on what is not committed yet
-            raise
-        if position is not None:
+            if position is None:
+                self._writer.wait_visible()
+                return result
+        except (SessionNotFoundError, VersionConflictError) as error:
+            return self._raise_found(error, evaluate, durability, operation_id)
+        except (NotPrimaryError, Indeterminate) as error:
+            return self._carry_out(error, evaluate, durability, operation_id)
+        try:
             self._finish(position, durability, operation_id)
-        else:
-            self._writer.wait_visible()
+        except Indeterminate as error:
+            return self._carry_out(error, evaluate, durability, operation_id, (result, position.position))
         return result
+
+    def _raise_found(
+        self, found: PerdureError, evaluate: Evaluate, durability: str | None, operation_id: bytes
+    ) -> Any:
+        """Raise what a change found, once what it rests on is committed."""
+        try:
+            self._writer.wait_visible()
+        except (NotPrimaryError, Indeterminate) as error:
+            return self._carry_out(error, evaluate, durability, operation_id)
+        raise found
+
+    def _carry_out(
+        self,
+        error: PerdureError,
+        evaluate: Evaluate,
+        durability: str | None,
+        operation_id: bytes,
+        finished: tuple[Any, Position] | None = None,
+    ) -> Any:
+        """The result of a change that this node cannot (or could not) make by itself. Raises `error` if no
+        other one can either."""
+        if self._elsewhere is None:
+            raise error
+        level = None if durability is None else parse_durability(durability)
+        return self._elsewhere.carry_out(evaluate, level, operation_id, error, finished=finished)
+
+    def _await_freshness(
+        self, after: Position | tuple[int, int, int] | str | None, max_lag_ms: int | None, linearizable: bool
+    ) -> None:
+        if after is not None:
+            self._freshness.wait_for(after, None)
+        if max_lag_ms is not None:
+            self._freshness.bound_lag(max_lag_ms)
+        if linearizable:
+            self._freshness.reach_newest()
+
+    def wait_for(
+        self, token: Position | tuple[int, int, int] | str, timeout_ms: int | None = None
+    ) -> Position:
+        """Wait until reads of this handle show all up to a position; answers where they stand then.
+
+        The token is what `position()` of any handle on any node gave, also as its text: after a write it
+        covers that write. Raises StaleReadError past `timeout_ms` (None: the store's write_timeout_ms),
+        PositionLostError if that history was lost, UsageError.
+        """
+        return self._freshness.wait_for(token, timeout_ms)
+
+    def lag_ms(self) -> int | None:
+        """How old what this handle reads may be at most, in ms, as far as heartbeats tell; None: unknown.
+
+        On the primary 0, or with sync_replicas the time since they confirmed that it is the primary.
+        """
+        return self._freshness.lag_ms()
+
+    def _append(self, evaluate: Evaluate, operation_id: bytes) -> tuple[Any, StatePosition | None]:
+        """Evaluate and append on this node, which must be the primary; durable is for whoever calls."""
+        if self._evictor is None:
+            return self._writer.commit(evaluate, operation_id)
+        return self._commit_bounded(self._evictor, evaluate, operation_id)
 
     def _commit_bounded(
         self, evictor: Evictor, evaluate: Evaluate, operation_id: bytes
@@ -176,7 +253,7 @@ class CommittingStore(SessionReader):
     def _refresh_at_once(self, key: bytes, now_ms: int) -> None:
         """Write one refresh; what cannot be written now waits for the others' next turn."""
         if not self._log.is_primary:
-            self._refreshes_dropped += 1
+            self._refresh_elsewhere({key: now_ms})
             return
         try:
             self._writer.commit(partial(self._refresh, {key: now_ms}))
@@ -197,8 +274,15 @@ class CommittingStore(SessionReader):
             if written_ms < accessed_ms <= expiry_of(value):
                 stage.touch(key, ACCESSED.pack(accessed_ms), operation_id)
 
+    def _refresh_elsewhere(self, touches: dict[bytes, int]) -> None:
+        """Have refreshes written by the primary; what cannot be is counted."""
+        if self._elsewhere is not None and self._elsewhere.is_reachable():
+            self._elsewhere.refreshes.send(touches)
+        else:
+            self._refreshes_dropped += len(touches)
+
     def _flush_touches(self) -> None:
-        """Write the coalesced refreshes, as one frame. A node that is not primary drops them."""
+        """Write the coalesced refreshes, as one frame. A node that is not primary sends them to it."""
         waiting = self._touches
         taken: dict[bytes, int] = {}
         with contextlib.suppress(KeyError):  # readers go on adding to it, and writers take out of it
@@ -208,7 +292,7 @@ class CommittingStore(SessionReader):
         if not taken:
             return
         if not self._log.is_primary:
-            self._refreshes_dropped += len(taken)
+            self._refresh_elsewhere(taken)
             return
         try:
             self._writer.commit(partial(self._refresh, taken))

@@ -31,6 +31,8 @@
     |   `-- CorruptError                damaged: names file, offset and LSN
     |-- DivergedError                   two histories under one position
     |-- PositionGoneError               the log no longer (or does not yet) hold this position
+    |-- PositionLostError               a position that is in no history any more
+    |-- StaleReadError                  this node is not as far as a read asks for
     |-- PromiseRefusedError             a promise was given to another candidate, or a higher epoch
     `-- WireError                       shipping: link, handshake, authentication, protocol
 
@@ -182,6 +184,9 @@ class Indeterminate(PerdureError):
     `store.outcome(...)` later with either.
     """
 
+    left_ms: int | None = None
+    """What was left of the call's time; None: all of it."""
+
     def __init__(
         self,
         message: str,
@@ -241,6 +246,14 @@ class DivergedError(PerdureError):
 
 class PositionGoneError(PerdureError):
     """The log does not hold the position that was asked for."""
+
+
+class PositionLostError(PerdureError):
+    """A position is in no history any more: what was written there was lost with its primary."""
+
+
+class StaleReadError(PerdureError):
+    """This node is not as far, or not as fresh, as a read asks for, and was not in time."""
 
 
 class PromiseRefusedError(PerdureError):

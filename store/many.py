@@ -52,6 +52,7 @@ class ManySessions(CommittingStore):
 
         As delete_group, one home node after the other. Raises UsageError if there are no members.
         """
+        self._reach_primary()
         return sum(
             self._remove_all(term, Reason.ORPHANED, durability).sessions for term in self._orphaned(members)
         )
@@ -65,6 +66,7 @@ class ManySessions(CommittingStore):
         if home_node not in known:
             raise UsageError(f"{home_node!r} is not among the members: its sessions would be orphans again")
         operation_id = self._ids.take()
+        self._reach_primary()
 
         def adopt(stage: Stage, key: bytes) -> bool:
             value = stage.value(key)
@@ -81,6 +83,11 @@ class ManySessions(CommittingStore):
             self._change_all(term, adopt, durability, operation_id).sessions  # those that expired keep it
             for term in self._orphaned(known)
         )
+
+    def _reach_primary(self) -> None:
+        """On a replica: wait until the labels here are those of the primary. Raises StaleReadError."""
+        if self._elsewhere is not None and not self._log.is_primary and self._elsewhere.is_reachable():
+            self._elsewhere.reach()
 
     def _remove_all(self, term: bytes, reason: Reason, durability: str | None) -> Bulk:
         operation_id = self._ids.take()
@@ -120,6 +127,8 @@ class ManySessions(CommittingStore):
         """
         if limit is not None:
             check_limit(limit)
+        if self._elsewhere is not None and not self._log.is_primary:
+            return self._elsewhere.sweep(limit, self._log.not_primary())
         return self._keeper.sweep(limit)
 
     def reseal(self, progress: ResealProgress | None = None, *, recompress: bool = True) -> Resealed:

@@ -338,6 +338,16 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "bytes",
     ),
     Option(
+        SHIPPING,
+        "snapshot_bytes_per_s",
+        INTEGER,
+        0,
+        "A replica is sent so much of a snapshot in a second; 0 is as fast as it goes.",
+        0,
+        1 << 40,
+        "bytes",
+    ),
+    Option(
         RECOVERY,
         "snapshot_interval_ms",
         INTEGER,
@@ -472,6 +482,14 @@ OPTIONS: Final[tuple[Option, ...]] = (
         100,
         DAY_MS,
         "ms",
+    ),
+    Option(
+        FAILOVER,
+        "rejoin",
+        TEXT,
+        "auto",
+        "How a node whose history differs from the primary's becomes its replica: auto or by `rejoin` only.",
+        choices=("auto", "manual"),
     ),
     Option(
         FAILOVER,

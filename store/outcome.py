@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from enum import Enum
 
-from .cursor import LogCursor, list_segments
+from .cursor import LogCursor, SegmentFile, list_segments
 from .errors import PositionGoneError, UsageError
 from .ids import Position, parse_position
 from .log import EventLog
+from .ports import Sought
 from .view import View
 
 
@@ -59,18 +60,47 @@ def _by_position(cursor: LogCursor, asked: Position, end: Position, visible_lsn:
     return Outcome.COMMITTED if asked.lsn <= visible_lsn else Outcome.PENDING
 
 
-def _by_operation(cursor: LogCursor, wanted: bytes, end_lsn: int, visible_lsn: int) -> Outcome:
+def find_forwarded(log: EventLog, view: View, sought: Sought) -> Outcome:
+    """The outcome of a write that was asked for on another node, or on this one in an earlier epoch."""
+    if sought.position is not None:
+        found = find_outcome(log, view, sought.position)
+        if found is not Outcome.UNKNOWN:
+            return found
+    with view.mutex:
+        end, visible = log.cursor.at, view.visible
+    cursor = LogCursor(log.cursor.log, log.identity.cluster_id, log.key, log.identity.shard)
+    try:
+        base = _base_lsn(list_segments(log.cursor.log), sought.base)
+        return _by_operation(cursor, sought.operation_id, end.lsn, visible.lsn, base)
+    finally:
+        cursor.close()
+
+
+def _base_lsn(files: list[SegmentFile], base: Position) -> int:
+    """Behind which LSN a frame must be that was asked for when readers stood at `base`.
+
+    If that is in no history any more, a later epoch began before it.
+    """
+    later = [file.first_lsn - 1 for file in files if file.epoch > base.epoch]
+    return min([base.lsn, *later])
+
+
+def _by_operation(
+    cursor: LogCursor, wanted: bytes, end_lsn: int, visible_lsn: int, base_lsn: int = 0
+) -> Outcome:
     files = list_segments(cursor.log)
     if not files:
         return Outcome.UNKNOWN
+    while len(files) > 1 and files[1].first_lsn <= base_lsn + 1:
+        files.pop(0)
     cursor.open_segment(files[0])
     while run := cursor.read(end_lsn):
         if wanted not in run.data:
             continue
         for offset, frame in run.frames:
-            if any(event[2] == wanted for event in run.events(offset, frame)):
+            if frame.last_lsn > base_lsn and any(event[2] == wanted for event in run.events(offset, frame)):
                 return Outcome.COMMITTED if frame.last_lsn <= visible_lsn else Outcome.PENDING
-    return Outcome.LOST if files[0].first_lsn == 1 else Outcome.UNKNOWN
+    return Outcome.LOST if files[0].first_lsn <= base_lsn + 1 else Outcome.UNKNOWN
 
 
 def _operation_id(text: str) -> bytes:

@@ -83,6 +83,13 @@ class Word(IntEnum):
     """Number of the switchover for which they wait."""
     GIVEN_UP = 30
     """The epoch of which this node is primary no more by its own will: its disk stalls. 0 if of none."""
+    CONFIRMED_US = 32
+    """On a primary: up to when sync_replicas have confirmed that it is one, us (monotonic clock); 0: they
+    have not."""
+    HEARD_LSN = 33
+    """On a replica: the commit LSN that the last heartbeat told."""
+    HEARD_MS = 34
+    """When that came, ms (monotonic clock); 0: none came. Written behind HEARD_LSN, read before it."""
 
 
 def read_boot_id() -> str:

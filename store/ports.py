@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, TypeAlias
+
+import msgspec
 
 from .ids import Position, StatePosition
 
@@ -108,6 +110,78 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
+class Submitted(msgspec.Struct, frozen=True):
+    """What the primary made of a forwarded change."""
+
+    position: Position
+    """Of its frame; where readers of the primary stood, if nothing was written."""
+    conflicts: Mapping[bytes, Record | None] | None = None
+    """What stands now where something else was read; None: there was no conflict."""
+    is_whole: bool = True
+    """Are these all of them?"""
+
+
+class Sought(msgspec.Struct, frozen=True):
+    """A write whose answer was lost: how it is found in the log of the primary."""
+
+    operation_id: bytes
+    base: Position
+    """Where readers stood before it was asked for: its frame is behind that."""
+    attempt: int
+    """Submissions up to this one are given up: if the answer is "lost", none of them may be carried out."""
+    position: Position | None = None
+    """Of its frame, where it is known."""
+
+
+class Forwarder(Protocol):
+    """The way to the primary, for a node that is none. Safe for threads.
+
+    Every call finds the primary by itself, and gives up after `timeout_ms`. All raise WireError or
+    NotPrimaryError if it could not be asked: nothing was done then.
+    """
+
+    def knows(self, members: Mapping[str, str]) -> bool:
+        """Is there any other node to ask? `members` are the addresses that the log tells, by node."""
+        ...
+
+    def submit(
+        self, change: bytes, operation_id: bytes, attempt: int, is_durable: bool, timeout_ms: int
+    ) -> Submitted:
+        """Have a change certified and appended (see forwarding), as durable as the primary's store asks, and
+        on its disk if `is_durable`. Attempts of one operation count from 1.
+
+        Raises what the primary raises, and Indeterminate if its answer was lost.
+        """
+        ...
+
+    def outcome(self, sought: Sought, timeout_ms: int) -> str:
+        """What became of a write: a value of Outcome."""
+        ...
+
+    def position(self, *, is_confirmed: bool, timeout_ms: int) -> Position:
+        """Where readers of the primary stand; with `is_confirmed` sync_replicas have confirmed since the call
+        began that it still is the primary.
+        """
+        ...
+
+    def refresh(self, touches: bytes, timeout_ms: int) -> int:
+        """Write coalesced refreshes; answers how many."""
+        ...
+
+    def sweep(self, limit: int, timeout_ms: int) -> tuple[int, Position]:
+        """Expire what is due, at most `limit` (0: all); answers how many, and where readers then stand."""
+        ...
+
+    def primary(self, timeout_ms: int) -> tuple[int, str]:
+        """(epoch, node) of the newest primary that any node knows of; (0, "") if none was found.
+
+        Raises nothing.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
 class CommitGate(Protocol):
     """The way to the replicas, for a writer with sync_replicas >= 1."""
 
@@ -117,6 +191,14 @@ class CommitGate(Protocol):
 
     def wait(self, position: Position, timeout_ms: int) -> bool:
         """Wait until the commit LSN covers the position; False when the time is up."""
+        ...
+
+    def confirm(self, timeout_ms: int) -> bool:
+        """Have sync_replicas confirm, from now on, that this node is the primary; False past the timeout."""
+        ...
+
+    def confirmed_age_ms(self) -> int | None:
+        """How long ago they have confirmed that; None: they have not."""
         ...
 
     def close(self) -> None: ...

@@ -7,6 +7,7 @@ of the store as a whole. What changes a session is in sessions.py.
 from __future__ import annotations
 
 import struct
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from random import randrange
@@ -17,7 +18,7 @@ import xxhash
 from . import labels
 from .cache import what_can_be_lost
 from .consumers import Consumer
-from .errors import CorruptError, InvalidIdError, SessionNotFoundError, UsageError
+from .errors import CorruptError, InvalidIdError, SessionNotFoundError, StaleReadError, UsageError
 from .events import Events
 from .feed import Feed
 from .fold import HASH_BYTES, REBUILD_HINT, unreadable, value_of
@@ -51,6 +52,7 @@ REFRESHES_MAX = 10_000
 COALESCED_MS = 1000
 """A refresh waits for less than this until it is written. One that a shorter window asks for, or that is to
 save a session whose life is nearly over, is written at once."""
+BEHIND_POLL_S = 0.005
 SAMPLE_MAX = 10_000
 _SCAN_CHUNK = 1000
 _PLAIN = b"\0"
@@ -77,21 +79,44 @@ class SessionReader(ABC):
         if self._sealer.hides_ids:
             self._read = self._read_hidden  # type: ignore[method-assign]
 
-    def get(self, id: str) -> Session | None:
+    def get(
+        self,
+        id: str,
+        *,
+        after: Position | tuple[int, int, int] | str | None = None,
+        max_lag_ms: int | None = None,
+        linearizable: bool = False,
+    ) -> Session | None:
         """The session, or None if it is missing or expired. Refreshes its life.
 
         The refresh is coalesced: it is written only once the deadline moves by more than the session's
         refresh window, with others, unless the window is too short for that. `last_accessed` is what was
         last written. A refresh that cannot be written is counted (stats), and not raised. Text that
         can be no id names no session: None; what is no text at all raises InvalidIdError.
+
+        A node reads what it has. `after` waits until that is as far as a position (see wait_for),
+        `max_lag_ms` until it is no older, `linearizable` until it has all that was acknowledged anywhere
+        before the call; they raise StaleReadError and PositionLostError. One handle's reads never go
+        backwards: where the node's state was made anew and is behind, they wait, and raise StaleReadError.
         """
+        if linearizable or after is not None or max_lag_ms is not None:
+            self._await_freshness(after, max_lag_ms, linearizable)
         return self._read(id, True)
 
-    def peek(self, id: str) -> Session | None:
+    def peek(
+        self,
+        id: str,
+        *,
+        after: Position | tuple[int, int, int] | str | None = None,
+        max_lag_ms: int | None = None,
+        linearizable: bool = False,
+    ) -> Session | None:
         """As get, without refreshing."""
+        if linearizable or after is not None or max_lag_ms is not None:
+            self._await_freshness(after, max_lag_ms, linearizable)
         return self._read(id, False)
 
-    def _read(self, id: str, refreshes: bool) -> Session | None:
+    def _read(self, id: str, refreshes: bool) -> Session | None:  # noqa: PLR0912 - no calls: it is hot
         """The hot path of reading, in one plain function."""
         try:
             key = id.encode()
@@ -99,7 +124,10 @@ class SessionReader(ABC):
             return None
         except AttributeError as error:
             raise InvalidIdError(f"a session id is text, not {type(id).__name__}") from error
-        record = self._read_record(key) if key else None
+        try:
+            record = self._read_record(key) if key else None
+        except StaleReadError as error:
+            record = self._read_when_reached(key, error)
         if record is None:
             return None
         value = record[HASH_BYTES:]
@@ -130,6 +158,17 @@ class SessionReader(ABC):
         if 0 < cap < now_ms:
             return None
         return Session(id, value, 0 if head >> HEAD_LABELS_SHIFT else HEADER_BYTES)
+
+    def _read_when_reached(self, key: bytes, error: StaleReadError) -> Record | None:
+        """The state was made anew and is behind what this handle has shown: wait for it, for a while."""
+        deadline = time.monotonic() + self._options.write_timeout_ms / 1000
+        while time.monotonic() < deadline:
+            time.sleep(BEHIND_POLL_S)
+            try:
+                return self._read_record(key)
+            except StaleReadError as again:
+                error = again
+        raise error
 
     def _opened_value(self, id: str, key: bytes, value: bytes, now_ms: int) -> bytes | None:
         """The plain form of a compressed or sealed session; None, which needs no key, if it has expired."""
@@ -192,6 +231,7 @@ class SessionReader(ABC):
             view.catch_up()
             view.advance()
             view.refresh()
+            view.check_floor()
             return view.visible.session_count
 
     def ids(
@@ -468,6 +508,12 @@ class SessionReader(ABC):
         Raises UsageError for a bad name, BusyError if a feed reads under it.
         """
         return self._events.drop_consumer(name)
+
+    @abstractmethod
+    def _await_freshness(
+        self, after: Position | tuple[int, int, int] | str | None, max_lag_ms: int | None, linearizable: bool
+    ) -> None:
+        """Called before a read that asks for more than what is here. Raises StaleReadError."""
 
     @abstractmethod
     def _refresh_at_once(self, key: bytes, now_ms: int) -> None:

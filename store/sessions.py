@@ -20,6 +20,9 @@ from .batch import Batch
 from .commit import Evaluate, parse_durability
 from .committing import check_version
 from .errors import (
+    Indeterminate,
+    NotPrimaryError,
+    PerdureError,
     SessionNotFoundError,
     StoreClosedError,
     UsageError,
@@ -31,7 +34,7 @@ from .ids import Position
 from .keyring import Keyring, KeySource
 from .many import ManySessions
 from .opening import SWEEP_INTERVAL_MS, OpenOptions, open_store
-from .ports import CommitGate
+from .ports import CommitGate, Forwarder
 from .sealer import COMPRESS_MIN_BYTES, SealOptions
 from .session import (
     ACCESSED,
@@ -84,6 +87,7 @@ class SessionStore(ManySessions):
         home_node: str = "",
         max_sessions: int | None = None,
         gate: CommitGate | None = None,
+        forwarder: Forwarder | None = None,
         compression: str = "none",
         compress_min_bytes: int = COMPRESS_MIN_BYTES,
         keys: Keyring | str | os.PathLike[str] | None = None,
@@ -124,7 +128,7 @@ class SessionStore(ManySessions):
         )
         opened = open_store(Path(path), options)
         try:
-            return cls(opened, options, gate)
+            return cls(opened, options, gate, forwarder)
         except BaseException:
             opened.close()
             raise
@@ -143,6 +147,8 @@ class SessionStore(ManySessions):
             return  # in a child: all of it belongs to the parent
         unheard = self._events.close()
         failed = self._keeper.stop()
+        if self._elsewhere is not None:
+            self._elsewhere.close()
         if self._gate is not None:
             self._gate.close()
         with self._writer.threads:
@@ -213,9 +219,17 @@ class SessionStore(ManySessions):
             self._commit(_creation(key, value, operation_id), durability, operation_id)
             return id
         expiry_ms = expiry_at(now_ms, timeout, cap)
-        position = self._writer.create(key, value, operation_id, now_ms, expiry_ms)
+        try:
+            position = self._writer.create(key, value, operation_id, now_ms, expiry_ms)
+        except NotPrimaryError as error:
+            self._carry_out(error, _creation(key, value, operation_id), durability, operation_id)
+            return id
         if not (self._is_lazy and durability is None and self._is_still_ours()):
-            self._finish(position, durability, operation_id)
+            try:
+                self._finish(position, durability, operation_id)
+            except Indeterminate as error:
+                creation = _creation(key, value, operation_id)
+                self._carry_out(error, creation, durability, operation_id, (None, position.position))
         return id
 
     def put(
@@ -303,18 +317,44 @@ class SessionStore(ManySessions):
             parse_durability(durability)
         key = self._key_of(id)
         operation_id = self._ids.take()
+        asked = (id, function, if_version)
         try:
-            position, stored = self._writer.change(
-                key, operation_id, self._updated, (id, function, if_version)
-            )
-        except (SessionNotFoundError, VersionConflictError):
-            self._writer.wait_visible()
-            raise
+            position, stored = self._writer.change(key, operation_id, self._updated, asked)
+        except (SessionNotFoundError, VersionConflictError, NotPrimaryError) as error:
+            return self._update_elsewhere(error, key, operation_id, asked, durability)
         if self._touches:
             self._touches.pop(key, None)
+        changed = Session(id, stored if self._seals is None else self._seals.open(key, stored))
         if not (self._is_lazy and durability is None and self._is_still_ours()):
-            self._finish(position, durability, operation_id)
-        return Session(id, stored if self._seals is None else self._seals.open(key, stored))
+            try:
+                self._finish(position, durability, operation_id)
+            except Indeterminate as error:
+                finished = (changed, position.position)
+                return self._update_elsewhere(error, key, operation_id, asked, durability, finished)
+        return changed
+
+    def _update_elsewhere(
+        self,
+        error: PerdureError,
+        key: bytes,
+        operation_id: bytes,
+        asked: tuple[str, Callable[[Session], Session], int | None],
+        durability: str | None,
+        finished: tuple[Session, Position] | None = None,
+    ) -> Session:
+        """What update() comes to after an error. Raises it, unless another node can carry the update out."""
+
+        def evaluate(stage: Stage) -> Session:
+            stored, _ = self._updated(key, stage.get(key), self._now_ms(), asked)
+            stage.put(key, stored, Reason.UPDATED, operation_id)
+            return Session(asked[0], stored if self._seals is None else self._seals.open(key, stored))
+
+        updated: Session
+        if isinstance(error, (NotPrimaryError, Indeterminate)):
+            updated = self._carry_out(error, evaluate, durability, operation_id, finished)
+        else:
+            updated = self._raise_found(error, evaluate, durability, operation_id)
+        return updated
 
     def patch(
         self,
@@ -486,7 +526,9 @@ class SessionStore(ManySessions):
         return {
             **super().stats(),
             "background_error": None if error is None else str(error),
-            "refreshes_dropped": self._refreshes_dropped,
+            "refreshes_dropped": self._refreshes_dropped
+            + (0 if self._elsewhere is None else self._elsewhere.refreshes.dropped),
+            "refreshes_forwarded": 0 if self._elsewhere is None else self._elsewhere.refreshes.forwarded,
         }
 
 

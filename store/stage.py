@@ -54,6 +54,9 @@ class Stage:
         record = self.get(key)
         return None if record is None else value_of(key, record)
 
+    def reach(self) -> None:
+        """Called before keys are looked up by a label: all that is committed must be there to be found."""
+
     def put(self, key: bytes, value: bytes, reason: Reason, operation_id: bytes) -> None:
         is_new = reason is Reason.CREATED
         old = None if is_new else self.get(key)

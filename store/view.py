@@ -20,11 +20,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from .cursor import READ_BYTES, Run
-from .errors import CorruptError, DivergedError, PerdureError, PositionGoneError
+from .cursor import READ_BYTES, Run, list_segments
+from .errors import CorruptError, DivergedError, PerdureError, PositionGoneError, StaleReadError
 from .event import Event, Kind, Reason
 from .fold import HASH_BYTES, record_of, touched, unreadable
-from .ids import NOWHERE, StatePosition
+from .ids import NOWHERE, Position, StatePosition
 from .labels import (
     BEHIND,
     LABELS_AT,
@@ -97,6 +97,9 @@ class View:
         self.visible_place = (0, 0)
         """(first LSN of the segment, offset) behind the last visible frame."""
         self.is_open = False
+        """Is the read view begun, and as far as readers may be shown?"""
+        self.floor: StatePosition | None = None
+        """Readers were here before the log was cut or the state made anew: they are not shown less."""
         self.needs_commit: bool
         """sync_replicas >= 1: frames wait for the commit LSN before they are visible."""
         self.needs_commit = False
@@ -122,6 +125,7 @@ class View:
                 self.advance()
             if not self.is_open:
                 self.refresh()
+                self.check_floor()
             found = self.tail.get(key)
             if found is not None:
                 return found[1]
@@ -129,6 +133,21 @@ class View:
                 return self.backend.get(key)
             except self.backend.engine_errors as error:
                 raise unreadable(error) from error
+
+    def check_floor(self) -> None:
+        """Raise StaleReadError where readers would go backwards: the state was made anew, and is behind."""
+        floor = self.floor
+        if floor is None:
+            return
+        if not is_beyond(self.visible.position, floor.position, self.log):
+            raise StaleReadError(
+                f"this node's state was made anew and has reached LSN {self.visible.lsn}; "
+                f"LSN {floor.lsn} was shown before",
+                node=self.log.identity.node,
+                lsn=floor.lsn,
+                hint="Try again: it follows the primary.",
+            )
+        self.floor, self.is_open = None, True
 
     def newest(self, key: bytes) -> Record | None:
         """The record that writers build on: uncommitted frames included. Takes the mutex."""
@@ -189,7 +208,7 @@ class View:
     def _renew(self) -> None:
         """Begin a read view, which may be ahead of what was followed: frames up to it are then skipped."""
         state = self.backend.refresh()
-        self.is_open = True
+        self.is_open = self.floor is None
         if state.lsn == self.state.lsn:
             return
         log = self.log
@@ -248,9 +267,12 @@ class View:
         self.pending.clear()
         self.pending_frames.clear()
         self.release()
+        shown = self.visible
         self.state = self.visible = self.backend.refresh()
+        if shown.lsn > self.visible.lsn and (self.floor is None or self.floor.lsn < shown.lsn):
+            self.floor = shown
         self.visible_place = (0, 0)
-        self.is_open = True
+        self.is_open = self.floor is None
         self.follow_config()
         return self.state
 
@@ -484,6 +506,7 @@ class View:
             self.catch_up()
             self.advance()
             self.refresh()
+            self.check_floor()
             tail = dict(self.tail)
             scan = self.scan(max(after, prefix_floor(prefix)))
         new = sorted(key for key, entry in tail.items() if entry[1] is not None)
@@ -513,6 +536,7 @@ class View:
             self.catch_up()
             self.advance()
             self.refresh()
+            self.check_floor()
             changed = {**self.tail, **self.pending} if newest and self.pending else self.tail
             new = sorted(
                 key for key, entry in changed.items() if key > after and term in terms_of_record(entry[1])
@@ -544,6 +568,7 @@ class View:
             self.catch_up()
             self.advance()
             self.refresh()
+            self.check_floor()
             found: set[bytes] = set()
             for term in PRIORITY_TERMS:
                 for key in self._stored_members(term, after, self.tail, PRIORITISED_AT_ONCE):
@@ -559,6 +584,7 @@ class View:
             self.catch_up()
             self.advance()
             self.refresh()
+            self.check_floor()
             found = {
                 term
                 for entry in self.tail.values()
@@ -569,6 +595,23 @@ class View:
                 after = pairs[0][0]
                 found.add(after)
             return sorted(found)
+
+
+def is_lost(log: EventLog, position: Position) -> bool:
+    """Does this node's history go on without `position`?
+
+    One primary an epoch, so logs that have frames of an epoch agree on them; what an epoch held beyond the
+    place where a later one begins is in no history any more.
+    """
+    files = list_segments(log.cursor.log)
+    return any(file.epoch > position.epoch and file.first_lsn <= position.lsn for file in files)
+
+
+def is_beyond(visible: Position, position: Position, log: EventLog) -> bool:
+    """Are readers at `visible` at or behind `position`, or is that in no history any more?"""
+    if visible.epoch == position.epoch:
+        return visible.lsn >= position.lsn
+    return visible.epoch > position.epoch and (visible.lsn >= position.lsn or is_lost(log, position))
 
 
 def prefix_floor(prefix: bytes) -> bytes:

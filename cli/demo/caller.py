@@ -7,7 +7,6 @@ Run as `python -m perdure.cli.demo.caller TASK.json`; SIGTERM ends it after the 
 
 from __future__ import annotations
 
-import inspect
 import os
 import random
 import signal
@@ -34,7 +33,6 @@ from .leash import end_with_parent
 
 NOT_DONE = (BusyError, NotPrimaryError, UsageError, VersionConflictError)
 """What a write raises that has changed nothing."""
-READS_LINEARIZABLE = "linearizable" in inspect.signature(SessionStore.get).parameters
 REFUSED_PAUSE_S = 0.01
 TIMEOUT_MS = 3_600_000
 
@@ -83,7 +81,7 @@ class Caller:
     def _choice(self) -> tuple[str, str]:
         chance, task = self._random.random(), self._task
         if chance >= task.writes:
-            is_plain = not READS_LINEARIZABLE or self._random.random() < task.plain
+            is_plain = self._random.random() < task.plain
             key = self._key(self._random.random() < 0.2)
             return ("plain" if is_plain else "read"), key
         if task.has_deletes and chance < task.writes * 0.1:
@@ -127,7 +125,7 @@ class Caller:
             case "delete":
                 return {"outcome": "ok", "was_there": store.delete(key)}
             case "read":
-                return _seen(store.get(key, linearizable=True))  # type: ignore[call-arg, unused-ignore]
+                return _seen(store.get(key, linearizable=True))
             case _:
                 return _seen(store.peek(key))
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing import Unpack
 
+    from .shipping import Way
     from .store import AsyncSessionStore, Configuration, SessionStore, Stores
     from .store.options import StoreOptions
 
@@ -25,6 +26,7 @@ def open(
     path: str | os.PathLike[str],
     *,
     config: str | os.PathLike[str] | Configuration | None = None,
+    forward: bool = True,
     **options: Unpack[StoreOptions],
 ) -> SessionStore:
     """Open the store at `path` with its way to the replicas; make a standalone one if there is none.
@@ -38,6 +40,10 @@ def open(
     disk; a shipper must run then (`perdure ship` or `perdure node`), and without one a write ends as
     Indeterminate after `write_timeout_ms`.
 
+    On a node of a cluster that is not the primary, or is not any more, writes are carried out on the primary,
+    which is found by itself: the other nodes are those that the log or `peers` in [node] of the configuration
+    tells. With `forward=False` such a write raises NotPrimaryError.
+
     Raises StorageError, FormatError or UsageError (also for a wrong configuration); nothing is changed then.
     """
     from .store import load_config, with_keywords
@@ -46,7 +52,7 @@ def open(
     loaded = load_config(config, directory=None if name is not None else path)
     directory = Path(path) if name is None else loaded.path_of(name)
     given = loaded.given("store", loaded.name_of(directory) if name is None else name)
-    return _open(directory, with_keywords(given, options))
+    return _open(directory, with_keywords(given, options), loaded if forward else None)
 
 
 def open_stores(
@@ -68,18 +74,20 @@ def open_stores(
         )
     with_keywords({}, options)  # what is wrong with them is said now
     return Stores(
-        loaded, lambda name: _open(loaded.path_of(name), with_keywords(loaded.given("store", name), options))
+        loaded,
+        lambda name: _open(loaded.path_of(name), with_keywords(loaded.given("store", name), options), loaded),
     )
 
 
-def _open(path: Path, options: dict[str, Any]) -> SessionStore:
-    from .shipping import open_gate
+def _open(path: Path, options: dict[str, Any], config: Configuration | None) -> SessionStore:
+    from .shipping import NodeForwarder, open_gate
     from .store import SessionStore, StoreMissingError
 
     def opened(gate_missing: bool = False) -> SessionStore:
         gate = None if gate_missing else open_gate(path)
         try:
-            return SessionStore.open(path, gate=gate, **options)
+            forwarder = None if config is None else NodeForwarder(path, lambda: _way(path, config))
+            return SessionStore.open(path, gate=gate, forwarder=forwarder, **options)
         except BaseException:
             if gate is not None:
                 gate.close()
@@ -94,10 +102,20 @@ def _open(path: Path, options: dict[str, Any]) -> SessionStore:
     return opened()
 
 
+def _way(path: Path, config: Configuration) -> Way:
+    """Where the other nodes are, as a node in `path` would find them."""
+    from .cli.settings import Settings
+    from .shipping import Way
+
+    settings = Settings(path, config)
+    return Way(settings.peers(None), settings.secret(None))
+
+
 async def open_async(
     path: str | os.PathLike[str],
     *,
     config: str | os.PathLike[str] | Configuration | None = None,
+    forward: bool = True,
     **options: Unpack[StoreOptions],
 ) -> AsyncSessionStore:
     """As `open`, for asyncio: `async with await perdure.open_async(path) as store: ...`."""
@@ -105,4 +123,5 @@ async def open_async(
 
     from .store import AsyncSessionStore
 
-    return await AsyncSessionStore.opened_by(partial(open, path, config=config, **options))
+    opener = partial(open, path, config=config, forward=forward, **options)
+    return await AsyncSessionStore.opened_by(opener)

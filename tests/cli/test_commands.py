@@ -34,11 +34,14 @@ EXPECTED = (
     "init node ship receive replay verify migrate repair promote status bench demo "
     "snapshot_create snapshot_list snapshot_prune "
     "keys_init keys_list keys_rotate keys_reseal keys_retire keys_hash "
-    "log_dump log_stat retention_explain export import config_show config_check stores "
+    "log_dump log_stat retention_explain rejoin diverged_list diverged_show diverged_apply "
+    "export import config_show config_check stores "
     "session_create session_get session_put session_update session_touch session_delete session_list "
     "session_count session_sample session_watch group_list group_show group_count group_touch group_delete "
     "orphans_list orphans_count orphans_cleanup orphans_adopt feed_list feed_drop "
-    "sync flush ensure-synced transfers transfer wait locate consistency reconcile tls_test-ca"
+    "sync flush ensure-synced transfers transfer wait locate consistency reconcile tls_test-ca "
+    "failback failover health member_add member_list member_remove "
+    "member_set-policy member_set-sync monitor switchover unmonitor witness"
 )
 
 

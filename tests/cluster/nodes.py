@@ -100,7 +100,7 @@ class Cluster:
         self.start(*(self.receiver(name) for name in others), *(self.folder_of(name) for name in others))
         self.start(self.shipper(self.names[0]))
 
-    def serve_here(self, *names: str, secret: Secret = SECRET) -> None:
+    def serve_here(self, *names: str, secret: Secret = SECRET, rejoin: str = "auto") -> None:
         """Receivers in threads of the test, for what needs no process of its own."""
         for name in names:
             listening = threading.Event()
@@ -111,7 +111,14 @@ class Cluster:
 
             port = self.ports.get(name, 0)
             self._run_here(
-                listening, serve_receiver, self.path(name), HOST, port, secret=secret, on_ready=ready
+                listening,
+                serve_receiver,
+                self.path(name),
+                HOST,
+                port,
+                secret=secret,
+                rejoin=rejoin,
+                on_ready=ready,
             )
 
     def fold_here(self, *names: str) -> None:

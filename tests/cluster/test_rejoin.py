@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from perdure.recovery import take_snapshot
-from perdure.shipping import read_fault
-from perdure.store import Config, NotPrimaryError, SessionStore
+from perdure.recovery import plan_rejoin, rejoin, take_snapshot
+from perdure.shipping import open_node_log, read_fault
+from perdure.store import Config, DivergedError, NotPrimaryError, SessionStore
 from perdure.store.page import Word
 from perdure.store.promise import Promise
-from tests.cluster.nodes import Cluster, cluster_of, session_ids, until
+from tests.cluster.nodes import HOST, SECRET, Cluster, cluster_of, session_ids, until
 from tests.cluster.test_shipping_safety import become_primary, write_uncommitted
 
 
@@ -111,3 +111,97 @@ def test_two_primaries_that_have_both_committed_are_a_fault_that_is_said_and_not
         assert not list((cluster.path("n1") / "diverged").iterdir())
         with cluster.client("n1") as client:
             assert "two primaries" in client.status().fault
+
+
+def test_a_committed_tail_whose_loss_a_promotion_accepted_is_exported_and_left(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 3, sync_replicas=1) as cluster:
+        cluster.start_here()
+        store = cluster.open("n1")
+        kept = store.create({"n": 0})
+        until(lambda: cluster.end("n3") == cluster.end("n1") == cluster.end("n2"), "all have it")
+        fork = cluster.end("n3")
+        lost = write_uncommitted(cluster, "n1", ("n2",))
+        store._log.words[Word.COMMITTED] = cluster.end("n1").lsn
+        until(lambda: store.peek(lost) is not None, "readers of n1 see it")
+        store.fold()
+        node = open_node_log(cluster.path("n3"), [])
+        node.log.lock_any()
+        node.log.start_epoch(
+            Promise(2, "n3"), Config(cluster.names, 1), "promoted", (fork.lsn + 1, fork.lsn + 1)
+        )
+        node.log.unlock()
+        node.close()
+        cluster.serve_here("n1", "n2")
+        cluster.fold_here("n1", "n2")
+        cluster.ship_here("n3")
+        until(lambda: cluster.end("n1") == cluster.end("n2") == cluster.end("n3"), "both follow n3")
+        new = cluster.open("n3").create({"n": 2})
+        cluster.wait_applied(cluster.word("n3", Word.COMMITTED), "n1", "n2")
+        for name in ("n1", "n2"):
+            assert session_ids(cluster.path(name)) == {kept, new}
+            assert lost.encode() in kept_bytes(cluster, name)
+            assert not read_fault(cluster.path(name))
+
+
+def test_a_node_that_rejoins_by_command_waits_for_it(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        _, shared, lost = part(cluster, backend_folds=True)
+        end = cluster.end("n1")
+        cluster.serve_here("n1", rejoin="manual")
+        cluster.serve_here("n2")
+        cluster.fold_here("n1")
+        cluster.ship_here("n2", make_snapshot=lambda: take_snapshot(cluster.path("n2")).path)
+        until(lambda: cluster.slot_state("n2", "n1")[0] == "diverged", "the slot says diverged")
+        assert "perdure rejoin" in cluster.slot_state("n2", "n1")[1]
+        assert cluster.end("n1") == end
+        peers = {"n2": (HOST, cluster.ports["n2"])}
+        assert plan_rejoin(cluster.path("n1"), peers, SECRET, is_automatic=False).way == "refused"
+        told = plan_rejoin(cluster.path("n1"), peers, SECRET)
+        assert (told.way, told.primary, told.exported_events, told.exported_sessions) == (
+            "take-keys",
+            "n2",
+            2,
+            2,
+        )
+        assert cluster.end("n1") == end
+        done = rejoin(cluster.path("n1"), peers, SECRET, timeout_s=20)
+        assert (done.way, done.is_done) == ("take-keys", True)
+        until(lambda: session_ids(cluster.path("n1")) == {shared}, "n1 has n2's sessions")
+        assert lost.encode() in kept_bytes(cluster, "n1")
+        assert rejoin(cluster.path("n1"), peers, SECRET, timeout_s=20).way == "follow"
+        anew = rejoin(cluster.path("n1"), peers, SECRET, anew=True, timeout_s=20)
+        assert (anew.way, anew.exported_events) == ("bootstrap", 0)
+
+
+def test_a_fault_of_two_primaries_is_gone_over_by_force(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 3, sync_replicas=1) as cluster:
+        cluster.start_here()
+        store = cluster.open("n1")
+        store.create({"n": 0})
+        until(lambda: cluster.end("n3") == cluster.end("n1") == cluster.end("n2"), "all have it")
+        lost = write_uncommitted(cluster, "n1", ("n2",))
+        store._log.words[Word.COMMITTED] = cluster.end("n1").lsn
+        become_primary(cluster, "n3", Promise(2, "n3"), Config(cluster.names, 1))
+        cluster.serve_here("n1", "n3")
+        cluster.ship_here("n3")
+        until(lambda: read_fault(cluster.path("n1")), "n1 says that it is at fault")
+        peers = {"n3": (HOST, cluster.ports["n3"])}
+        with pytest.raises(DivergedError, match="two primaries"):
+            rejoin(cluster.path("n1"), peers, SECRET, timeout_s=20)
+        assert rejoin(cluster.path("n1"), peers, SECRET, force=True, timeout_s=20).is_done
+        assert not read_fault(cluster.path("n1"))
+        assert lost.encode() in kept_bytes(cluster, "n1")
+
+
+def test_records_that_cannot_be_taken_lead_to_a_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        _, shared, lost = part(cluster, backend_folds=True)
+        monkeypatch.setattr("perdure.shipping.taking.KEYS_LOG_BYTES_MAX", 10)
+        return_of_n1(cluster)
+        until(lambda: cluster.end("n1") == cluster.end("n2"), "n1 follows n2")
+        cluster.wait_applied(cluster.word("n2", Word.APPENDED), "n1")
+        assert session_ids(cluster.path("n1")) == {shared}
+        assert lost.encode() in kept_bytes(cluster, "n1")
+        assert list((cluster.path("n1") / "aside").glob("replaced-*")), "by a snapshot"

@@ -42,22 +42,24 @@ def why_not() -> str:
 class Network:
     """Machines by name, each with an address of its own."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], *, others: Iterable[str] = ()) -> None:
+        """`names` are the machines of nodes; `others` run something else."""
         self.names = tuple(names)
+        self._all = (*self.names, *others)
         self._holders: dict[str, subprocess.Popen[bytes]] = {}
         self._started: list[tuple[str, subprocess.Popen[bytes]]] = []
         try:
             switch = self._hold("")
             _run(switch, "ip", "link", "add", "br0", "type", "bridge", "forward_delay", "0", "stp_state", "0")
             _run(switch, "ip", "link", "set", "br0", "up")
-            for number, name in enumerate(self.names, 1):
+            for number, name in enumerate(self._all, 1):
                 self._add(name, number, switch)
         except BaseException:
             self.close()
             raise
 
     def address(self, name: str) -> str:
-        return f"{SUBNET}.{self.names.index(name) + 1}"
+        return f"{SUBNET}.{self._all.index(name) + 1}"
 
     def addresses(self, name: str) -> dict[str, str]:
         """As the cluster of nodes wants them: every machine has the same ports."""
@@ -104,7 +106,7 @@ class Network:
 
     def isolate(self, name: str, *, hears: bool = False, is_heard: bool = False) -> None:
         """Part a machine from all others, wholly or in one direction."""
-        for other in self.names:
+        for other in self._all:
             if other != name and not hears:
                 self.cut(other, name)
             if other != name and not is_heard:
@@ -112,7 +114,7 @@ class Network:
 
     def heal(self) -> None:
         """Let everything through again."""
-        for name in self.names:
+        for name in self._all:
             _run(self._holders[name].pid, "nft", "flush chain inet f in")
 
     # -- processes -------------------------------------------------------------------------------

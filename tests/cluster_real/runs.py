@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from perdure.cli.demo.caller import CallerTask
+from perdure.cli.demo.etcd import EtcdCluster
 from perdure.cli.demo.failovers import FailoverReport, FailoverRun
 from perdure.cli.demo.nodes import NodeCluster
 from tests.cluster_real.network import Network
@@ -21,9 +22,18 @@ REPORT_VARIABLE = "REPORT_DIR"
 class Run(FailoverRun):
     """A run whose machines can also be parted and paused."""
 
-    def __init__(self, cluster: NodeCluster, network: Network, task: CallerTask, *, each: int = 1) -> None:
+    def __init__(
+        self,
+        cluster: NodeCluster,
+        network: Network,
+        task: CallerTask,
+        *,
+        each: int = 1,
+        etcd: EtcdCluster | None = None,
+    ) -> None:
         super().__init__(cluster, task, each=each, on_step=print)
         self.network = network
+        self.etcd = etcd
 
     def partition(self, *, hears: bool = False, is_heard: bool = False) -> None:
         """Part the primary from the others, wholly or one way, until another reigns."""
@@ -75,10 +85,27 @@ def run_of(
     """Nodes n1, n2, ... on machines of their own, with applications that write."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        network = Network(f"n{number}" for number in range(1, nodes + 1))
+        has_etcd = coordinator == "etcd"
+        network = Network(
+            (f"n{number}" for number in range(1, nodes + 1)), others=["etcd"] if has_etcd else []
+        )
         stack.callback(network.close)
+        etcd = _etcd_on(network, folder) if has_etcd else None
+        if etcd is not None:
+            stack.callback(etcd.close)
+            options = {**(options or {}), "failover": {"etcd_endpoints": etcd.endpoints}}
         cluster = NodeCluster(
             folder, network, coordinator=coordinator, sync_replicas=sync_replicas, options=options
         )
         stack.callback(cluster.close)
-        yield Run(cluster, network, task, each=each)
+        yield Run(cluster, network, task, each=each, etcd=etcd)
+
+
+def _etcd_on(network: Network, folder: Path) -> EtcdCluster:
+    """Three members of etcd, on one machine of their own."""
+    return EtcdCluster(
+        folder / "etcd",
+        host=network.address("etcd"),
+        start=lambda *words, stdout, stderr: network.start("etcd", *words, stdout=stdout, stderr=stderr),
+        within=lambda call: network.within("etcd", call),
+    )

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from perdure.cli.demo.caller import CallerTask
+from perdure.cli.demo.etcd import why_no_etcd
 from tests.cluster_real.network import why_not
 from tests.cluster_real.runs import Run, run_of
 
@@ -84,3 +85,24 @@ def test_full_load_alone_makes_no_failover(tmp_path: Path, seed: int) -> None:
         report = run.check("full-load", operations_min=OPERATIONS_MIN)
     print(f"false elections an hour: {report.false_elections / hours:.1f}")
     assert report.false_elections <= 1
+
+
+def _with_etcd(run: Run) -> None:
+    """A failover with all of etcd, one with a member killed, and one more with it back."""
+    assert run.etcd is not None
+    run.kill()
+    run.etcd.kill(0)
+    run.partition()
+    run.etcd.start(0)
+    run.pause()
+
+
+@pytest.mark.lab
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(bool(why_no_etcd()), reason=why_no_etcd())
+def test_failovers_by_etcd_lose_nothing_with_a_member_of_etcd_killed(tmp_path: Path, seed: int) -> None:
+    with run_of(tmp_path, CallerTask(seed=seed, pause_ms=PAUSE_MS), coordinator="etcd") as run:
+        for _ in range(3):
+            _with_etcd(run)
+        report = run.check("etcd", operations_min=OPERATIONS_MIN)
+    assert len(report.failovers) == 9

@@ -1,4 +1,4 @@
-"""The programs of process_programs and receive_program under one name.
+"""The programs of process_programs, receive_program and rejoin_program under one name.
 
 So one process that is started ahead of the runs serves them all. Owns the names of the programs.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests.crash.process_programs import go_on, migration, promotion, rebuild, roll, snapshots
 from tests.crash.receive_program import receive
+from tests.crash.rejoin_program import rejoin
 
 PROGRAMS: dict[str, Callable[..., int]] = {
     "roll": roll,
@@ -18,6 +19,7 @@ PROGRAMS: dict[str, Callable[..., int]] = {
     "rebuild": rebuild,
     "go_on": go_on,
     "receive": receive,
+    "rejoin": rejoin,
     "promotion": promotion,
 }
 

@@ -23,6 +23,7 @@ from tests.crash.process_checks import (
 )
 from tests.crash.process_programs import prepare_log, prepare_rebuild, prepare_three
 from tests.crash.receive_program import prepare_bootstrap, prepare_pair
+from tests.crash.rejoin_program import check_rejoin, prepare_parted
 from tests.support.faults.explore import Check
 from tests.support.faults.shim import KINDS, Rule
 from tests.support.faults.sweep import SweepResult, count_calls, kill_points, kill_sweep
@@ -72,6 +73,21 @@ SWEEPS = {
     ),
     "bootstrap": Sweep(
         ("receive", "6", "unconfirmed"), check_replica, 4, 120, prepare=prepare_bootstrap, roles=RECEIVING
+    ),
+    "rejoin-keys": Sweep(("rejoin",), check_rejoin, 5, 60, prepare=prepare_parted("lmdb"), roles=RECEIVING),
+    "rejoin-keys-sqlite": Sweep(
+        ("rejoin",), check_rejoin, 3, 60, prepare=prepare_parted("sqlite"), roles=RECEIVING
+    ),
+    "rejoin-truncate": Sweep(
+        ("rejoin",), check_rejoin, 3, 60, prepare=prepare_parted("memory"), roles=RECEIVING
+    ),
+    "rejoin-anew": Sweep(
+        ("rejoin",),
+        check_rejoin,
+        3,
+        60,
+        prepare=prepare_parted("lmdb", keeps_log=False),
+        roles=RECEIVING,
     ),
     "promote": Sweep(("promotion",), check_promotion, 4, 20, prepare=prepare_three),
     "promote-another": Sweep(("promotion",), check_other_candidate, 3, 20, prepare=prepare_three),

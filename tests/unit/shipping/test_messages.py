@@ -66,8 +66,18 @@ EXAMPLES: list[Message] = [
     messages_rejoin.KeysOffer(POSITION, STATE),
     messages_rejoin.KeysAsk(2),
     messages_rejoin.KeysReply(2),
+    messages_rejoin.FactsAsk(),
+    messages_rejoin.FactsReply("n1", True, POSITION, [(1, 1)], 1, [(1, 500)], [(90, 80)], True),
     messages_server.Failed("LockTimeoutError", "no", path="/p", lsn=4, position=POSITION, actual=3),
-    messages_forward.PositionAsk(),
+    messages_forward.PositionAsk(True, 100),
+    messages_forward.ForwardAsk(bytes(16), 1, 3, True),
+    messages_forward.ForwardReply(POSITION, True, False),
+    messages_forward.OutcomeAsk(bytes(16), POSITION, 2, None, 100),
+    messages_forward.OutcomeReply("lost"),
+    messages_forward.RefreshAsk(),
+    messages_forward.RefreshReply(5),
+    messages_forward.SweepAsk(0),
+    messages_forward.SweepReply(3, POSITION),
     messages_forward.PositionReply("n1", True, POSITION),
     messages_ops.ReportAsk(True),
     messages_ops.ReportReply("n1"),
@@ -200,3 +210,20 @@ def test_a_compressed_payload_that_is_larger_than_announced_is_refused() -> None
     for announced in (0, 100, (1 << 20) - 1, (1 << 20) + 1, FRAME_BYTES_MAX + 1):
         with pytest.raises(WireError):
             unpack_payload(payload, announced, compressed)
+
+
+def test_no_two_kinds_of_messages_share_a_number_when_the_tables_are_merged() -> None:
+    tables = (
+        messages_forward.KINDS,
+        messages_health.KINDS,
+        messages_ops.KINDS,
+        messages_rejoin.KINDS,
+        messages_server.KINDS,
+        messages_switchover.KINDS,
+        messages_witness.KINDS,
+    )
+    numbers = [number for table in tables for number in table]
+    assert len(numbers) == len(set(numbers))
+    assert min(numbers) > 13
+    assert len(KINDS) == len(numbers) + sum(number not in numbers for number in KINDS)
+    assert all(KINDS[number] is kind for table in tables for number, kind in table.items())

@@ -136,6 +136,8 @@ def test_the_outcome_is_that_of_the_table(
 def test_what_is_too_far_behind_to_be_compared_is_not_said_to_have_parted() -> None:
     outcome = decide_rejoin(replica(), primary(**LATE | {"oldest_lsn": 130}))
     assert outcome == Bootstrap(None, False, "the primary's log begins with LSN 130")
+    old_primary = decide_rejoin(replica(was_primary=True), primary(**LATE | {"oldest_lsn": 130}))
+    assert old_primary == Bootstrap(None, True, "the primary's log begins with LSN 130")
 
 
 def test_bytes_behind_counts_whole_segments() -> None:
@@ -249,3 +251,24 @@ def expect(outcome: Outcome, common: int, length: int, applied: int, k: int, wha
             assert is_fault, what
             assert k == 1, what
             assert applied > common, what
+
+
+@pytest.mark.parametrize(
+    ("losses", "is_forced", "expected"),
+    [
+        ((), False, "refuse"),
+        (((101, 101),), False, "truncate"),  # the promotion that began at 101 accepted to lose 101 and on
+        (((101, 60),), False, "truncate"),
+        (((101, 102),), False, "refuse"),
+        (((90, 80),), False, "refuse"),  # an older promotion says nothing of this fork
+        ((), True, "truncate"),
+    ],
+)
+def test_what_a_promotion_accepted_to_lose_is_no_fault(
+    losses: tuple[tuple[int, int], ...], is_forced: bool, expected: str
+) -> None:
+    theirs = replica(sync_replicas=1, committed_lsn=110, is_forced=is_forced)
+    assert NAMES[type(decide_rejoin(theirs, primary(losses=losses)))] == expected
+    state = replica(sync_replicas=1, committed_lsn=110, applied_lsn=110, is_forced=is_forced)
+    found = NAMES[type(decide_rejoin(state, primary(losses=losses)))]
+    assert found == ("keys" if expected == "truncate" else expected)

@@ -61,6 +61,12 @@ class Silent:
     def wait(self, position: Position, timeout_ms: int) -> bool:
         return False
 
+    def confirm(self, timeout_ms: int) -> bool:
+        return True
+
+    def confirmed_age_ms(self) -> int | None:
+        return None
+
     def close(self) -> None:
         return
 
