@@ -55,7 +55,8 @@ def cut_to_prefix(node: NodeLog, better: str, end: Position, source: Voters) -> 
             lsn=common.lsn + 1,
             hint=f"Promote {better} instead; {node.node} then has to rejoin.",
         )
-    cut_log(node, common)
+    # Frames that begin no segment may follow: an older epoch can go on where the one that is cut began.
+    cut_log(node, common, is_open=True)
     return node.reopened(), common.lsn + 1
 
 

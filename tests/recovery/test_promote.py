@@ -118,6 +118,24 @@ def _torn_apart(tmp_path: Path) -> Cluster:
     return cluster
 
 
+def test_frames_of_an_older_epoch_are_fetched_behind_the_start_of_one_that_came_to_nothing(
+    tmp_path: Path,
+) -> None:
+    cluster = Cluster(tmp_path)
+    write(cluster.at["a"], 5)
+    promote(cluster.at["b"], cluster.voters("c"))  # epoch 2 behind LSN 11, and nobody has it
+    give_promise(cluster.at["a"], Promise(2, "b"))
+    assert promote(cluster.at["a"], cluster.voters("c")).epoch == 3  # epoch 1 went on behind that LSN here
+    replicate(cluster.at["a"], cluster.at["c"])
+    end = _end(cluster.at["c"])
+    give_promise(cluster.at["b"], Promise(3, "a"))
+    report = promote(cluster.at["b"], cluster.voters("c"))
+    assert (report.epoch, report.before, report.fetched_from) == (4, end, ("c",))
+    assert report.keeps_acknowledged
+    replicate(cluster.at["b"], cluster.at["c"])
+    assert _end(cluster.at["b"]) == _end(cluster.at["c"])
+
+
 def test_a_tail_that_is_no_part_of_the_better_log_is_kept_aside_and_gives_way(tmp_path: Path) -> None:
     cluster = _torn_apart(tmp_path)
     better = _end(cluster.at["c"])

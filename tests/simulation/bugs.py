@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 
 import msgspec
 
-from perdure.recovery import members, promises
+from perdure.recovery import availability, members, promises
 from perdure.shipping import nodelog, shipper
 from perdure.shipping.progress import Electorate
 from perdure.shipping.replica_log import ReplicaLog
@@ -158,6 +158,13 @@ def _older_frames_count() -> list[Patch]:
     return [(shipper, "commit_lsn", commit_lsn)]
 
 
+def _degrade_recorded_late() -> list[Patch]:
+    """A primary goes on alone first, and tells the witness afterwards."""
+    return [
+        (availability, "_when_short", lambda _scene: availability.Step(availability.Act.GO_ALONE)),
+    ]
+
+
 SHOWN_BY_CONSEQUENCE = {"ack-before-fsync", "lease-by-wall-clock"}
 """Bugs that break the rule of k + 1 disks at once: what has to be found is what follows from it."""
 
@@ -171,5 +178,6 @@ BUGS: dict[str, Callable[[], list[Patch]]] = {
     "q-is-n-minus-k-only": _no_majority,
     "lease-by-wall-clock": _lease_by_wall_clock,
     "two-voters-at-once": _two_voters_at_once,
+    "degrade-recorded-late": _degrade_recorded_late,
     "older-frames-count-as-committed": _older_frames_count,
 }

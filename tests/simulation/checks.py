@@ -144,6 +144,12 @@ class Checker:
         self.counts_disks = True
         """Is it a violation by itself that a committed frame is on too few disks?"""
 
+    def _broken(self, rule: str, text: str) -> Violation:
+        """A violation, which ends the schedule whatever becomes of the exception in the code under test."""
+        violation = Violation(rule, text)
+        self.kernel.failure = self.kernel.failure or violation
+        return violation
+
     def add(self, host: Host, disk: Disk) -> NodeView:
         view = self.nodes[host.name] = self.by_root[disk.root] = NodeView(host, disk)
         view.promise = read_promise(view.store)
@@ -225,7 +231,7 @@ class Checker:
         place = (entry.epoch, entry.last_lsn)
         chain = self.chains.setdefault(place, entry.chain)
         if chain != entry.chain:
-            raise Violation(
+            raise self._broken(
                 "one history",
                 f"{view.host.name} has {entry}, another log had chain {chain:016x} under that position",
             )
@@ -248,14 +254,14 @@ class Checker:
         known = self.begun.get(entry.epoch)
         if known is not None:
             if known != (start.node, entry.first_lsn):
-                raise Violation("one primary an epoch", f"epoch {entry.epoch}: {known} and {start.node}")
+                raise self._broken("one primary an epoch", f"epoch {entry.epoch}: {known} and {start.node}")
             return
         self.begun[entry.epoch] = (start.node, entry.first_lsn)
         self.kernel.note("epoch", entry.epoch, start.node, entry.first_lsn)
         for lsn, other in self.committed.items():
             mine = view.by_lsn.get(lsn)
             if mine is None or mine.chain != other.chain:
-                raise Violation(
+                raise self._broken(
                     "a primary has everything acknowledged",
                     f"{start.node} begins epoch {entry.epoch} at LSN {entry.first_lsn} without {other}",
                 )
@@ -267,7 +273,7 @@ class Checker:
         has_won = self.begun.get(promise.epoch, ("", 0))[0] == promise.candidate
         is_other = promise.epoch == held.epoch and promise.candidate != held.candidate
         if promise.epoch < held.epoch or (is_other and not has_won):
-            raise Violation("promises are exclusive", f"{view.host.name} held {held}, now {promise}")
+            raise self._broken("promises are exclusive", f"{view.host.name} held {held}, now {promise}")
         view.promise = promise
         self.kernel.note("promise", view.host.name, promise.epoch, promise.candidate)
 
@@ -285,7 +291,7 @@ class Checker:
         except CorruptError:
             promise = NO_PROMISE
         if promise.epoch < view.answered.epoch:
-            raise Violation(
+            raise self._broken(
                 "promises are durable", f"{node} had promised {view.answered}, and kept {promise}"
             )
         view.promise = promise
@@ -317,14 +323,14 @@ class Checker:
             return
         self.checks += 1
         if committed < view.committed:
-            raise Violation(
+            raise self._broken(
                 "the commit LSN never goes back", f"{view.host.name}: {view.committed} to {committed}"
             )
         before, view.committed, view.folded = view.committed, committed, folded
-        if view.sync_replicas < 1:
+        if view.sync_replicas < 1 and not view.config.degraded_from:
             return
-        if folded > committed:
-            raise Violation(
+        if folded > committed and view.sync_replicas >= 1:
+            raise self._broken(
                 "state never leads the commit",
                 f"{view.host.name} folded {folded}, and only {committed} is committed",
             )
@@ -335,7 +341,7 @@ class Checker:
             if entry is not None:
                 self._committed(view, entry)
         if committed > view.end:
-            raise Violation(
+            raise self._broken(
                 "what is committed is in the log",
                 f"{view.host.name} says {committed} is committed, and its log ends at {view.end}",
             )
@@ -344,7 +350,7 @@ class Checker:
         known = self.committed.get(entry.last_lsn)
         if known is not None:
             if known.chain != entry.chain:
-                raise Violation(
+                raise self._broken(
                     "one committed history",
                     f"{view.host.name} says {entry} is committed, and {known} was before",
                 )
@@ -357,13 +363,13 @@ class Checker:
             if other is not None and other.chain == entry.chain and other.is_durable:
                 holders.append(name)
         if len(holders) <= view.sync_replicas and self.counts_disks:
-            raise Violation(
+            raise self._broken(
                 "what is committed is on k + 1 disks",
                 f"{view.host.name} committed {entry} with k = {view.sync_replicas}; it is on {holders}",
             )
         own_start = self.begun.get(view.epoch, ("", 0))[1]
         if view.committed < own_start:
-            raise Violation(
+            raise self._broken(
                 "nothing older is committed before the EPOCH_START",
                 f"{view.host.name} committed {entry} in epoch {view.epoch}, which begins at {own_start}",
             )
@@ -378,7 +384,7 @@ class Checker:
         older = entry.epoch < epoch and entry.last_lsn >= start_lsn
         newer = entry.epoch > epoch and entry.last_lsn < start_lsn
         if older or newer:
-            raise Violation(
+            raise self._broken(
                 "one acknowledging epoch",
                 f"{view.host.name} committed {entry}; epoch {epoch} of {node} is committed from {start_lsn}",
             )
@@ -391,16 +397,25 @@ class Checker:
         found = [entry for entry in self.tokens.get(token, []) if self._is_committed(entry)]
         view = self.nodes[node]
         if not found and view.sync_replicas > 0:
-            raise Violation("acknowledged means committed", f"{node} acknowledged {token.decode()}")
-        if found:
-            self.acked[token] = found[0]
+            raise self._broken("acknowledged means committed", f"{node} acknowledged {token.decode()}")
+        self.acked[token] = found[0] if found else self._alone(token)
+
+    def _alone(self, token: bytes) -> Entry:
+        """A primary without replicas acknowledged this; its own log is what is durable."""
+        entry = self.tokens[token][-1]
+        known = self.committed.setdefault(entry.last_lsn, entry)
+        self.committed_tokens.update(TOKEN.findall(entry.raw))
+        if known.chain != entry.chain:
+            raise self._broken("one acknowledging epoch", f"{entry} is acknowledged, and {known} was before")
+        return entry
 
     def read(self, node: str, token: bytes) -> None:
         """A client saw this."""
         self.step()
-        self.seen.add(token)
-        if token not in self.committed_tokens and self.nodes[node].sync_replicas > 0:
-            raise Violation("nothing is read that is not committed", f"{node} showed {token.decode()}")
+        if token in self.committed_tokens:
+            self.seen.add(token)
+        elif self.nodes[node].sync_replicas > 0:
+            raise self._broken("nothing is read that is not committed", f"{node} showed {token.decode()}")
 
     def _is_committed(self, entry: Entry) -> bool:
         known = self.committed.get(entry.last_lsn)
@@ -417,7 +432,7 @@ class Checker:
             last = view.entries[-1]
             ends[name] = (last.epoch, last.last_lsn, last.chain, unpack_header(last.raw, 0)[12])
         if len(set(ends.values())) != 1:
-            raise Violation("all replicas agree in the end", str(ends))
+            raise self._broken("all replicas agree in the end", str(ends))
         view = self.nodes[next(iter(ends))]
         counts: dict[bytes, int] = {}
         for entry in view.entries:
@@ -425,17 +440,19 @@ class Checker:
                 counts[token] = counts.get(token, 0) + 1
         for token, entry in self.acked.items():
             if not counts.get(token):
-                raise Violation("no acknowledged write is lost", f"{token.decode()}, acknowledged at {entry}")
+                raise self._broken(
+                    "no acknowledged write is lost", f"{token.decode()}, acknowledged at {entry}"
+                )
         for token in self.seen:
             if not counts.get(token):
-                raise Violation("nothing that was read disappears", token.decode())
+                raise self._broken("nothing that was read disappears", token.decode())
         for token, count in counts.items():
             if count > 1:
-                raise Violation("each write is done once", f"{token.decode()} stands {count} times")
+                raise self._broken("each write is done once", f"{token.decode()} stands {count} times")
         for lsn, entry in self.committed.items():
             mine = view.by_lsn.get(lsn)
             if mine is None or mine.chain != entry.chain:
-                raise Violation("what was committed stays", f"{entry} is not in the final log")
+                raise self._broken("what was committed stays", f"{entry} is not in the final log")
 
 
 WORDS_USED = (Word.MAGIC, Word.BOOT, Word.COMMITTED, Word.FOLDED)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import perdure
-from perdure.recovery import ElectionOptions, Quorum, elector, run_elector
+from perdure.recovery import ElectionOptions, Quorum, availability, elector, keep_available, run_elector
 from perdure.recovery.members import add_member, remove_member
 from perdure.recovery.promote import promote
 from perdure.recovery.voters import WireVoters
@@ -28,6 +28,7 @@ from perdure.shipping.ports import NodePorts, write_ports
 from perdure.shipping.receiver import Receiver, serve_receiver
 from perdure.shipping.shipper import ShipperOptions
 from perdure.shipping.standby import run_standby
+from perdure.shipping.witness import serve_witness
 from perdure.store import (
     Config,
     Indeterminate,
@@ -36,8 +37,10 @@ from perdure.store import (
     begin_cluster,
     init_store,
 )
+from perdure.store.control import AVAILABLE
 from perdure.store.frame import cluster_key
 from perdure.store.promise import Promise
+from perdure.store.witness import make_witness
 
 from .checks import Checker, NodeView
 from .disk import Disk
@@ -71,7 +74,7 @@ class Node:
         self.disk = Disk(cluster.kernel, self.host, self.store)
         self.view: NodeView
         self._pipe: Any = packet_pair(cluster.network)
-        self.writes = 0
+        self.is_witness = name == cluster.witness
         self.is_wanted = True
         """Should its processes run?"""
 
@@ -95,6 +98,8 @@ class Node:
 
     def _programs(self) -> dict[str, Callable[[], object]]:
         others = self.cluster.addresses(but=self.name)
+        if self.is_witness:
+            return {"witness": partial(serve_witness, self.store, self.address, PORT, secret=SECRET)}
         programs: dict[str, Callable[[], object]] = {
             "receiver": partial(serve_receiver, self.store, self.address, PORT, secret=SECRET),
             "shipper": partial(
@@ -107,6 +112,8 @@ class Node:
             "folder": partial(run_folder, self.store),
             "client": partial(self.cluster.serve_on, self),
         }
+        if self.cluster.witness:
+            programs["keeper"] = partial(keep_available, self.store, others, SECRET, lambda: False)
         if self.cluster.has_electors:
             programs |= {"monitor": self._monitor, "elector": self._elect}
         return programs
@@ -160,7 +167,8 @@ class Node:
         for process in list(self.host.processes.values()):
             process.kill()
         self.disk.power_cut()
-        self.cluster.checker.power_cut(self.name)
+        if not self.is_witness:
+            self.cluster.checker.power_cut(self.name)
 
     def come_back(self) -> None:
         """The machine runs again, and its supervisor starts everything."""
@@ -178,7 +186,14 @@ class Cluster:
     """All nodes, the network between them, and what clients were told."""
 
     def __init__(
-        self, kernel: Kernel, root: Path, nodes: int, sync_replicas: int, *, has_electors: bool
+        self,
+        kernel: Kernel,
+        root: Path,
+        nodes: int,
+        sync_replicas: int,
+        *,
+        has_electors: bool = False,
+        has_witness: bool = False,
     ) -> None:
         self.kernel = kernel
         self.root = str(root)
@@ -195,8 +210,11 @@ class Cluster:
         self.is_writing = True
         self.think_ms = 40.0
         self.names = tuple(f"n{number}" for number in range(1, nodes + 1))
+        self.witness = self.names[-1] if has_witness else ""
+        """The last node, if it keeps promises only; the policy is then `available`."""
         self.nodes = {name: Node(self, name, number, root) for number, name in enumerate(self.names, start=1)}
         self.system.install()
+        vars(availability).update(ALONE_AFTER_MS=300, BACK_AFTER_MS=200)
         for module in (folder, standby, monitor, elector):
             for name in ("POLL_MS", "LOOK_MS", "TICK_MS"):
                 if hasattr(module, name):
@@ -207,7 +225,8 @@ class Cluster:
         self._make_stores()
         for node in self.nodes.values():
             node.disk.adopt()
-            node.view = self.checker.add(node.host, node.disk)
+            if not node.is_witness:
+                node.view = self.checker.add(node.host, node.disk)
         self._watch_promises()
         defaults: Any = WireVoters.__init__.__kwdefaults__
         defaults["timeout_ms"] = ASK_MS
@@ -217,6 +236,9 @@ class Cluster:
         """The directories of a new cluster, the first node its primary."""
 
         def make(node: Node) -> None:
+            if node.is_witness:
+                make_witness(node.store, node.name, CLUSTER, CREATED_MS)
+                return
             init_store(node.store, node=node.name, cluster_id=CLUSTER, backend="memory", now_ms=CREATED_MS)
             write_ports(node.store, NodePorts(listen=PORT, monitor=MONITOR_PORT))
             if node.name != self.names[0]:
@@ -225,7 +247,7 @@ class Cluster:
             log.log.write_lock.acquire(1000)
             is_auto = self.sync_replicas == len(self.names) // 2
             members = {name: f"{host}:{port}" for name, (host, port) in self.addresses(but="").items()}
-            begin_cluster(log.log, Config(self.names, self.sync_replicas, members, is_auto=is_auto))
+            begin_cluster(log.log, self._config(members, is_auto))
             log.log.write_lock.release()
             log.close()
 
@@ -235,6 +257,13 @@ class Cluster:
             if process.error is not None:
                 raise process.error
 
+    def _config(self, members: dict[str, str], is_auto: bool) -> Config:
+        if not self.witness:
+            return Config(self.names, self.sync_replicas, members, is_auto=is_auto)
+        return Config(
+            self.names, self.sync_replicas, members, (self.witness,), is_auto=is_auto, policy=AVAILABLE
+        )
+
     def start(self) -> None:
         for node in self.nodes.values():
             node.start()
@@ -243,6 +272,10 @@ class Cluster:
         process = self.kernel.spawn(host, name, run)
         process.at_death += [self.system.release, release_sockets]
         return process
+
+    def data_nodes(self) -> list[Node]:
+        """Those that keep the log."""
+        return [node for node in self.nodes.values() if not node.is_witness]
 
     def addresses(self, *, but: str) -> dict[str, tuple[str, int]]:
         return {name: (f"127.0.0.{number}", PORT) for number, name in enumerate(self.names, 1) if name != but}
@@ -262,7 +295,7 @@ class Cluster:
 
     def promote(self, node: Node) -> None:
         """What `perdure promote` does, in a process of its own."""
-        if not node.host.is_up or not node.is_wanted or "promote" in node.host.processes:
+        if node.is_witness or not node.host.is_up or not node.is_wanted or "promote" in node.host.processes:
             return
 
         def run() -> None:
@@ -294,7 +327,7 @@ class Cluster:
 
     def primary(self) -> Node | None:
         """Who serves: the node whose shipper has enough voters, by its own page."""
-        for node in self.nodes.values():
+        for node in self.data_nodes():
             view = node.view
             if (
                 view.is_current()

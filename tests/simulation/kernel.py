@@ -164,6 +164,8 @@ class Kernel:
         """Dead processes are kept: were they freed, their greenlets would be unwound."""
         self.steps = 0
         self.after_step: Callable[[], None] | None = None
+        self.failure: Exception | None = None
+        """What ends the schedule, wherever it was raised."""
         self.hash = 0
         self.trace: Callable[[str], object] | None = None
         self.preempt = 0.0
@@ -180,7 +182,7 @@ class Kernel:
         heapq.heappush(self._queue, (self.now_ns + delay_ns, self._number, action, arguments))
 
     def run(self, until_ns: int) -> None:
-        """Run all that happens up to `until_ns`. Raises what `after_step` raises."""
+        """Run all that happens up to `until_ns`. Raises what `after_step` raises, and `failure`."""
         queue = self._queue
         while queue and queue[0][0] <= until_ns:
             self.now_ns, _, action, arguments = heapq.heappop(queue)
@@ -188,6 +190,8 @@ class Kernel:
             action(*arguments)
             if self.after_step is not None:
                 self.after_step()
+            if self.failure is not None:
+                raise self.failure
             if self.steps > STEPS_MAX:
                 raise Spinning(f"{self.steps} steps, at {self.now_ns}")
         self.now_ns = max(self.now_ns, until_ns)

@@ -59,13 +59,17 @@ def run_schedule(
     outcome = Outcome(seed)
     try:
         random = kernel.random
-        count = random.choice((3, 3, 3, 4, 5))
+        count = random.choice((3, 3, 4, 5))
         k = count // 2 if random.random() < 0.8 else random.randint(1, count - 1)
-        cluster = Cluster(kernel, root, count, k, has_electors=random.random() < 0.5)
+        has_witness = count == 3 and random.random() < 0.3
+        if has_witness:
+            k = 1
+        has_electors = not has_witness and random.random() < 0.5
+        cluster = Cluster(kernel, root, count, k, has_electors=has_electors, has_witness=has_witness)
         if bug:
             put_in(bug)
             cluster.checker.counts_disks = bug not in SHOWN_BY_CONSEQUENCE
-        kernel.note("cluster", count, k, cluster.has_electors)
+        kernel.note("cluster", count, k, "electors" if has_electors else "", cluster.witness)
         try:
             Schedule(cluster).run()
         except Violation as violation:
@@ -118,10 +122,12 @@ class Schedule:
         """Until it has a log each node vouches for nothing: no fault before that."""
         kernel = self.kernel
         for _ in range(200):
-            if all(node.view.committed for node in self.nodes):
+            if all(node.view.committed for node in self.cluster.data_nodes()):
                 return
             kernel.run(kernel.now_ns + 50 * MS)
-        raise Violation("a new cluster begins", str([node.view.committed for node in self.nodes]))
+        raise Violation(
+            "a new cluster begins", str([node.view.committed for node in self.cluster.data_nodes()])
+        )
 
     def _look_after(self) -> None:
         """A person who soon sees that there is no primary, and promotes some node."""
@@ -137,6 +143,8 @@ class Schedule:
         kinds = (
             (self._promote, 3),
             (self._two_sides, 2),
+            (self._rivals, 2),
+            (self._left_alone, 2),
             (self._partition, 4),
             (self._crash, 2),
             (self._kill, 3),
@@ -161,14 +169,40 @@ class Schedule:
     def _two_sides(self, node: Node) -> None:
         """The cluster falls apart into two, and each side tries to have a primary of its own."""
         others = [other for other in self.nodes if other is not node]
-        side = [node, *self.random.sample(others, self.random.randint(0, len(others) // 2))]
+        side = [node, *self.random.sample(others, (len(others) - 1) // 2 or self.random.randint(0, 1))]
         rest = [other for other in self.nodes if other not in side]
         self._cut({(one.name, other.name) for one in side for other in rest})
         if self.random.random() < 0.3:
             self._change_member(node)
-        for candidate in (self.random.choice(side), self.random.choice(rest)):
+        for candidate in (self._but_primary(side), self._but_primary(rest)):
             self.kernel.note("promote", candidate.name)
             self.cluster.promote(candidate)
+
+    def _rivals(self, node: Node) -> None:
+        """Two nodes that do not hear each other, and both want to be primary, or one of them is."""
+        other = self.random.choice([other for other in self.nodes if other is not node])
+        self._cut({(node.name, other.name)})
+        for candidate in (node, other):
+            self.kernel.note("promote", candidate.name)
+            self.cluster.promote(candidate)
+
+    def _left_alone(self, node: Node) -> None:
+        """Replicas lose their power, and the primary the others; then one of these becomes primary."""
+        primary = self.cluster.primary() or self.cluster.data_nodes()[0]
+        others = [other for other in self.cluster.data_nodes() if other is not primary]
+        for other in self.random.sample(others, min(len(others), max(1, primary.view.sync_replicas))):
+            if other.host.is_up and self.random.random() < 0.7:
+                other.power_cut()
+                self._later(5, 700, other.come_back)
+        self._later(
+            0, 300, lambda: self._cut({(primary.name, other.name) for other in others}, least_ms=1_000)
+        )
+        candidate = self.random.choice(others)
+        self._later(500, 1_500, lambda: self.cluster.promote(candidate))
+
+    def _but_primary(self, nodes: list[Node]) -> Node:
+        primary = self.cluster.primary()
+        return self.random.choice([node for node in nodes if node is not primary] or nodes)
 
     def _partition(self, node: Node) -> None:
         """Cut some ways, in one direction or both, for a while."""
@@ -186,7 +220,7 @@ class Schedule:
                 cut.add((node.name, other.name))
         self._cut(cut, both=False)
 
-    def _cut(self, cut: set[tuple[str, str]], *, both: bool = True) -> None:
+    def _cut(self, cut: set[tuple[str, str]], *, both: bool = True, least_ms: int = 100) -> None:
         """Block ways for a while."""
         ways = self.cluster.network.ways
         if both:
@@ -198,7 +232,7 @@ class Schedule:
             ways.blocked -= cut
             self.cluster.network.changed()
 
-        self._later(100, 4_000, heal)
+        self._later(least_ms, 4_000, heal)
 
     def _crash(self, node: Node) -> None:
         self.kernel.note("crash", node.name)
@@ -246,7 +280,7 @@ class Schedule:
     def _change_member(self, node: Node) -> None:
         """A voter goes, or comes back."""
         primary = self.cluster.primary()
-        if primary is not None and len(self.nodes) > 3:
+        if primary is not None and len(self.nodes) > 3 and not self.cluster.witness:
             self.cluster.change_member(primary, node)
 
     # -- quiet -----------------------------------------------------------------------------------
@@ -278,9 +312,10 @@ class Schedule:
                 cluster.checker.final(voters)
                 return
             if cluster.primary() is None and not cluster.has_electors:
-                cluster.promote(self.nodes[turn % len(self.nodes)])
+                cluster.promote(cluster.data_nodes()[turn % len(cluster.data_nodes())])
                 turn += 1
-        ends = {node.name: (node.view.end, node.view.epoch, node.view.committed) for node in self.nodes}
+        views = {node.name: node.view for node in cluster.data_nodes()}
+        ends = {name: (view.end, view.epoch, view.committed) for name, view in views.items()}
         raise Violation(
             "the cluster works again",
             f"{QUIET_MS} ms after the last fault {cluster.acknowledged} of {wanted} writes, and {ends}",
@@ -289,7 +324,7 @@ class Schedule:
     def _voters(self) -> list[str]:
         """Who votes, as the primary's log says."""
         primary = self.cluster.primary()
-        return list(primary.view.config.voters) if primary is not None else []
+        return list(primary.view.config.data_voters) if primary is not None else []
 
     def _agree(self, voters: list[str]) -> bool:
         views = [self.cluster.nodes[name].view for name in voters]

@@ -210,3 +210,20 @@ def test_a_compressed_payload_that_is_larger_than_announced_is_refused() -> None
     for announced in (0, 100, (1 << 20) - 1, (1 << 20) + 1, FRAME_BYTES_MAX + 1):
         with pytest.raises(WireError):
             unpack_payload(payload, announced, compressed)
+
+
+def test_no_two_kinds_of_messages_share_a_number_when_the_tables_are_merged() -> None:
+    tables = (
+        messages_forward.KINDS,
+        messages_health.KINDS,
+        messages_ops.KINDS,
+        messages_rejoin.KINDS,
+        messages_server.KINDS,
+        messages_switchover.KINDS,
+        messages_witness.KINDS,
+    )
+    numbers = [number for table in tables for number in table]
+    assert len(numbers) == len(set(numbers))
+    assert min(numbers) > 13
+    assert len(KINDS) == len(numbers) + sum(number not in numbers for number in KINDS)
+    assert all(KINDS[number] is kind for table in tables for number, kind in table.items())
