@@ -58,6 +58,7 @@ _RELEASE = fcntl.LOCK_UN
 flock = fcntl.flock
 get_ident = threading.get_ident
 _APPENDED = int(Word.APPENDED)
+_EPOCH = int(Word.EPOCH)
 _GENERATION = int(Word.GENERATION)
 _SHIPPER_IDLE = int(Word.SHIPPER_IDLE)
 _VOTERS = int(Word.VOTERS_CONNECTED)
@@ -289,7 +290,8 @@ class Writer:
                     self.dirty_since_ms = time.monotonic_ns() // 1_000_000
                 if gate is not None and log.words[_SHIPPER_IDLE]:
                     gate.poke(position.lsn)
-            if log.words[_GENERATION] != log.generation:
+            # Another thread may have looked at the new role already: the epoch of the log tells as well.
+            if log.words[_GENERATION] != log.generation or log.words[_EPOCH] != position.epoch:
                 self._check_still_ours(position)
         except Indeterminate:
             raise

@@ -357,7 +357,13 @@ class Cluster:
     # -- clients ---------------------------------------------------------------------------------
 
     def open_store(self, node: Node) -> Any:
-        return perdure.open(node.store, write_timeout_ms=WRITE_TIMEOUT_MS, sweep_interval_ms=0, create=False)
+        return perdure.open(
+            node.store,
+            write_timeout_ms=WRITE_TIMEOUT_MS,
+            sweep_interval_ms=0,
+            create=False,
+            forward=False,  # only what this node does itself: its server is not simulated
+        )
 
     def serve_on(self, node: Node) -> None:
         """An application on a node: threads that write, as far as its node lets them, and one that reads."""
