@@ -85,6 +85,7 @@ def test_an_access_log_gives_what_the_log_alone_implies(place: Path) -> None:
     assert report["malformed_lines"] == 2
 
 
+@pytest.mark.lab
 def test_a_cluster_with_its_state_in_memory_loses_nothing(place: Path, seed: int) -> None:
     arguments = ("--sessions", 200, "--writers", 2, "--seconds", 1, "--backend", "memory", "--seed", seed)
     code, report = _demo(*arguments)

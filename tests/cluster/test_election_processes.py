@@ -76,6 +76,7 @@ def test_a_primary_that_is_killed_is_replaced_and_comes_back_as_a_replica(nodes:
     assert all(store.peek(id) is not None for id in kept)
 
 
+@pytest.mark.lab
 def test_a_node_that_is_not_monitored_is_not_replaced_until_it_is_again(nodes: Nodes, primary: str) -> None:
     other = next(node for node in NODES if node != primary)
     third = next(node for node in NODES if node not in (primary, other))
@@ -112,6 +113,7 @@ def test_a_person_says_who_takes_over_and_who_is_taken_out(nodes: Nodes, primary
     nodes.write({"n": "out"})
 
 
+@pytest.mark.lab
 def test_a_monitor_that_dies_alone_is_started_again_and_nobody_is_replaced(
     nodes: Nodes, primary: str
 ) -> None:

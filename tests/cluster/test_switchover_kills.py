@@ -113,6 +113,7 @@ def rounds_of_kills(folder: Path, rounds: int) -> None:
         cluster.check(ids)
 
 
+@pytest.mark.lab
 def test_kill_9_in_the_middle_leaves_a_cluster_that_works_and_has_everything(tmp_path: Path) -> None:
     with noting_seed():
         rounds_of_kills(tmp_path, 5)

@@ -51,6 +51,7 @@ def stress(run: Run, sessions: int, times: int) -> None:
         run.switch_over("n1")
 
 
+@pytest.mark.lab
 @pytest.mark.timeout(600)
 def test_a_thousand_sessions_outlive_a_failover_and_a_failback(tmp_path: Path, seed: int) -> None:
     task = CallerTask(seed=seed, keys=STEADY, pause_ms=2.0, has_deletes=False)
