@@ -114,6 +114,7 @@ def test_a_transaction_is_done_only_if_the_keys_are_as_they_were_seen(members: M
     client.close()
 
 
+@pytest.mark.lab
 def test_a_primary_that_ended_loses_its_key_to_one_candidate_at_once(members: Members) -> None:
     with coordinators(members, 3) as (first, second, third):
         reign_until_held(first, members, reigning("n1", 1))
@@ -165,6 +166,7 @@ def test_without_etcd_nobody_stands_and_the_primary_goes_on(members: Members) ->
         until(lambda: leader_of(members) == Leader("n1", 1), "the primary holds its key again")
 
 
+@pytest.mark.lab
 def test_an_older_backup_of_etcd_gives_no_old_epoch_and_no_old_primary(
     members: Members, tmp_path: Path
 ) -> None:

@@ -247,6 +247,7 @@ def a_session_that_is_not_found_is_explained(nodes: Nodes) -> None:
     assert run_json("locate", nodes["n1"], short)["exists"] is False
 
 
+@pytest.mark.lab
 def test_the_runbook_from_top_to_bottom(nodes: Nodes, tmp_path: Path) -> None:
     """One cluster for all of it: nodes take long to start, and the last script changes the primary."""
     diagnose(nodes)

@@ -252,6 +252,7 @@ def replace_log(path: Path, other: Path) -> None:
     renew_page(path, committed_lsn=0, keep_folded=False)
 
 
+@pytest.mark.lab
 def test_a_log_that_is_replaced_under_an_open_store_makes_its_state_anew(tmp_path: Path) -> None:
     path, other = tmp_path / "s", tmp_path / "o"
     with SessionStore.open(path, backend="memory") as store:

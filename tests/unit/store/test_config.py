@@ -22,7 +22,7 @@ APPENDIX = (
     "enable_state_persistence enable_auto_reconciliation auto_save nodes disc_copies table_name file_path "
     "storage_mode backend"
 )
-NOT_CONFIGURED = {"cls", "path", "create", "gate"}
+NOT_CONFIGURED = {"cls", "path", "create", "gate", "forwarder"}
 """Parameters of SessionStore.open that no file and no variable gives."""
 
 
