@@ -155,7 +155,7 @@ def _fence_missing() -> None:
     def look_past_the_promise(self: EventLog, seen: int | None = None) -> None:
         look(self, seen)
         header = self.cursor.header
-        self.is_primary = header is not None and header.primary == self.identity.node
+        self.is_primary = self.may_append = header is not None and header.primary == self.identity.node
 
     EventLog.look_again = look_past_the_promise  # type: ignore[method-assign, assignment]
 
