@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from perdure.store import names
-from perdure.store.commit import GROUP_OPERATIONS_MAX, Operation
+from perdure.store.commit import GROUP_OPERATIONS_MAX, Durability, Operation
 from perdure.store.control import Config
 from perdure.store.cursor import list_segments
 from perdure.store.errors import (
@@ -558,3 +558,17 @@ def test_a_write_that_would_fold_while_the_store_is_closed_is_no_failure(open_on
     store._keeper._fold_lock.close()
     store._keeper._fold_at = 1
     assert store.put("a", {}, None).version == 1
+
+
+def test_a_frame_is_not_acknowledged_once_the_log_is_of_another_epoch_though_the_role_was_looked_at(
+    tmp_path: Path,
+) -> None:
+    with SessionStore.open(tmp_path / "s") as store:
+        store.create({})
+        writer = store._writer
+        at = writer.log.cursor.at
+        assert writer.log.words[Word.GENERATION] == writer.log.generation  # another thread has looked
+        writer.finish(at, Durability.OS, None)
+        earlier = at._replace(epoch=at.epoch - 1)  # its frame was cut, and this epoch's stand in its place
+        with pytest.raises(Indeterminate):
+            writer.finish(earlier, Durability.OS, None)
