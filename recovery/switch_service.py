@@ -26,13 +26,12 @@ from ..shipping.messages_switchover import (
     UndrainAsk,
     Undrained,
 )
-from ..shipping.nodelog import NodeLog, now_ms, open_node_log
+from ..shipping.nodelog import NodeLog, is_running, now_ms, open_node_log
 from ..shipping.server import Handler
 from ..store import names
 from ..store.drain import begin_drain, drained_ms, end_drain
 from ..store.errors import DivergedError, LockTimeoutError, NoQuorumError
 from ..store.ids import StatePosition
-from ..store.lock import FileLock
 from ..store.page import Word
 from ..store.probe import hashes_of, random_keys
 from ..store.sessions import SessionStore
@@ -88,7 +87,7 @@ class SwitchService:
                 witnesses=config.witnesses,
                 sync_replicas=config.sync_replicas,
                 drained_ms=drained_ms(log),
-                has_shipper=self._has_shipper(),
+                has_shipper=is_running(self._directory, names.SHIPPER_LOCK),
                 snapshot_age_ms=self._snapshot_age_ms(),
                 fault=read_fault(self._directory),
             ), b""
@@ -156,13 +155,6 @@ class SwitchService:
         if not files:
             return -1
         return max(0, now_ms() - int(files[-1].path.stat().st_mtime * 1000))
-
-    def _has_shipper(self) -> bool:
-        lock = FileLock(self._directory / names.SHIPPER_LOCK)
-        try:
-            return not lock.try_acquire()
-        finally:
-            lock.close()
 
 
 def _await_commit(node: NodeLog, lsn: int, deadline: float) -> None:
