@@ -132,8 +132,9 @@ def test_a_monitor_that_dies_alone_is_started_again_and_nobody_is_replaced(
 def test_a_primary_whose_disk_hangs_gives_up_and_is_replaced(nodes: Nodes, primary: str) -> None:
     epoch = nodes.epoch()
     probe = nodes.root / primary / "probe"
-    probe.unlink()
-    os.mkfifo(probe)  # whoever opens it for writing hangs there, as on a disk that does not answer
+    pipe = nodes.root / "pipe"
+    os.mkfifo(pipe)
+    os.replace(pipe, probe)  # whoever opens it for writing hangs there, as on a disk that does not answer
     try:
         until(lambda: nodes.primary() not in ("", primary), "a new primary")
         assert nodes.epoch() > epoch

@@ -76,7 +76,6 @@ def test_a_switchover_that_is_broken_off_lets_the_writers_go_on(tmp_path: Path, 
         assert cluster.to("n2").problems == ()
 
 
-@pytest.mark.lab
 def test_a_target_with_other_sessions_does_not_take_over(tmp_path: Path) -> None:
     with switching(tmp_path, 2) as cluster:
         cluster.start()
