@@ -108,7 +108,7 @@ def fork(module: str, task: msgspec.Struct, passed: Sequence[int] = (), *, name:
     try:
         pid = os.fork()
         if pid == 0:
-            _be_child(main, child_in, child_out, passed, name, before)
+            become_child(main, child_in, child_out, passed, name, before)
     except BaseException:
         for descriptor in (parent_out, parent_in):
             os.close(descriptor)
@@ -206,7 +206,7 @@ def _with_task(process: Process, task: msgspec.Struct) -> Process:
     return process
 
 
-def _be_child(
+def become_child(
     main: Callable[[], int | None],
     stdin: int,
     stdout: int,
@@ -214,7 +214,10 @@ def _be_child(
     name: str,
     mask: Iterable[int],
 ) -> NoReturn:
-    """What the copy does: never returns."""
+    """What a copy does, with the pipes to its parent and every other signal held back: never returns.
+
+    `mask` are the signals that are held back from then on.
+    """
     code = 1
     try:
         os.setsid()
