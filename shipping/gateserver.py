@@ -87,7 +87,8 @@ class GateServer:
         if not data:
             self._drop(writer)
             return
-        data = writer.rest + data
+        if writer.rest or len(data) != LSN_WORD.size:
+            data = writer.rest + data
         whole = len(data) - len(data) % LSN_WORD.size
         writer.rest = data[whole:]
         if not whole:

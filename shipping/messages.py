@@ -389,13 +389,14 @@ _encode = msgspec.msgpack.Encoder().encode
 def encode_message(message: Message, payload: bytes | memoryview = b"") -> bytes:
     """The bytes of one message. Raises WireError if it is larger than a peer may accept."""
     body = _encode(message)
-    if len(body) > BODY_BYTES_MAX or len(payload) > PAYLOAD_BYTES_MAX:
+    body_bytes, payload_bytes = len(body), len(payload)
+    if body_bytes > BODY_BYTES_MAX or payload_bytes > PAYLOAD_BYTES_MAX:
         raise WireError(
-            f"a {type(message).__name__} message of {len(body)} + {len(payload)} bytes is too large",
+            f"a {type(message).__name__} message of {body_bytes} + {payload_bytes} bytes is too large",
             hint=f"Bodies hold {BODY_BYTES_MAX} bytes, payloads {PAYLOAD_BYTES_MAX}.",
         )
-    size = ENVELOPE_BYTES - 4 + len(body) + len(payload)
-    head = ENVELOPE.pack(size, PROTOCOL, _KIND_OF[type(message)], len(body))
+    size = ENVELOPE_BYTES - 4 + body_bytes + payload_bytes
+    head = ENVELOPE.pack(size, PROTOCOL, _KIND_OF[type(message)], body_bytes)
     return b"".join((head, body, payload))
 
 

@@ -201,6 +201,12 @@ def decode_frame(data: bytes | memoryview, offset: int, key: int) -> tuple[Verdi
     )
 
 
+def frame_checked(data: bytes | memoryview, offset: int) -> Frame:
+    """The frame at `offset` (bytes) of `data`, which scan_frames has found good."""
+    header = unpack_header(data, offset)
+    return Frame(*header[:2], *header[4:8], *header[9:])
+
+
 class Scan(NamedTuple):
     """How far a scan of consecutive frames got."""
 
