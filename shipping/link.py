@@ -112,7 +112,7 @@ class Link:
             raise LinkClosed(f"{self.peer} closed the connection")
         self._room_bytes = RECEIVE_BYTES if len(data) >= RECEIVE_BYTES_MIN else RECEIVE_BYTES_MIN
         self._feed(data)
-        return list(self.decoder.messages())
+        return self.decoder.messages()
 
     def close(self) -> None:
         self.socket.close()

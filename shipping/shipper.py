@@ -32,7 +32,7 @@ from .bootstrap import MakeSnapshot, SnapshotFinder, log_bytes_behind
 from .credentials import Secret, check_secret
 from .gateserver import GateServer
 from .messages import Peers
-from .nodelog import NodeLog, monotonic_ms, open_node_log, take_process_lock
+from .nodelog import NodeLog, open_node_log, take_process_lock
 from .peer import Peer
 from .progress import Electorate, commit_lsn, confirmed_us, electorate_of, voters_connected
 from .reign import SILENCE_MS, SLOT_BUDGET_BYTES, Fenced, Reign
@@ -116,7 +116,7 @@ class Shipper:
         self._set_peers()
         self._poke = PokeSocket(node.store)
         self._watcher = Watcher(self._log.cursor.log, self._words, _IDLE)
-        self._gate = GateServer(node.store, self._selector, lambda: self._reign.committed_lsn)
+        self._gate = GateServer(node.store, self._selector, lambda: self._reign.committed_lsn, self._wished)
         if options.use_pokes:
             self._selector.register(self._poke, selectors.EVENT_READ, self._poked)
         self._selector.register(self._watcher, selectors.EVENT_READ, self._noticed)
@@ -140,11 +140,11 @@ class Shipper:
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Ship until `should_stop` says so. Raises FencedError, NotPrimaryError, PoisonedError, ..."""
         self._begin_at_end()
-        while not should_stop():
-            try:
+        try:
+            while not self._tick() or not should_stop():
                 self._round()
-            except Fenced as fenced:
-                self._fence(fenced)
+        except Fenced as fenced:
+            self._fence(fenced)
 
     def wake_on(self, file: Any, on_ready: Callable[[], object]) -> None:
         """Also wait for `file` (a descriptor) to be readable."""
@@ -174,7 +174,6 @@ class Shipper:
             self._commit()
         has_more = self._pump() or has_more
         self._announce()
-        self._tick()
         self._wait(has_more)
 
     def _pump(self) -> bool:
@@ -337,10 +336,11 @@ class Shipper:
 
     # -- time ------------------------------------------------------------------------------------
 
-    def _tick(self) -> None:
-        at_ms = monotonic_ms()
+    def _tick(self) -> bool:
+        """What is done every few milliseconds; says whether it was."""
+        at_ms = monotonic_ns() // 1_000_000
         if at_ms - self._ticked_ms < TICK_MS:
-            return
+            return False
         self._ticked_ms = at_ms
         for peer in self._peers:
             peer.tick(at_ms)
@@ -359,6 +359,7 @@ class Shipper:
         if at_ms - self._budget_ms >= BUDGET_MS:
             self._budget_ms = at_ms
             self._watch_budget()
+        return True
 
     def _watch_budget(self) -> None:
         """A replica that is away, and lacks more log than its budget, will get a snapshot instead."""
@@ -409,6 +410,11 @@ class Shipper:
                 self._poke.asks_to_confirm = False
                 for peer in self._peers:
                     peer.announce()
+
+    def _wished(self) -> None:
+        """A writer waits: that is as good as a poke, also where its frame was found before."""
+        self._woken_by = Wake.POKE
+        self._unannounced = 0
 
     def _noticed(self, _mask: int) -> None:
         if self._watcher.drain() and self._woken_by is not Wake.POKE:

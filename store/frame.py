@@ -56,6 +56,7 @@ pack_chain = CHAIN.pack
 unpack_header = HEADER.unpack_from
 _unpack_scanned = struct.Struct(_SCANNED).unpack_from
 xxh3_64 = xxhash.xxh3_64_intdigest
+_new = tuple.__new__
 
 
 class Verdict(Enum):
@@ -95,11 +96,12 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def position(self) -> Position:
-        return Position(self.epoch, self.last_lsn, self.chain)
+        return _new(Position, (self.epoch, self.first_lsn + self.event_count - 1, self.chain))
 
     @property
     def state_position(self) -> StatePosition:
-        return StatePosition(self.epoch, self.last_lsn, self.chain, self.digest, self.session_count)
+        lsn = self.first_lsn + self.event_count - 1
+        return _new(StatePosition, (self.epoch, lsn, self.chain, self.digest, self.session_count))
 
 
 def cluster_key(cluster_id: bytes) -> int:
