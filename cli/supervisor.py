@@ -8,9 +8,6 @@ watches, and ends when this process does, however that ends.
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +27,8 @@ from ..shipping import (
     start_child,
     write_ports,
 )
+from ..shipping import __main__ as _shipping_processes  # noqa: F401  (loaded before the first fork)
+from ..shipping.launching import Process, end_process, fork
 from ..store import PerdureError, WireError, read_identity
 from .chores import ChoreTask
 from .elector_process import AUTO, ElectorChild, ElectorTask, start_elector
@@ -44,7 +43,6 @@ RESTART_S_MIN = 0.1
 RESTART_S_MAX = 10.0
 STEADY_S = 10.0
 """A process that lived so long is started again after the shortest pause."""
-STOP_S = 5.0
 
 
 class Running(Protocol):
@@ -156,11 +154,13 @@ class Supervisor:
         self._port = plan.port
         self._serve_port = 0
         self._receiver = Post("receiver", self._start_receiver)
-        self._folder = Post("folder", lambda: start_child(self._task("folder")))
+        self._folder = Post("folder", lambda: start_child(self._task("folder"), fork))
         self._shipper = Post("shipper", self._start_shipper)
         self._server = Post("server", self._start_server)
         chores = msgspec.structs.replace(plan.chores, replicas=dict(plan.replicas), secret=plan.secret)
-        self._chores = Post("chores", lambda: start_chores(chores))
+        self._chores = Post(
+            "chores", lambda: ChoresChild(fork("perdure.cli.chores", chores, name="perdure-chores"))
+        )
         self._sockets: MonitorSockets | None = None
         self._monitor = Post("monitor", self._start_monitor)
         self._elector = Post("elector", self._start_elector)
@@ -205,7 +205,7 @@ class Supervisor:
         return {node: address for node, address in self._plan.replicas.items() if node != self._node}
 
     def _start_receiver(self) -> Child:
-        child = start_child(self._task("receiver"))
+        child = start_child(self._task("receiver"), fork)
         try:
             self._port = child.wait_ready().port
         except BaseException:
@@ -214,7 +214,7 @@ class Supervisor:
         return child
 
     def _start_shipper(self) -> Child:
-        return start_child(self._task("shipper"))
+        return start_child(self._task("shipper"), fork)
 
     def _start_server(self) -> ServerChild:
         plan = self._plan
@@ -222,7 +222,7 @@ class Supervisor:
         task = ServerTask(
             str(plan.directory), host, self._serve_port or port, plan.secret, self._others(), plan.log_level
         )
-        child = start_server(task)
+        child = start_server(task, fork)
         self._serve_port = child.port
         write_ports(plan.directory, msgspec.structs.replace(read_ports(plan.directory), serve=child.port))
         return child
@@ -245,7 +245,7 @@ class Supervisor:
             silence_ms=health.silence_ms,
             disk_stall_ms=health.disk_stall_ms,
         )
-        return start_child(task)
+        return start_child(task, fork)
 
     def _start_elector(self) -> ElectorChild:
         plan, sockets = self._plan, self._sockets
@@ -262,7 +262,8 @@ class Supervisor:
                 list(plan.etcd_endpoints),
                 plan.etcd_lease_ms,
                 plan.log_level,
-            )
+            ),
+            fork,
         )
         return self._elector_child
 
@@ -287,7 +288,7 @@ class Supervisor:
 class ChoresChild:
     """The process that sweeps, takes snapshots and drops old log."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: Process) -> None:
         self._process = process
 
     @property
@@ -295,30 +296,9 @@ class ChoresChild:
         return self._process.poll() is None
 
     def stop(self) -> int:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.terminate()
-        try:
-            return self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+        return end_process(self._process, "chores")
 
 
 def start_chores(task: ChoreTask) -> ChoresChild:
-    """Start the chores' process; it ends when the pipe to it does."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "perdure.cli.chores"],
-        stdin=subprocess.PIPE,
-        env=dict(os.environ),
-        process_group=0,
-    )
-    child = ChoresChild(process)
-    try:
-        if process.stdin is not None:
-            process.stdin.write(msgspec.json.encode(task) + b"\n")
-            process.stdin.flush()
-    except OSError:
-        child.stop()
-        raise
-    return child
+    """Start the chores' process; it ends when the pipe to it does. Raises OSError if the system refuses."""
+    return ChoresChild(fork("perdure.cli.chores", task, name="perdure-chores"))

@@ -178,6 +178,15 @@ def take_process_lock(store: Path, lock_name: str) -> FileLock:
     return lock
 
 
+def is_running(store: Path, lock_name: str) -> bool:
+    """Does a process hold this process lock at the moment?"""
+    lock = FileLock(store / lock_name)
+    try:
+        return not lock.try_acquire()
+    finally:
+        lock.close()
+
+
 def open_node_log(store: Path, locks: list[FileLock]) -> NodeLog:
     """Open the log of a store for a process of shipping, which holds `locks`.
 

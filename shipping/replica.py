@@ -20,6 +20,7 @@ from ..store.errors import WireError
 from .children import Child, Task, start_child
 from .credentials import Secret, check_secret
 from .faults import read_fault
+from .launching import Launch, execute
 from .permission import AUTO
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,9 @@ STEADY_S: Final = 10.0
 class _Post:
     """One of the two processes, and when it may be started again."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, launch: Launch) -> None:
         self.task = task
+        self._launch = launch
         self.child: Child | None = None
         self.pause_s = 0.0
         self.start_at = 0.0
@@ -58,7 +60,7 @@ class _Post:
         if may_start and now >= self.start_at:
             self.started_at = now
             try:
-                self.child = start_child(self.task)
+                self.child = start_child(self.task, self._launch)
             except WireError as error:
                 self.start_at = now + RESTART_S_MAX
                 logger.error("%s", error)
@@ -80,18 +82,21 @@ def run_replica(
     on_ready: Callable[[int], object] | None = None,
     lifeline: int | None = None,
     log_level: str = "WARNING",
+    launch: Launch = execute,
 ) -> None:
     """Run a node's receiver and folder, each in a process of its own, until `should_stop` says so.
 
     `on_ready` is called with the port once the receiver listens. `lifeline` is a descriptor: the replica
     ends when its other end is closed. `rejoin` as in serve_receiver. Raises WireError or another
     PerdureError if the receiver can't be started at first; later failures are logged, and the process is
-    started again.
+    started again. `launch` says how: by `fork` where the calling process has no other threads.
     """
     check_secret(secret, host)
     path = Path(store)
-    receiver = _Post(Task("receiver", str(path), host, port, secret, rejoin=rejoin, log_level=log_level))
-    folder = _Post(Task("folder", str(path), log_level=log_level))
+    receiver = _Post(
+        Task("receiver", str(path), host, port, secret, rejoin=rejoin, log_level=log_level), launch
+    )
+    folder = _Post(Task("folder", str(path), log_level=log_level), launch)
     poller = select.poll()
     if lifeline is not None:
         poller.register(lifeline, select.POLLIN)
