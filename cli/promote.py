@@ -43,12 +43,12 @@ def promote(
     """
     from ..recovery import promote as promote_node
 
-    settings = Settings(directory)
+    reach = Settings(directory).reach(peer, secret_file)
     with render.steps() as on_step:
         report = promote_node(
             directory,
-            settings.peers(peer),
-            settings.secret(secret_file),
+            reach.peers,
+            reach.secret,
             accept_data_loss=accept_data_loss,
             alone=is_alone,
             on_step=on_step,

@@ -142,10 +142,11 @@ class Settings:
         return {node: parse_address(address) for node, address in listed.items() if node != own}
 
     def reach(self, given: list[str] | None, secret_file: Path | None = None) -> Reach:
-        """The way to the other nodes: by command line or configuration, and by the cluster's own list."""
+        """The way to the other nodes: by the command line, the cluster's own list, the configuration."""
         from ..recovery import known_reach
 
-        return known_reach(self._directory, self.peers(given), self.secret(secret_file))
+        secret = self.secret(secret_file)
+        return known_reach(self._directory, parse_nodes(given), secret, configured=self.peers(None))
 
     def secret(self, file: Path | None) -> Credentials:
         """What the node proves itself with to others: secret, certificates, or both.
