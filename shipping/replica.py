@@ -58,7 +58,7 @@ def run_replica(
         receiver.begin(first)
         task = msgspec.structs.replace(
             task, port=first.wait_ready().port
-        )  # where it is looked for from now on
+        )  # kept for later starts
         folder.tend(True)
         if on_ready is not None:
             on_ready(task.port)
