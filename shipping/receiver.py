@@ -136,6 +136,7 @@ class Receiver:
         shipper = self._shipper
         if shipper is not None and shipper.is_paused and at_ms - self._full_since_ms >= FULL_RETRY_MS:
             self._guarded(shipper, lambda: self._append(shipper))
+            self.watch(shipper)
         if self._incoming is not None:
             self._install_if_whole()
         self.crossing.go_on()
@@ -167,7 +168,12 @@ class Receiver:
         self._selector.register(link.socket, visitor.mask, partial(self._on_ready, visitor))
 
     def _on_ready(self, visitor: Visitor, mask: int) -> None:
-        self._guarded(visitor, lambda: self._ready(visitor, mask))
+        try:
+            self._ready(visitor, mask)
+        except PoisonedError:
+            raise
+        except (PerdureError, OSError) as error:
+            self.end(visitor, error)
 
     def _ready(self, visitor: Visitor, mask: int) -> None:
         link = visitor.link
@@ -189,11 +195,9 @@ class Receiver:
 
     def watch(self, visitor: Visitor) -> None:
         """Wait for what the link needs: nothing is read while the disk is full."""
-        if not self.is_here(visitor):
-            return
         mask = selectors.EVENT_READ if not visitor.is_paused else 0
         mask |= selectors.EVENT_WRITE if visitor.link.has_unsent else 0
-        if mask == visitor.mask:
+        if mask == visitor.mask or not self.is_here(visitor):
             return
         key = partial(self._on_ready, visitor)
         if not visitor.mask:
@@ -277,7 +281,6 @@ class Receiver:
             visitor.heard_ms = monotonic_ms()
         visitor.acknowledge(position)
         self.replica.commit(0)
-        self.watch(visitor)
 
     def take_peers(self, peers: Peers) -> None:
         """Remember how far the other replicas are, should this node become the primary."""

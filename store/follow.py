@@ -160,7 +160,8 @@ class LogFollower:
 
     def lock_any(self) -> None:
         """As lock(), on a node of any role."""
-        self._acquire()
+        if self.words[_TURN] or not self.write_lock.try_acquire():
+            self._acquire()
         try:
             words = self.words
             if (

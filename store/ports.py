@@ -193,7 +193,7 @@ class CommitGate(Protocol):
         ...
 
     def wait(self, position: Position, timeout_ms: int) -> bool:
-        """Wait until the commit LSN covers the position; False when the time is up."""
+        """Wake the shipper, and wait until the commit LSN covers the position; False when the time is up."""
         ...
 
     def confirm(self, timeout_ms: int) -> bool:
