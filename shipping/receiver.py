@@ -55,6 +55,7 @@ from .permission import AUTO, end_permission, read_permission
 from .ports import read_ports
 from .rejoin import finish_rejoin
 from .replica_log import ReplicaLog
+from .slices import ask_for_short_slices
 from .slots import STATES, SlotWriter, slot_or_new
 from .visitor import Stage, Visitor
 from .wire_types import NODES_MAX
@@ -100,6 +101,7 @@ class Receiver:
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Serve until `should_stop` says so. Raises PoisonedError or CorruptError."""
+        ask_for_short_slices()
         ticked_ms = 0
         while not should_stop():
             for key, mask in self._selector.select(TICK_MS / 1000):
