@@ -66,6 +66,8 @@ VISITORS_MAX: Final = 128
 STRANGERS_MAX: Final = 32
 """Connections that have not proved themselves yet; the oldest goes when another one comes."""
 TICK_MS: Final = 50
+PERMISSION_MS: Final = 250
+"""How often it looks whether a person has told this node to be made anew."""
 FULL_RETRY_MS: Final = 250
 """Pause before a full disk is tried again."""
 FETCH_BYTES_MAX: Final = 1 << 20
@@ -87,6 +89,7 @@ class Receiver:
         self._incoming: Incoming | None = None
         self.crossing = Crossing(self)
         self._heard_ms = 0
+        self._permission_ms = 0
         self._primary = ""
         self._full_since_ms = 0
         self._broken: PerdureError | None = None
@@ -132,9 +135,11 @@ class Receiver:
         for visitor in list(self._visitors.values()):
             if at_ms - visitor.heard_ms > visitor.limit_ms():
                 self.end(visitor, WireError(f"{visitor.link.peer} was silent for too long"))
-        told_anew = self._is_to_be_made_anew()
-        if told_anew and self._shipper is not None and self._shipper.stage is Stage.STREAMING:
-            self.end(self._shipper, WireError("this node was told to be made anew"))
+        if at_ms - self._permission_ms >= PERMISSION_MS:
+            self._permission_ms = at_ms
+            told_anew = self._is_to_be_made_anew()
+            if told_anew and self._shipper is not None and self._shipper.stage is Stage.STREAMING:
+                self.end(self._shipper, WireError("this node was told to be made anew"))
         shipper = self._shipper
         if shipper is not None and shipper.is_paused and at_ms - self._full_since_ms >= FULL_RETRY_MS:
             self._guarded(shipper, lambda: self._append(shipper))

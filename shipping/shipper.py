@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 READ_BYTES: Final = 256 << 10
 """At most so much of the log is flushed at once, so that no flush takes long."""
-READ_BYTES_MIN: Final = 16 << 10
+READ_BYTES_MIN: Final = 4 << 10
 """Where little comes at once: the system maps and unmaps a large buffer for each read."""
 LINGER_MS: Final = 1
 """Without sync_replicas the shipper lets frames gather for so long before the next flush."""
