@@ -88,8 +88,8 @@ def known_reach(
     *,
     configured: Mapping[str, tuple[str, int]] | None = None,
 ) -> Reach:
-    """The way to the other nodes: addresses that are given, else those that the newest CONFIG in the log says,
-    else, for nodes that belong to it, what is `configured`.
+    """The way to the other nodes: addresses that are given, else those that the newest CONFIG in the log
+    says, else, for nodes that belong to it, what is `configured`.
 
     Raises StoreMissingError, FormatError.
     """

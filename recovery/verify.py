@@ -57,6 +57,7 @@ _KNOWN_NAMES = frozenset(
         names.SHIPPER_LOCK,
         names.RECEIVER_LOCK,
         names.PORTS,
+        names.WAYS,
         names.PROBE,
         names.UNMONITORED,
         names.TAKEOVERS,

@@ -56,9 +56,7 @@ def run_replica(
     try:
         first = start_child(task, launch)
         receiver.begin(first)
-        task = msgspec.structs.replace(
-            task, port=first.wait_ready().port
-        )  # where it is looked for from now on
+        task = msgspec.structs.replace(task, port=first.wait_ready().port)  # kept for later starts
         folder.tend(True)
         if on_ready is not None:
             on_ready(task.port)
