@@ -44,7 +44,7 @@ def promote(
     from ..recovery import promote as promote_node
     from ..recovery.candidacy import candidacy
 
-    settings = Settings(directory)
+    reach = Settings(directory).reach(peer, secret_file)
     with render.steps() as say, candidacy(directory) as end_turn:
 
         def on_step(step: str) -> None:
@@ -53,8 +53,8 @@ def promote(
 
         report = promote_node(
             directory,
-            settings.peers(peer),
-            settings.secret(secret_file),
+            reach.peers,
+            reach.secret,
             accept_data_loss=accept_data_loss,
             alone=is_alone,
             on_step=on_step,

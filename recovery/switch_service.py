@@ -27,6 +27,7 @@ from ..shipping.messages_switchover import (
     Undrained,
 )
 from ..shipping.nodelog import NodeLog, is_running, now_ms, open_node_log
+from ..shipping.roster import node_addresses
 from ..shipping.server import Handler
 from ..store import names
 from ..store.drain import begin_drain, drained_ms, end_drain
@@ -48,7 +49,8 @@ HEAR_S: Final = 0.003
 
 
 class SwitchService:
-    """Handlers over the store of one node. `peers` are the other nodes' receivers, for their promises."""
+    """Handlers over the store of one node. `peers` are the other nodes' receivers, for their promises, where
+    the log does not say them."""
 
     def __init__(
         self, directory: Path, store: SessionStore, peers: Mapping[str, tuple[str, int]], secret: Secret
@@ -112,17 +114,14 @@ class SwitchService:
             is_own = node.node == asked.primary
             if not is_own:
                 _await_log(node, end, began + asked.wait_ms / 1000)
+            voters = node_addresses(node.log.config, node.node, self._peers)
         self._compare([] if is_own else asked.samples, end)
         waited_ms = _ms_since(began)
         began = time.monotonic()
         with candidacy(self._directory) as on_step:
             report = promote(
                 self._directory,
-                {
-                    name: address
-                    for name, address in self._peers.items()
-                    if name != self._store.stats()["node"]
-                },
+                voters,
                 self._secret,
                 drained=asked.primary,
                 on_step=on_step,

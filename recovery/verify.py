@@ -58,6 +58,7 @@ _KNOWN_NAMES = frozenset(
         names.RECEIVER_LOCK,
         names.CANDIDACY_LOCK,
         names.PORTS,
+        names.WAYS,
         names.PROBE,
         names.UNMONITORED,
         names.TAKEOVERS,

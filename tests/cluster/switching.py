@@ -46,11 +46,15 @@ class Switching:
         self.cluster.start(self.cluster.shipper(name, standby=True))
 
     def serve(self, name: str) -> None:
-        peers = {other: (HOST, port) for other, port in self.cluster.ports.items() if other != name}
+        peers = {other: (HOST, port) for other, port in self.configured().items() if other != name}
         task = ServerTask(str(self.cluster.path(name)), HOST, 0, SECRET, peers)
         self.servers[name] = start_server(task, launch)
         ports = NodePorts(listen=self.cluster.ports[name], serve=self.servers[name].port)
         write_ports(self.cluster.path(name), ports)
+
+    def configured(self) -> dict[str, int]:
+        """The ports that the servers are told of."""
+        return self.cluster.ports
 
     def nodes(self) -> WireNodes:
         addresses = {name: (HOST, port) for name, port in self.cluster.ports.items()}
