@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OUT_BYTES_MAX = 48 << 20
 """Unsent bytes a link may hold: room for credits, one largest message and what goes beside them."""
 RECEIVE_BYTES = 256 << 10
-RECEIVE_BYTES_MIN = 16 << 10
+RECEIVE_BYTES_MIN = 4 << 10
 """At first, and where little comes: the system maps and unmaps a large buffer for each call."""
 BACKLOG = 64
 

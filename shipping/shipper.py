@@ -37,6 +37,7 @@ from .peer import Peer
 from .progress import Electorate, commit_lsn, confirmed_us, electorate_of, voters_connected
 from .reign import SILENCE_MS, SLOT_BUDGET_BYTES, Fenced, Reign
 from .roster import replica_addresses
+from .slices import ask_for_short_slices
 from .slots import SlotWriter, read_slots, slot_or_new
 from .wake import POLL_MS, UNANNOUNCED_MIN, PokeSocket, Wake, Watcher
 from .window import Window
@@ -45,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 READ_BYTES: Final = 256 << 10
 """At most so much of the log is flushed at once, so that no flush takes long."""
-READ_BYTES_MIN: Final = 16 << 10
+READ_BYTES_MIN: Final = 4 << 10
 """Where little comes at once: the system maps and unmaps a large buffer for each read."""
 LINGER_MS: Final = 1
 """Without sync_replicas the shipper lets frames gather for so long before the next flush."""
@@ -139,6 +140,7 @@ class Shipper:
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Ship until `should_stop` says so. Raises FencedError, NotPrimaryError, PoisonedError, ..."""
+        ask_for_short_slices()
         self._begin_at_end()
         try:
             while not self._tick() or not should_stop():

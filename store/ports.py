@@ -141,7 +141,10 @@ class Forwarder(Protocol):
     """
 
     def knows(self, members: Mapping[str, str]) -> bool:
-        """Is there any other node to ask? `members` are the addresses that the log tells, by node."""
+        """Is there any other node to ask? `members` are the addresses that the log tells, by node.
+
+        Raises PerdureError if there may be some, and what opens them is missing.
+        """
         ...
 
     def submit(
