@@ -18,7 +18,7 @@ from time import monotonic
 import msgspec
 
 from .. import open as open_replicated
-from ..recovery import OpsService, SwitchService
+from ..recovery import MemberService, OpsService, SwitchService
 from ..shipping import ForwardService, Secret, Server, merged_handlers
 from ..shipping.launching import Launch, Process, end_process, execute, read_task
 from ..store import PerdureError, SessionStore, WireError, read_identity
@@ -55,6 +55,7 @@ def serve(task: ServerTask, store: SessionStore) -> Server:
     tables = [
         ForwardService(store).handlers(),
         OpsService(directory).handlers(),
+        MemberService(directory).handlers(),
         SwitchService(directory, store, task.peers, task.secret).handlers(),
     ]
     return Server(

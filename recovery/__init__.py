@@ -23,6 +23,7 @@ from .health import ask_health, order_to_stand
 from .keyuse import KeyUse, key_use
 from .locate import LastChange, Located, SessionHolder, locate, wait_synced
 from .logtool import EpochStat, LogStat, SegmentStat, dump, stat
+from .member_asks import Members, MemberService
 from .members import (
     Membership,
     add_member,
@@ -103,6 +104,8 @@ __all__ = [
     "Located",
     "LogStat",
     "Manual",
+    "MemberService",
+    "Members",
     "Membership",
     "MigrationReport",
     "MigrationState",

@@ -28,6 +28,7 @@ from ..store.frame import FRAME_BYTES_MAX
 from . import (
     messages_forward,
     messages_health,
+    messages_members,
     messages_ops,
     messages_rejoin,
     messages_server,
@@ -36,6 +37,7 @@ from . import (
 )
 from .messages_forward import ForwardMessage
 from .messages_health import HealthMessage
+from .messages_members import MemberMessage
 from .messages_ops import OpsMessage
 from .messages_rejoin import RejoinMessage
 from .messages_server import ServerMessage
@@ -328,6 +330,7 @@ Message: TypeAlias = (
     | WitnessMessage
     | SwitchoverMessage
     | HealthMessage
+    | MemberMessage
     | OpsMessage
 )
 
@@ -361,6 +364,7 @@ KINDS: Final[dict[int, type[Message]]] = {
     **messages_witness.KINDS,
     **messages_switchover.KINDS,
     **messages_health.KINDS,
+    **messages_members.KINDS,
     **messages_ops.KINDS,
 }
 WITH_PAYLOAD: Final = frozenset({20, 32, 45}).union(
@@ -369,6 +373,7 @@ WITH_PAYLOAD: Final = frozenset({20, 32, 45}).union(
     messages_forward.WITH_PAYLOAD,
     messages_witness.WITH_PAYLOAD,
     messages_switchover.WITH_PAYLOAD,
+    messages_members.WITH_PAYLOAD,
     messages_ops.WITH_PAYLOAD,
 )
 
