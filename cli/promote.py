@@ -42,9 +42,15 @@ def promote(
       perdure promote /srv/n2 --peer n1=10.0.0.1:7001 --peer n3=10.0.0.3:7001
     """
     from ..recovery import promote as promote_node
+    from ..recovery.candidacy import candidacy
 
     reach = Settings(directory).reach(peer, secret_file)
-    with render.steps() as on_step:
+    with render.steps() as say, candidacy(directory) as end_turn:
+
+        def on_step(step: str) -> None:
+            say(step)
+            end_turn(step)
+
         report = promote_node(
             directory,
             reach.peers,

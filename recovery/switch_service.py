@@ -37,6 +37,7 @@ from ..store.page import Word
 from ..store.probe import hashes_of, random_keys
 from ..store.sessions import SessionStore
 from ..store.snapshot import list_snapshots
+from .candidacy import candidacy
 from .promote import promote
 from .take import take_snapshot
 
@@ -117,13 +118,15 @@ class SwitchService:
         self._compare([] if is_own else asked.samples, end)
         waited_ms = _ms_since(began)
         began = time.monotonic()
-        report = promote(
-            self._directory,
-            voters,
-            self._secret,
-            drained=asked.primary,
-            commit_timeout_ms=COMMIT_MS,
-        )
+        with candidacy(self._directory) as on_step:
+            report = promote(
+                self._directory,
+                voters,
+                self._secret,
+                drained=asked.primary,
+                on_step=on_step,
+                commit_timeout_ms=COMMIT_MS,
+            )
         return TookOver(
             epoch=report.epoch,
             start=report.start,

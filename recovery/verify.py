@@ -56,6 +56,7 @@ _KNOWN_NAMES = frozenset(
         names.NODE_SOCKET,
         names.SHIPPER_LOCK,
         names.RECEIVER_LOCK,
+        names.CANDIDACY_LOCK,
         names.PORTS,
         names.WAYS,
         names.PROBE,
