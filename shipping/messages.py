@@ -431,7 +431,8 @@ class Decoder:
 
     def messages(self) -> list[tuple[Message, bytes]]:
         """(message, payload) for every complete one. Raises WireError at the first that is none."""
-        buffer, found = self._buffer, list[tuple[Message, bytes]]()
+        buffer = self._buffer
+        found: list[tuple[Message, bytes]] = []
         at, left = 0, len(buffer)
         while left >= ENVELOPE_BYTES:
             size, version, kind, body_bytes = _unpack_envelope(buffer, at)

@@ -27,6 +27,8 @@ from ..store.segment import HEADER_BYTES
 from .messages import EPOCHS_MAX
 
 SKIP_EVENTS: Final = 1000
+_COMMITTED = int(Word.COMMITTED)
+_FOLDED = int(Word.FOLDED)
 
 
 def now_ms() -> int:
@@ -130,10 +132,10 @@ class NodeLog:
         return files[0].first_lsn if files else 0
 
     def committed_lsn(self) -> int:
-        return int(self.log.words[Word.COMMITTED])
+        return int(self.log.words[_COMMITTED])
 
     def folded_lsn(self) -> int:
-        return int(self.log.words[Word.FOLDED])
+        return int(self.log.words[_FOLDED])
 
     def reopened(self) -> NodeLog:
         """The same log opened anew, after it was changed as a whole; this handle is closed.

@@ -143,8 +143,8 @@ class Shipper:
         ask_for_short_slices()
         self._begin_at_end()
         try:
-            while not self._tick() or not should_stop():
-                self._round()
+            while not self._round() or not should_stop():
+                pass
         except Fenced as fenced:
             self._fence(fenced)
 
@@ -168,7 +168,8 @@ class Shipper:
         self._poke.close()
         self._selector.close()
 
-    def _round(self) -> None:
+    def _round(self) -> bool:
+        """Do what there is to do, and wait; says whether a tick went by."""
         self._check_role()
         self._commit()  # first what replicas acknowledged: writers wait for it
         has_more = self._take_appended()
@@ -176,7 +177,9 @@ class Shipper:
             self._commit()
         has_more = self._pump() or has_more
         self._announce()
+        has_ticked = self._tick()
         self._wait(has_more)
+        return has_ticked
 
     def _pump(self) -> bool:
         """Let every peer send; says whether there may be more."""
@@ -346,7 +349,7 @@ class Shipper:
         self._ticked_ms = at_ms
         for peer in self._peers:
             peer.tick(at_ms)
-            self._slots.put(peer.slot)
+            self._slots.put(peer.noted_slot)
         streaming = [peer.name for peer in self._peers if peer.is_streaming]
         self._words[Word.VOTERS_CONNECTED] = voters_connected(self._reign.electorate, streaming)
         self._watcher.rest()
