@@ -44,7 +44,7 @@ def health(directory: Directory, secret_file: SecretFile = None, as_json: AsJson
     from ..recovery import Reach, ask_health, read_takeovers
 
     settings = Settings(directory)
-    reach = Reach(secret=settings.secret(secret_file))
+    reach = Reach(secret=settings.proof(secret_file))
     said = ask_health(directory, settings.monitor_host(), reach)
     record = read_takeovers(directory)
     last = record.newest[-1] if record.newest else None

@@ -121,7 +121,7 @@ def node(
         health=settings.health(),
         log_level=level,
     )
-    write_ways(directory, settings.told(replica, secret_file))
+    write_ways(directory, settings.told(replica, secret_file, host))
     with service.until_stopped(is_verbose=is_verbose) as should_stop:
         Supervisor(plan).run(
             should_stop,

@@ -23,6 +23,7 @@ from ..store import (
 from ..store.option import format_address, parse_address
 from ..store.options import StoreOptions, option
 from .options import SECRET_VARIABLE, parse_nodes, read_secret
+from .render import note
 
 if TYPE_CHECKING:
     from ..recovery import ElectionOptions, Policy, Reach
@@ -91,17 +92,18 @@ class Settings:
         return None if configured is None else parse_address(configured)
 
     def monitor_host(self) -> str:
-        """At which address this node's monitor is asked from here."""
+        """Where this node's monitor is asked from here: as configured, else as the node was told."""
         configured = self.value(None, "node", "monitor") or self.value(None, "node", "listen")
-        return LOOPBACK if configured is None else _reachable(parse_address(configured)[0])
+        host = parse_address(configured)[0] if configured else self._told().monitor_host
+        return _reachable(host or LOOPBACK)
 
     def own_address(self, directory: Path) -> tuple[str, int]:
         """Where this node's receiver is asked from here: the port that it took last."""
         from ..shipping import read_ports
 
         configured = self.value(None, "node", "listen")
-        host, port = (LOOPBACK, 0) if configured is None else parse_address(configured)
-        return _reachable(host), read_ports(directory).listen or port
+        host, port = parse_address(configured) if configured else (self._told().listen_host, 0)
+        return _reachable(host or LOOPBACK), read_ports(directory).listen or port
 
     def coordinator(self, given: str | None) -> str:
         """What decides about promotions. Raises UsageError for what nothing is called."""
@@ -150,11 +152,28 @@ class Settings:
         return {node: parse_address(address) for node, address in listed.items() if node != own}
 
     def reach(self, given: list[str] | None, secret_file: Path | None = None) -> Reach:
-        """The way to the other nodes: by the command line, the cluster's own list, the configuration."""
+        """The way to the other nodes: by the command line, the cluster's own list, the configuration, else
+        as the node process was told."""
         from ..recovery import known_reach
 
-        secret = self.secret(secret_file)
-        return known_reach(self._directory, parse_nodes(given), secret, configured=self.peers(None))
+        listed = self.peers(None)
+        if not listed and has_identity(self._directory):
+            listed = self._told().addresses(read_identity(self._directory).node)
+        return known_reach(self._directory, parse_nodes(given), self.proof(secret_file), configured=listed)
+
+    def proof(self, secret_file: Path | None) -> Credentials:
+        """As secret(), of a command that asks nodes: what neither the command line nor the configuration says
+        is as the node process was told. A secret that cannot be read is missing, and that is said."""
+        from ..shipping import Credentials
+
+        said, told = self.secret(secret_file), self._told()
+        secret = said.secret
+        if not secret:
+            try:
+                secret = _told_secret(told, "command")
+            except UsageError as error:
+                note(f"{error.message}. {error.hint}")
+        return Credentials(secret, said.tls or told.tls, said.allow_plain or told.allow_plain)
 
     def way(self) -> Way:
         """The way to the other nodes for an application on this one: as its configuration says, else as the
@@ -162,21 +181,28 @@ class Settings:
 
         Raises UsageError if the nodes share a secret that this application does not have, and as secret().
         """
-        from ..shipping import Credentials, Way, read_ways
+        from ..shipping import Credentials, Way
 
-        told = read_ways(self._directory)
+        told = self._told()
         peers = self.peers(None) or told.addresses(read_identity(self._directory).node)
-        shared = self._shared(None) or _told_secret(told)
+        shared = self._shared(None) or _told_secret(told, "application")
         allow_plain = self.value(None, "node", "allow_plain") or told.allow_plain
         return Way(peers, Credentials(shared, self._tls() or told.tls, allow_plain))
 
-    def told(self, given: list[str] | None, secret_file: Path | None) -> NodeWays:
-        """What this node's applications are to know of a node that is started with these options."""
+    def told(self, given: list[str] | None, secret_file: Path | None, listen_host: str = "") -> NodeWays:
+        """What this node's applications and commands are to know of a node that is started so."""
         from ..shipping import ways_of
 
+        monitor = self.monitor_address()
         file = self._secret_file(secret_file)
         peers = {node: format_address(*address) for node, address in self.peers(given).items()}
-        return ways_of(peers, self.secret(secret_file), file)
+        return ways_of(
+            peers,
+            self.secret(secret_file),
+            file,
+            listen_host=listen_host,
+            monitor_host=monitor[0] if monitor else listen_host,
+        )
 
     def secret(self, file: Path | None) -> Credentials:
         """What the node proves itself with to others: secret, certificates, or both.
@@ -187,6 +213,11 @@ class Settings:
         from ..shipping import Credentials
 
         return Credentials(self._shared(file), self._tls(), self.value(None, "node", "allow_plain"))
+
+    def _told(self) -> NodeWays:
+        from ..shipping import read_ways
+
+        return read_ways(self._directory)
 
     def _tls(self) -> TlsFiles | None:
         from ..shipping import TlsFiles
@@ -213,18 +244,18 @@ class Settings:
         return file
 
 
-def _told_secret(told: NodeWays) -> bytes:
+def _told_secret(told: NodeWays, who: str) -> bytes:
     """The secret from where the node process read it; empty if there is none."""
     if not told.has_secret:
         return b""
-    hint = f"Set {SECRET_VARIABLE} for the application, or secret_file in [node] of its configuration."
+    hint = f"Set {SECRET_VARIABLE} for the {who}, or secret_file in [node] of its configuration."
     if not told.secret_file:
-        raise UsageError("the nodes share a secret, and this application was not told it", hint=hint)
+        raise UsageError(f"the nodes share a secret, and this {who} was not told it", hint=hint)
     try:
         return read_secret(Path(told.secret_file))
     except StorageError as error:
         raise UsageError(
-            f"the nodes share a secret, and this application cannot read {told.secret_file}: {error.message}",
+            f"the nodes share a secret, and this {who} cannot read {told.secret_file}: {error.message}",
             hint=hint,
         ) from error
 

@@ -1,4 +1,4 @@
-"""What a node process was told of the way to the other nodes, for applications on the same node.
+"""What a node process was told of the way to the other nodes, for applications and commands on the same node.
 
 Owns the file `ways` in a store's directory: addresses, and where the secret and the certificates are, never
 the secret itself. It is a memory: what the log says of members and what a configuration says win over it.
@@ -34,6 +34,10 @@ class NodeWays(msgspec.Struct, frozen=True):
     tls_key: str = ""
     tls_ca: str = ""
     allow_plain: bool = False
+    listen_host: str = ""
+    """Where its receiver and its server listen."""
+    monitor_host: str = ""
+    """Where its monitor listens."""
 
     @property
     def tls(self) -> TlsFiles | None:
@@ -45,7 +49,14 @@ class NodeWays(msgspec.Struct, frozen=True):
         return {node: parse_address(address) for node, address in self.peers.items() if node != own}
 
 
-def ways_of(peers: Mapping[str, str], secret: Secret, secret_file: Path | None) -> NodeWays:
+def ways_of(
+    peers: Mapping[str, str],
+    secret: Secret,
+    secret_file: Path | None,
+    *,
+    listen_host: str = "",
+    monitor_host: str = "",
+) -> NodeWays:
     """What is to be remembered of a node's addresses and credentials; `secret_file` is where these stand."""
     tls = tls_of(secret)
     has_secret = bool(secret_of(secret))
@@ -57,6 +68,8 @@ def ways_of(peers: Mapping[str, str], secret: Secret, secret_file: Path | None) 
         _absolute(tls.key) if tls else "",
         _absolute(tls.ca) if tls else "",
         allow_plain=not isinstance(secret, bytes) and secret.allow_plain,
+        listen_host=listen_host,
+        monitor_host=monitor_host,
     )
 
 

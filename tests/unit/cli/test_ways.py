@@ -89,6 +89,28 @@ def test_a_secret_that_the_application_does_not_have_is_asked_for(
     assert "PERDURE_SECRET" in caught.value.hint
 
 
+def test_a_command_finds_what_the_node_was_told_on_its_command_line(
+    node: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text(SECRET)
+    write_ways(node, Settings(node).told(PEERS, file, "127.0.0.2"))
+    settings = Settings(node)
+    reach = settings.reach(None)
+    assert reach.peers == {"n2": ("127.0.0.1", 7011)}
+    assert reach.secret == Credentials(SECRET.encode())
+    assert settings.monitor_host() == "127.0.0.2"
+    assert settings.own_address(node)[0] == "127.0.0.2"
+    file.unlink()
+    assert settings.reach(None).secret == Credentials()
+    assert "PERDURE_SECRET" in capsys.readouterr().err
+
+
+def test_a_node_that_listens_everywhere_is_asked_on_loopback(node: Path) -> None:
+    write_ways(node, Settings(node).told(None, None, "0.0.0.0"))
+    assert Settings(node).monitor_host() == Settings(node).own_address(node)[0] == "127.0.0.1"
+
+
 def test_a_damaged_file_says_nothing(node: Path) -> None:
     write_ways(node, NodeWays({"n2": "127.0.0.1:7011"}, True))
     data = (node / names.WAYS).read_bytes()
