@@ -17,8 +17,9 @@ if os.environ.get("PYTHONHASHSEED") != "0":  # the order of sets of text depends
     os.environ["PYTHONHASHSEED"] = "0"
     os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]])
 
-from tests.simulation.runner import replay_command, run_alone
-from tests.simulation.schedule import run_schedule
+os.register_at_fork = lambda **_: None  # perdure's handlers are for its own processes, which fork never here
+
+from tests.simulation.runner import replay_command, run_all, run_here
 
 
 def main() -> int:
@@ -37,22 +38,19 @@ def main() -> int:
         format="             %(name)s: %(message)s",
     )
     if given.seed is not None:
-        outcome = run_schedule(given.seed, bug=given.bug, trace=print)
+        outcome = run_here(given.seed, given.bug, print)
         print(json.dumps(asdict(outcome)), flush=True)
         os._exit(1 if outcome.rule else 0)  # nothing of what was simulated is to be unwound
     failed, elapsed_ms = 0, 0.0
     counts: Counter[str] = Counter()
-    for seed in range(given.first, given.first + given.count):
-        outcome = run_alone(seed, given.bug)
+    for outcome in run_all(given.first, given.count, given.bug, stop=given.stop):
         elapsed_ms += outcome.elapsed_ms
         counts.update(outcome.counts)
         failed += bool(outcome.rule)
         if given.json:
             print(json.dumps(asdict(outcome)), flush=True)
         elif outcome.rule:
-            print(f"seed {seed}: {outcome.text}\n    {replay_command(seed, given.bug)}", flush=True)
-        if outcome.rule and given.stop:
-            break
+            print(f"seed {outcome.seed}: {outcome.text}\n    {replay_command(outcome.seed, given.bug)}", flush=True)
     if not given.json:
         print(f"{given.count} schedules, {failed} failed, {elapsed_ms / given.count:.0f} ms each")
         print(" ".join(f"{name}={count}" for name, count in counts.items()))

@@ -5,8 +5,7 @@ Owns how the code that ships is started: every function run here is the one that
 
 from __future__ import annotations
 
-import contextlib
-import shutil
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -47,6 +46,7 @@ from .disk import Disk
 from .kernel import MS, Host, Kernel, Process
 from .network import Network, packet_pair, release_sockets
 from .seams import System
+from .shapes import Shape
 
 CLUSTER: Final = bytes(range(16))
 SECRET: Final = b"the secret of the simulated cluster"
@@ -189,28 +189,25 @@ class Cluster:
         self,
         kernel: Kernel,
         root: Path,
-        nodes: int,
-        sync_replicas: int,
-        *,
-        has_electors: bool = False,
-        has_witness: bool = False,
+        shape: Shape,
     ) -> None:
         self.kernel = kernel
         self.root = str(root)
-        self.has_electors = has_electors
+        self.has_electors = shape.has_electors
         self.network = Network(kernel)
         self.system = System(kernel, self.network)
         self.checker = Checker(kernel)
         self.checker.key = cluster_key(CLUSTER)
-        self.sync_replicas = sync_replicas
+        self.sync_replicas = shape.sync_replicas
         self.tokens = 0
         self.acknowledged = self.refused = self.indeterminate = self.reads = 0
+        self.faults: Counter[str] = Counter()
         self.ids: list[str] = []
         self.ends: list[tuple[str, str, BaseException | None]] = []
         self.is_writing = True
         self.think_ms = 40.0
-        self.names = tuple(f"n{number}" for number in range(1, nodes + 1))
-        self.witness = self.names[-1] if has_witness else ""
+        self.names = tuple(f"n{number}" for number in range(1, shape.nodes + 1))
+        self.witness = self.names[-1] if shape.has_witness else ""
         """The last node, if it keeps promises only; the policy is then `available`."""
         self.nodes = {name: Node(self, name, number, root) for number, name in enumerate(self.names, start=1)}
         self.system.install()
@@ -352,6 +349,7 @@ class Cluster:
             "reads": self.reads,
             "committed": len(self.checker.committed),
             "epochs": len(self.checker.begun),
+            "faults": self.faults.total(),
         }
 
     # -- clients ---------------------------------------------------------------------------------
@@ -409,9 +407,3 @@ class Cluster:
             if session is not None:
                 self.reads += 1
                 self.checker.read(node.name, session.metadata["op"].encode())
-
-
-def remove_all(root: Path) -> None:
-    """Take away the files of a schedule."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(root)

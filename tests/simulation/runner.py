@@ -1,20 +1,27 @@
 """Running many schedules, each in a process of its own.
 
-Owns how a schedule is kept apart from all others: it replaces parts of the modules of perdure, and leaves
-dead threads behind, so that it runs in a child that is forked for it and then thrown away.
+Owns how schedules are kept apart: one replaces parts of the modules of perdure, and leaves dead threads
+behind, so that it runs in a child that is forked for it and then thrown away. Schedules of one shape in a
+row are forked from a process in which their cluster was set up.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
 import os
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
+from .checks import Violation
 from .schedule import Outcome, run_schedule
+from .shapes import BLOCK, shape_of
+from .stage import branch, new_directory, set_up
 
 TIMEOUT_S = 60
 """Real time that one schedule may take."""
@@ -25,28 +32,86 @@ def replay_command(seed: int, bug: str = "") -> str:
     return f"python -m tests.simulation --seed {seed}{' --bug ' + bug if bug else ''}"
 
 
-def run_alone(seed: int, bug: str = "") -> Outcome:
-    """Run one schedule in a child process."""
+def run_here(seed: int, bug: str, trace: Callable[[str], object]) -> Outcome:
+    """Run one schedule in this process, which can do nothing else afterwards."""
+    with new_directory() as directory:
+        shape = shape_of(seed)
+        try:
+            cluster = set_up(shape, directory, bug=bug, trace=trace)
+        except Violation as violation:
+            return Outcome(seed, violation.rule, str(violation))
+        return run_schedule(cluster, shape, seed)
+
+
+def run_block(first: int, count: int, bug: str, *, stop: bool = False) -> Iterator[Outcome]:
+    """Run the schedules of seeds that share a shape. With `stop` none after the first that fails."""
+    return _outcomes_of(lambda told: _stage(first, count, bug, stop, told))
+
+
+def _stage(first: int, count: int, bug: str, stop: bool, told: int) -> None:
+    """Set up a cluster, and run each schedule in a branch of this process."""
+    with new_directory() as directory:
+        began_s = time.process_time()
+        shape = shape_of(first)
+        gc.disable()  # what is dead must not be unwound, and pages that nobody touches stay shared
+        try:
+            cluster = set_up(shape, directory, bug=bug)
+        except Violation as violation:
+            _tell(told, Outcome(first, violation.rule, str(violation)))
+            return
+        gc.freeze()
+        set_up_s = (time.process_time() - began_s) / count
+        for seed in range(first, first + count):
+            with new_directory() as own:
+
+                def run(told: int, seed: int = seed, own: str = own) -> None:
+                    began_s = time.process_time() - set_up_s
+                    branch(cluster, own)
+                    _tell(told, run_schedule(cluster, shape, seed, timeout_s=TIMEOUT_S, began_s=began_s))
+
+                outcome = next(_outcomes_of(run), None)
+            if outcome is None:
+                outcome = Outcome(seed, "the simulator works", f"the schedule of seed {seed} broke off")
+            _tell(told, outcome)
+            if outcome.rule and stop:
+                return
+
+
+def _tell(told: int, outcome: Outcome) -> None:
+    line = json.dumps(asdict(outcome)).encode() + b"\n"
+    while line:
+        line = line[os.write(told, line) :]
+
+
+def _outcomes_of(run: Callable[[int], None]) -> Iterator[Outcome]:
+    """What a child says that is forked for it."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
         try:
-            line = json.dumps(asdict(run_schedule(seed, bug=bug, timeout_s=TIMEOUT_S))).encode()
-            while line:
-                line = line[os.write(writer, line) :]
+            run(writer)
         except BaseException:  # noqa: BLE001 - said here; the parent misses the line
             traceback.print_exc()
         os._exit(0)
     os.close(writer)
-    data = b""
-    while more := os.read(reader, 65_536):
-        data += more
-    os.close(reader)
+    with open(reader, "rb") as lines:
+        for line in lines:
+            yield Outcome(**json.loads(line))
     os.waitpid(child, 0)
-    if not data:
-        return Outcome(seed, "the simulator works", f"the schedule of seed {seed} broke off")
-    return Outcome(**json.loads(data))
+
+
+def run_all(first: int, count: int, bug: str = "", *, stop: bool = False) -> Iterator[Outcome]:
+    """Run schedules in children of this process. With `stop` none after the first that fails."""
+    logging.disable(logging.CRITICAL)
+    seed, end = first, first + count
+    while seed < end:
+        some = min(end, (seed // BLOCK + 1) * BLOCK) - seed
+        for outcome in run_block(seed, some, bug, stop=stop):
+            yield outcome
+            if outcome.rule and stop:
+                return
+        seed += some
 
 
 def run_many(first: int, count: int, *, bug: str = "", stop: bool = False) -> Iterator[Outcome]:

@@ -5,18 +5,15 @@ Owns what a schedule is made of and how long it takes. The same seed gives the s
 
 from __future__ import annotations
 
-import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from .bugs import SHOWN_BY_CONSEQUENCE, put_in
 from .checks import Violation
-from .cluster import Cluster, Node, remove_all
-from .kernel import MS, SECOND, START_NS, Kernel, Spinning
+from .cluster import Cluster, Node
+from .kernel import MS, SECOND, START_NS, Spinning
+from .shapes import FLAVOURS, Shape
 
 FAULTS_MS = (1_000, 3_000)
 QUIET_MS = 30_000
@@ -40,47 +37,25 @@ class Outcome:
 
 
 def run_schedule(
-    seed: int,
-    *,
-    bug: str = "",
-    trace: Callable[[str], object] | None = None,
-    timeout_s: int = 0,
+    cluster: Cluster, shape: Shape, seed: int, *, timeout_s: int = 0, began_s: float = 0.0
 ) -> Outcome:
     """Run one schedule, in a process that does nothing else afterwards; never raises for what it finds.
 
-    `bug` names what is put into the code before; `trace` is called with each line of what happens.
+    `began_s` is the processor time of this process at which the schedule is taken to have begun.
     """
     signal.alarm(timeout_s)
-    began_s = time.process_time()
-    kernel = Kernel(seed)
-    kernel.trace = trace
-    directory = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    root = Path(tempfile.mkdtemp(prefix="perdure-sim-", dir=directory))
+    kernel = cluster.kernel
+    kernel.random.seed(seed)
     outcome = Outcome(seed)
     try:
-        random = kernel.random
-        count = random.choice((3, 3, 4, 5))
-        k = count // 2 if random.random() < 0.8 else random.randint(1, count - 1)
-        has_witness = count == 3 and random.random() < 0.3
-        if has_witness:
-            k = 1
-        has_electors = not has_witness and random.random() < 0.5
-        cluster = Cluster(kernel, root, count, k, has_electors=has_electors, has_witness=has_witness)
-        if bug:
-            put_in(bug)
-            cluster.checker.counts_disks = bug not in SHOWN_BY_CONSEQUENCE
-        kernel.note("cluster", count, k, "electors" if has_electors else "", cluster.witness)
-        try:
-            Schedule(cluster).run()
-        except Violation as violation:
-            outcome.rule, outcome.text = violation.rule, str(violation)
-        except Spinning as spinning:
-            outcome.rule, outcome.text = "the schedule ends", str(spinning)
-        if outcome.rule:
-            kernel.note("broken", outcome.text)
-        outcome.counts = cluster.counts()
-    finally:
-        remove_all(root)
+        Schedule(cluster, shape.flavour).run()
+    except Violation as violation:
+        outcome.rule, outcome.text = violation.rule, str(violation)
+    except Spinning as spinning:
+        outcome.rule, outcome.text = "the schedule ends", str(spinning)
+    if outcome.rule:
+        kernel.note("broken", outcome.text)
+    outcome.counts = cluster.counts()
     outcome.hash, outcome.steps = kernel.hash, kernel.steps
     outcome.simulated_ms = (kernel.now_ns - START_NS) // MS
     outcome.elapsed_ms = (time.process_time() - began_s) * 1000
@@ -90,8 +65,9 @@ def run_schedule(
 class Schedule:
     """The faults of one schedule, and the quiet behind them."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, flavour: str) -> None:
         self.cluster = cluster
+        self.kinds = FLAVOURS[flavour]
         self.kernel = cluster.kernel
         self.random = cluster.kernel.random
         self.nodes = list(cluster.nodes.values())
@@ -107,8 +83,6 @@ class Schedule:
             ways.jitter_ns = random.choice((100_000, 5 * MS, 30 * MS))
         kernel.preempt = random.choice((0.0, 0.02, 0.1))
         cluster.think_ms = random.choice((5.0, 20.0, 80.0))
-        cluster.start()
-        self._begin()
         self._over_ns = kernel.now_ns + random.randint(*FAULTS_MS) * MS
         kernel.run(kernel.now_ns + random.randint(50, 300) * MS)
         self._look_after()
@@ -117,17 +91,6 @@ class Schedule:
             kernel.run(kernel.now_ns + int(random.expovariate(1 / 250)) * MS + 5 * MS)
         self._heal()
         self._settle()
-
-    def _begin(self) -> None:
-        """Until it has a log each node vouches for nothing: no fault before that."""
-        kernel = self.kernel
-        for _ in range(200):
-            if all(node.view.committed for node in self.cluster.data_nodes()):
-                return
-            kernel.run(kernel.now_ns + 50 * MS)
-        raise Violation(
-            "a new cluster begins", str([node.view.committed for node in self.cluster.data_nodes()])
-        )
 
     def _look_after(self) -> None:
         """A person who soon sees that there is no primary, and promotes some node."""
@@ -140,21 +103,9 @@ class Schedule:
     # -- faults ----------------------------------------------------------------------------------
 
     def _fault(self) -> None:
-        kinds = (
-            (self._promote, 3),
-            (self._two_sides, 2),
-            (self._rivals, 2),
-            (self._left_alone, 2),
-            (self._partition, 4),
-            (self._crash, 2),
-            (self._kill, 3),
-            (self._power_cut, 3),
-            (self._pause, 2),
-            (self._stall, 2),
-            (self._jump, 1),
-            (self._change_member, 2),
-        )
-        fault = self.random.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])[0]
+        name = self.random.choices(list(self.kinds), list(self.kinds.values()))[0]
+        self.cluster.faults[name] += 1
+        fault: Callable[[Node], None] = getattr(self, f"_{name}")
         fault(self.random.choice(self.nodes))
 
     def _later(self, low_ms: int, high_ms: int, action: Callable[[], None]) -> None:

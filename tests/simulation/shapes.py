@@ -1,0 +1,94 @@
+"""What schedules are about: the clusters they run on, and which faults come how often.
+
+Owns the tables. The seed says which of them a schedule takes: so many seeds in a row share a shape, that
+its cluster is set up once for all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+BLOCK: Final = 25
+"""So many seeds in a row have the same shape."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A cluster, and what happens to it."""
+
+    number: int
+    """Also the seed of its setting up."""
+    flavour: str
+    """The faults: one of FLAVOURS."""
+    nodes: int
+    sync_replicas: int
+    has_electors: bool = False
+    """Does it elect by itself? If not, somebody promotes by hand."""
+    has_witness: bool = False
+    """Does the last node keep promises only? The policy is then `available`."""
+
+    def __str__(self) -> str:
+        electors = " electors" if self.has_electors else ""
+        witness = " witness" if self.has_witness else ""
+        return f"{self.flavour} nodes={self.nodes} k={self.sync_replicas}{electors}{witness}"
+
+
+FLAVOURS: Final[dict[str, dict[str, int]]] = {
+    "mixed": {
+        "promote": 3,
+        "two_sides": 2,
+        "rivals": 2,
+        "left_alone": 2,
+        "partition": 4,
+        "crash": 2,
+        "kill": 3,
+        "power_cut": 3,
+        "pause": 2,
+        "stall": 2,
+        "jump": 1,
+        "change_member": 2,
+    },
+    "rivals": {
+        "promote": 3,
+        "rivals": 4,
+        "two_sides": 3,
+        "partition": 3,
+        "kill": 1,
+        "pause": 2,
+        "jump": 1,
+    },
+    "power": {"left_alone": 5, "power_cut": 4, "crash": 2, "stall": 2, "partition": 2, "promote": 1},
+    "members": {"two_sides": 5, "change_member": 4, "partition": 2, "crash": 1, "power_cut": 1},
+    "witness": {"left_alone": 5, "partition": 3, "crash": 3, "power_cut": 1, "pause": 1, "promote": 2},
+}
+"""How often each fault comes."""
+
+_ROWS: Final[list[tuple[str, int, int, bool, bool]]] = [
+    ("mixed", 3, 1, False, False),
+    ("mixed", 5, 2, True, False),
+    ("rivals", 4, 2, False, False),
+    ("power", 3, 1, False, False),
+    ("witness", 3, 1, False, True),
+    ("mixed", 3, 1, True, False),
+    ("members", 5, 2, False, False),
+    ("mixed", 5, 2, False, False),
+    ("power", 5, 2, True, False),
+    ("rivals", 3, 1, True, False),
+    ("mixed", 4, 2, True, False),
+    ("members", 4, 2, False, False),
+    ("mixed", 5, 1, False, False),
+    ("rivals", 5, 2, False, False),
+    ("mixed", 3, 2, False, False),
+    ("power", 4, 1, False, False),
+    ("members", 5, 1, True, False),
+    ("mixed", 5, 3, True, False),
+    ("mixed", 4, 3, False, False),
+    ("rivals", 5, 3, True, False),
+]
+SHAPES: Final = tuple(Shape(number, *row) for number, row in enumerate(_ROWS))
+
+
+def shape_of(seed: int) -> Shape:
+    """What the schedule of a seed is about."""
+    return SHAPES[seed // BLOCK % len(SHAPES)]
