@@ -260,7 +260,7 @@ class Checker:
         self.kernel.note("epoch", entry.epoch, start.node, entry.first_lsn)
         for lsn, other in self.committed.items():
             mine = view.by_lsn.get(lsn)
-            if mine is None or mine.chain != other.chain:
+            if other.epoch < entry.epoch and (mine is None or mine.chain != other.chain):
                 raise self._broken(
                     "a primary has everything acknowledged",
                     f"{start.node} begins epoch {entry.epoch} at LSN {entry.first_lsn} without {other}",
@@ -301,8 +301,8 @@ class Checker:
 
     # -- after each step -------------------------------------------------------------------------
 
-    def step(self) -> None:
-        """Look at what changed."""
+    def step(self, host: Host) -> None:
+        """Look at what changed, when a thread of this host ran."""
         if self.changed:
             changed, self.changed = self.changed, {}
             for view in changed.values():
@@ -310,13 +310,12 @@ class Checker:
                     view.map_page()
                 if view.is_stale:
                     self._read_log(view)
-        for view in self.nodes.values():
-            words = view.words
-            if words is None:
-                continue
-            committed, folded = words[11], words[12]
-            if committed != view.committed or folded != view.folded:
-                self._moved(view, committed, folded)
+        found = self.nodes.get(host.name)
+        if found is None or found.words is None:
+            return
+        committed, folded = found.words[11], found.words[12]
+        if committed != found.committed or folded != found.folded:
+            self._moved(found, committed, folded)
 
     def _moved(self, view: NodeView, committed: int, folded: int) -> None:
         if not view.is_current():
@@ -393,9 +392,9 @@ class Checker:
 
     def acknowledged(self, node: str, token: bytes) -> None:
         """A client was told that its write is kept."""
-        self.step()
-        found = [entry for entry in self.tokens.get(token, []) if self._is_committed(entry)]
         view = self.nodes[node]
+        self.step(view.host)
+        found = [entry for entry in self.tokens.get(token, []) if self._is_committed(entry)]
         if not found and view.sync_replicas > 0:
             raise self._broken("acknowledged means committed", f"{node} acknowledged {token.decode()}")
         self.acked[token] = found[0] if found else self._alone(token)
@@ -411,7 +410,7 @@ class Checker:
 
     def read(self, node: str, token: bytes) -> None:
         """A client saw this."""
-        self.step()
+        self.step(self.nodes[node].host)
         if token in self.committed_tokens:
             self.seen.add(token)
         elif self.nodes[node].sync_replicas > 0:

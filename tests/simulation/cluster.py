@@ -12,20 +12,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import perdure
-from perdure.recovery import ElectionOptions, Quorum, availability, elector, keep_available, run_elector
+from perdure.recovery import Quorum, keep_available, run_elector
 from perdure.recovery.members import add_member, remove_member
 from perdure.recovery.promote import promote
-from perdure.recovery.voters import WireVoters
-from perdure.shipping import folder, monitor, standby
 from perdure.shipping.folder import run_folder
 from perdure.shipping.link import listen
 from perdure.shipping.messages import PromiseReply
-from perdure.shipping.monitor import MonitorOptions, run_monitor
+from perdure.shipping.monitor import run_monitor
 from perdure.shipping.monitor_pipe import Pipe
 from perdure.shipping.nodelog import open_node_log
 from perdure.shipping.ports import NodePorts, write_ports
 from perdure.shipping.receiver import Receiver, serve_receiver
-from perdure.shipping.shipper import ShipperOptions
 from perdure.shipping.standby import run_standby
 from perdure.shipping.witness import serve_witness
 from perdure.store import (
@@ -45,6 +42,7 @@ from .checks import Checker, NodeView
 from .disk import Disk
 from .kernel import MS, Host, Kernel, Process
 from .network import Network, packet_pair, release_sockets
+from .pace import CATCH_UP_MS, COMMIT_MS, ELECTED, MONITORED, RESTART_MS, SHIPPED, WRITE_TIMEOUT_MS, quicken
 from .seams import System
 from .shapes import Shape
 
@@ -53,14 +51,6 @@ SECRET: Final = b"the secret of the simulated cluster"
 CREATED_MS: Final = 1_760_000_000_000
 PORT: Final = 7000
 MONITOR_PORT: Final = 7002
-MONITORED: Final = MonitorOptions(heartbeat_ms=100, silence_ms=400, disk_stall_ms=800)
-"""Shorter than by default, so that a schedule has time for several elections."""
-ASK_MS: Final = 300
-WRITE_TIMEOUT_MS: Final = 1500
-RESTART_MS: Final = 50
-POLL_MS: Final = 30
-"""How often idle processes look; more often only costs steps."""
-
 
 class Node:
     """One machine of the cluster."""
@@ -107,7 +97,7 @@ class Node:
                 self.store,
                 others,
                 secret=SECRET,
-                options=ShipperOptions(poll_ms=POLL_MS, use_watcher=False),
+                options=SHIPPED,
             ),
             "folder": partial(run_folder, self.store),
             "client": partial(self.cluster.serve_on, self),
@@ -134,9 +124,7 @@ class Node:
             self.store,
             self.cluster.addresses(but=self.name),
             pipe=Pipe(self._pipe[1]),
-            coordinator=Quorum(
-                ElectionOptions(silence_ms=MONITORED.silence_ms), lambda most: draw(0, max(0, most))
-            ),
+            coordinator=Quorum(ELECTED, lambda most: draw(0, max(0, most))),
             secret=SECRET,
         )
 
@@ -211,11 +199,7 @@ class Cluster:
         """The last node, if it keeps promises only; the policy is then `available`."""
         self.nodes = {name: Node(self, name, number, root) for number, name in enumerate(self.names, start=1)}
         self.system.install()
-        vars(availability).update(ALONE_AFTER_MS=300, BACK_AFTER_MS=200)
-        for module in (folder, standby, monitor, elector):
-            for name in ("POLL_MS", "LOOK_MS", "TICK_MS"):
-                if hasattr(module, name):
-                    setattr(module, name, POLL_MS)
+        quicken()
         for node in self.nodes.values():
             self.network.add(node.host)
             self.system.add(node.disk)
@@ -225,8 +209,6 @@ class Cluster:
             if not node.is_witness:
                 node.view = self.checker.add(node.host, node.disk)
         self._watch_promises()
-        defaults: Any = WireVoters.__init__.__kwdefaults__
-        defaults["timeout_ms"] = ASK_MS
         kernel.after_step = self.checker.step
 
     def _make_stores(self) -> None:
@@ -296,7 +278,9 @@ class Cluster:
             return
 
         def run() -> None:
-            report = promote(node.store, self.addresses(but=node.name), SECRET)
+            report = promote(
+                node.store, self.addresses(but=node.name), SECRET, commit_timeout_ms=COMMIT_MS
+            )
             self.kernel.note("promoted", node.name, report.epoch, report.promisers)
 
         process = self.spawn(node.host, "promote", run)
@@ -314,7 +298,7 @@ class Cluster:
             if is_voter:
                 remove_member(primary.store, node.name)
             else:
-                add_member(primary.store, node.name, f"{node.address}:{PORT}", timeout_ms=1_000)
+                add_member(primary.store, node.name, f"{node.address}:{PORT}", timeout_ms=CATCH_UP_MS)
 
         self.kernel.note("member goes" if is_voter else "member comes", primary.name, node.name)
         process = self.spawn(primary.host, "member", run)
@@ -393,7 +377,7 @@ class Cluster:
         except PerdureError as error:
             self.refused += 1
             self.kernel.note("refused", node.name, type(error).__name__)
-            self.kernel.pass_time(100 * MS)
+            self.kernel.pass_time(60 * MS)
         else:
             self.acknowledged += 1
             self.kernel.note("acknowledged", node.name, token)
@@ -402,7 +386,7 @@ class Cluster:
     def _read(self, node: Node, store: Any) -> None:
         random = self.kernel.random
         while True:
-            self.kernel.pass_time(int(random.expovariate(1 / 100) * MS) + MS)
+            self.kernel.pass_time(int(random.expovariate(1 / 60) * MS) + MS)
             session = store.get(random.choice(self.ids[-20:])) if self.ids else None
             if session is not None:
                 self.reads += 1

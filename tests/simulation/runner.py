@@ -69,9 +69,9 @@ def _stage(first: int, count: int, bug: str, stop: bool, told: int) -> None:
                     branch(cluster, own)
                     _tell(told, run_schedule(cluster, shape, seed, timeout_s=TIMEOUT_S, began_s=began_s))
 
-                outcome = next(_outcomes_of(run), None)
-            if outcome is None:
-                outcome = Outcome(seed, "the simulator works", f"the schedule of seed {seed} broke off")
+                outcomes = list(_outcomes_of(run))
+            broken = Outcome(seed, "the simulator works", f"the schedule of seed {seed} broke off")
+            outcome = outcomes[0] if outcomes else broken
             _tell(told, outcome)
             if outcome.rule and stop:
                 return

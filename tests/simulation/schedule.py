@@ -15,9 +15,12 @@ from .cluster import Cluster, Node
 from .kernel import MS, SECOND, START_NS, Spinning
 from .shapes import FLAVOURS, Shape
 
-FAULTS_MS = (1_000, 3_000)
-QUIET_MS = 30_000
+FAULTS_MS = (150, 450)
+QUIET_MS = 10_000
 """Within so much simulated time after the last fault the cluster works again."""
+LOOK_MS = 15
+PATIENCE = 5
+"""So many looks without a primary, and somebody promotes another node."""
 
 
 @dataclass
@@ -80,15 +83,15 @@ class Schedule:
             ways.loss = random.choice((0.0, 0.01, 0.05))
             ways.breaks = random.choice((0.0, 0.001, 0.01))
             ways.twice = random.choice((0.0, 0.0, 0.002))
-            ways.jitter_ns = random.choice((100_000, 5 * MS, 30 * MS))
+            ways.jitter_ns = random.choice((100_000, 2 * MS, 10 * MS))
         kernel.preempt = random.choice((0.0, 0.02, 0.1))
-        cluster.think_ms = random.choice((5.0, 20.0, 80.0))
+        cluster.think_ms = random.choice((8.0, 20.0, 50.0))
         self._over_ns = kernel.now_ns + random.randint(*FAULTS_MS) * MS
-        kernel.run(kernel.now_ns + random.randint(50, 300) * MS)
+        kernel.run(kernel.now_ns + random.randint(5, 60) * MS)
         self._look_after()
         while kernel.now_ns < self._over_ns:
             self._fault()
-            kernel.run(kernel.now_ns + int(random.expovariate(1 / 250)) * MS + 5 * MS)
+            kernel.run(kernel.now_ns + int(random.expovariate(1 / 30)) * MS + 2 * MS)
         self._heal()
         self._settle()
 
@@ -98,7 +101,7 @@ class Schedule:
             is_left_alone = not self.cluster.has_electors and self.cluster.primary() is None
             if is_left_alone and self.random.random() < 0.6:
                 self._promote(self.random.choice(self.nodes))
-            self._later(50, 400, self._look_after)
+            self._later(15, 100, self._look_after)
 
     # -- faults ----------------------------------------------------------------------------------
 
@@ -144,12 +147,12 @@ class Schedule:
         for other in self.random.sample(others, min(len(others), max(1, primary.view.sync_replicas))):
             if other.host.is_up and self.random.random() < 0.7:
                 other.power_cut()
-                self._later(5, 700, other.come_back)
+                self._later(5, 200, other.come_back)
         self._later(
-            0, 300, lambda: self._cut({(primary.name, other.name) for other in others}, least_ms=1_000)
+            0, 80, lambda: self._cut({(primary.name, other.name) for other in others}, least_ms=300)
         )
         candidate = self.random.choice(others)
-        self._later(500, 1_500, lambda: self.cluster.promote(candidate))
+        self._later(120, 400, lambda: self.cluster.promote(candidate))
 
     def _but_primary(self, nodes: list[Node]) -> Node:
         primary = self.cluster.primary()
@@ -171,7 +174,7 @@ class Schedule:
                 cut.add((node.name, other.name))
         self._cut(cut, both=False)
 
-    def _cut(self, cut: set[tuple[str, str]], *, both: bool = True, least_ms: int = 100) -> None:
+    def _cut(self, cut: set[tuple[str, str]], *, both: bool = True, least_ms: int = 30) -> None:
         """Block ways for a while."""
         ways = self.cluster.network.ways
         if both:
@@ -183,12 +186,12 @@ class Schedule:
             ways.blocked -= cut
             self.cluster.network.changed()
 
-        self._later(least_ms, 4_000, heal)
+        self._later(least_ms, 800, heal)
 
     def _crash(self, node: Node) -> None:
         self.kernel.note("crash", node.name)
         node.crash()
-        self._later(20, 2_000, node.come_back)
+        self._later(10, 500, node.come_back)
 
     def _kill(self, node: Node) -> None:
         names = sorted(node.host.processes)
@@ -200,7 +203,7 @@ class Schedule:
     def _power_cut(self, node: Node) -> None:
         if node.host.is_up:
             node.power_cut()
-            self._later(100, 3_000, node.come_back)
+            self._later(20, 600, node.come_back)
 
     def _pause(self, node: Node) -> None:
         """SIGSTOP of one process, or of all of a node, and SIGCONT later."""
@@ -217,11 +220,11 @@ class Schedule:
             for process in processes:
                 process.resume()
 
-        self._later(50, 5_000, go_on)
+        self._later(15, 900, go_on)
 
     def _stall(self, node: Node) -> None:
         self.kernel.note("disk stall", node.name)
-        node.host.stalled_until_ns = self.kernel.now_ns + self.random.randint(100, 3_000) * MS
+        node.host.stalled_until_ns = self.kernel.now_ns + self.random.randint(30, 700) * MS
 
     def _jump(self, node: Node) -> None:
         """The wall clock is set, by a little or by much."""
@@ -253,18 +256,19 @@ class Schedule:
         """The cluster works again by itself, but for who becomes primary if that is for a person."""
         cluster, kernel = self.cluster, self.kernel
         deadline_ns = kernel.now_ns + QUIET_MS * MS
-        wanted = cluster.acknowledged + 3
-        turn = 0
+        wanted = cluster.acknowledged + 2
+        without = turn = 0
         while kernel.now_ns < deadline_ns:
-            kernel.run(kernel.now_ns + 400 * MS)
+            kernel.run(kernel.now_ns + LOOK_MS * MS)
             cluster.is_writing = cluster.acknowledged < wanted
             voters = self._voters()
             if not cluster.is_writing and self._agree(voters):
                 cluster.checker.final(voters)
                 return
-            if cluster.primary() is None and not cluster.has_electors:
+            without = without + 1 if cluster.primary() is None else 0
+            if without >= PATIENCE and not cluster.has_electors:
                 cluster.promote(cluster.data_nodes()[turn % len(cluster.data_nodes())])
-                turn += 1
+                without, turn = 0, turn + 1
         views = {node.name: node.view for node in cluster.data_nodes()}
         ends = {name: (view.end, view.epoch, view.committed) for name, view in views.items()}
         raise Violation(
