@@ -52,6 +52,7 @@ CREATED_MS: Final = 1_760_000_000_000
 PORT: Final = 7000
 MONITOR_PORT: Final = 7002
 
+
 class Node:
     """One machine of the cluster."""
 
@@ -190,6 +191,8 @@ class Cluster:
         self.tokens = 0
         self.acknowledged = self.refused = self.indeterminate = self.reads = 0
         self.faults: Counter[str] = Counter()
+        self.slow_winners: dict[str, int] = {}
+        """Candidates that stop for so many ns once they are promised something."""
         self.ids: list[str] = []
         self.ends: list[tuple[str, str, BaseException | None]] = []
         self.is_writing = True
@@ -266,9 +269,19 @@ class Cluster:
         def promise(receiver: Receiver, asked: Promise) -> PromiseReply:
             reply = given(receiver, asked)
             checker.answered(receiver.node.node, asked)
+            self._hold_back(asked.candidate)
             return reply
 
         Receiver.promise = promise  # type: ignore[assignment]
+
+    def _hold_back(self, candidate: str) -> None:
+        """A candidate that was promised something stops for a while, if it is one of the slow ones."""
+        process = self.nodes[candidate].host.processes.get("promote")
+        ns = self.slow_winners.pop(candidate, 0)
+        if process is not None and ns:
+            self.kernel.note("pause", process)
+            process.pause()
+            self.kernel.at(ns, process.resume)
 
     # -- promotion by hand -----------------------------------------------------------------------
 
@@ -278,9 +291,7 @@ class Cluster:
             return
 
         def run() -> None:
-            report = promote(
-                node.store, self.addresses(but=node.name), SECRET, commit_timeout_ms=COMMIT_MS
-            )
+            report = promote(node.store, self.addresses(but=node.name), SECRET, commit_timeout_ms=COMMIT_MS)
             self.kernel.note("promoted", node.name, report.epoch, report.promisers)
 
         process = self.spawn(node.host, "promote", run)

@@ -15,12 +15,15 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
+from itertools import groupby
 
 from .checks import Violation
+from .cluster import Cluster
 from .schedule import Outcome, run_schedule
-from .shapes import BLOCK, shape_of
+from .shapes import BLOCK, Shape, shape_of
 from .stage import branch, new_directory, set_up
 
 TIMEOUT_S = 60
@@ -43,38 +46,47 @@ def run_here(seed: int, bug: str, trace: Callable[[str], object]) -> Outcome:
         return run_schedule(cluster, shape, seed)
 
 
-def run_block(first: int, count: int, bug: str, *, stop: bool = False) -> Iterator[Outcome]:
-    """Run the schedules of seeds that share a shape. With `stop` none after the first that fails."""
-    return _outcomes_of(lambda told: _stage(first, count, bug, stop, told))
+def run_all(seeds: Sequence[int], bug: str = "", *, stop: bool = False) -> Iterator[Outcome]:
+    """Run schedules in children of this process. With `stop` none after the first that fails."""
+    logging.disable(logging.CRITICAL)
+    for _, block in groupby(seeds, key=lambda seed: seed // BLOCK):
+        for outcome in _outcomes_of(partial(_stage, list(block), bug, stop)):
+            yield outcome
+            if outcome.rule and stop:
+                return
 
 
-def _stage(first: int, count: int, bug: str, stop: bool, told: int) -> None:
-    """Set up a cluster, and run each schedule in a branch of this process."""
+def _stage(seeds: Sequence[int], bug: str, stop: bool, told: int) -> None:
+    """Set up a cluster, and run each schedule of these seeds, which share a shape, in a branch of it."""
     with new_directory() as directory:
         began_s = time.process_time()
-        shape = shape_of(first)
+        shape = shape_of(seeds[0])
         gc.disable()  # what is dead must not be unwound, and pages that nobody touches stay shared
         try:
             cluster = set_up(shape, directory, bug=bug)
         except Violation as violation:
-            _tell(told, Outcome(first, violation.rule, str(violation)))
+            _tell(told, Outcome(seeds[0], violation.rule, str(violation)))
             return
         gc.freeze()
-        set_up_s = (time.process_time() - began_s) / count
-        for seed in range(first, first + count):
-            with new_directory() as own:
-
-                def run(told: int, seed: int = seed, own: str = own) -> None:
-                    began_s = time.process_time() - set_up_s
-                    branch(cluster, own)
-                    _tell(told, run_schedule(cluster, shape, seed, timeout_s=TIMEOUT_S, began_s=began_s))
-
-                outcomes = list(_outcomes_of(run))
-            broken = Outcome(seed, "the simulator works", f"the schedule of seed {seed} broke off")
-            outcome = outcomes[0] if outcomes else broken
+        set_up_s = (time.process_time() - began_s) / len(seeds)
+        for seed in seeds:
+            outcome = _branched(cluster, shape, seed, set_up_s)
             _tell(told, outcome)
             if outcome.rule and stop:
                 return
+
+
+def _branched(cluster: Cluster, shape: Shape, seed: int, set_up_s: float) -> Outcome:
+    with new_directory() as directory:
+
+        def run(told: int) -> None:
+            began_s = time.process_time() - set_up_s
+            branch(cluster, directory)
+            _tell(told, run_schedule(cluster, shape, seed, timeout_s=TIMEOUT_S, began_s=began_s))
+
+        for outcome in list(_outcomes_of(run)):
+            return outcome
+    return Outcome(seed, "the simulator works", f"the schedule of seed {seed} broke off")
 
 
 def _tell(told: int, outcome: Outcome) -> None:
@@ -101,23 +113,12 @@ def _outcomes_of(run: Callable[[int], None]) -> Iterator[Outcome]:
     os.waitpid(child, 0)
 
 
-def run_all(first: int, count: int, bug: str = "", *, stop: bool = False) -> Iterator[Outcome]:
-    """Run schedules in children of this process. With `stop` none after the first that fails."""
-    logging.disable(logging.CRITICAL)
-    seed, end = first, first + count
-    while seed < end:
-        some = min(end, (seed // BLOCK + 1) * BLOCK) - seed
-        for outcome in run_block(seed, some, bug, stop=stop):
-            yield outcome
-            if outcome.rule and stop:
-                return
-        seed += some
-
-
-def run_many(first: int, count: int, *, bug: str = "", stop: bool = False) -> Iterator[Outcome]:
-    """Run schedules in a Python of their own, whose hashes are the same every time."""
-    command = [sys.executable, "-m", "tests.simulation", "--json", "--from", str(first)]
-    command += ["--count", str(count), *(["--bug", bug] if bug else []), *(["--stop"] if stop else [])]
+def run_many(
+    first: int, count: int, *, bug: str = "", flavour: str = "", stop: bool = False
+) -> Iterator[Outcome]:
+    """Run schedules in a Python of their own, whose hashes are the same every time: as the command does."""
+    command = [sys.executable, "-m", "tests.simulation", "--json", f"--from={first}", f"--count={count}"]
+    command += [f"--bug={bug}", f"--flavour={flavour}", *(["--stop"] if stop else [])]
     environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as running:
         assert running.stdout is not None

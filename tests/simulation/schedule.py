@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .checks import Violation
-from .cluster import Cluster, Node
-from .kernel import MS, SECOND, START_NS, Spinning
-from .shapes import FLAVOURS, Shape
+from .cluster import Cluster
+from .faults import Faults
+from .kernel import MS, START_NS, Spinning
+from .shapes import Shape
 
 FAULTS_MS = (150, 450)
+GAPS_MS = (20, 30, 80)
+"""Between two faults, on average."""
 QUIET_MS = 10_000
 """Within so much simulated time after the last fault the cluster works again."""
 LOOK_MS = 15
@@ -70,10 +72,9 @@ class Schedule:
 
     def __init__(self, cluster: Cluster, flavour: str) -> None:
         self.cluster = cluster
-        self.kinds = FLAVOURS[flavour]
+        self.faults = Faults(cluster, flavour)
         self.kernel = cluster.kernel
         self.random = cluster.kernel.random
-        self.nodes = list(cluster.nodes.values())
         self._over_ns = 0
 
     def run(self) -> None:
@@ -85,14 +86,15 @@ class Schedule:
             ways.twice = random.choice((0.0, 0.0, 0.002))
             ways.jitter_ns = random.choice((100_000, 2 * MS, 10 * MS))
         kernel.preempt = random.choice((0.0, 0.02, 0.1))
-        cluster.think_ms = random.choice((8.0, 20.0, 50.0))
+        cluster.think_ms = random.choice((4.0, 10.0, 30.0))
         self._over_ns = kernel.now_ns + random.randint(*FAULTS_MS) * MS
         kernel.run(kernel.now_ns + random.randint(5, 60) * MS)
         self._look_after()
+        gap_ms = random.choice(GAPS_MS)
         while kernel.now_ns < self._over_ns:
-            self._fault()
-            kernel.run(kernel.now_ns + int(random.expovariate(1 / 30)) * MS + 2 * MS)
-        self._heal()
+            self.faults.next()
+            kernel.run(kernel.now_ns + int(random.expovariate(1 / gap_ms)) * MS + 2 * MS)
+        self.faults.heal()
         self._settle()
 
     def _look_after(self) -> None:
@@ -100,157 +102,10 @@ class Schedule:
         if self.kernel.now_ns < self._over_ns:
             is_left_alone = not self.cluster.has_electors and self.cluster.primary() is None
             if is_left_alone and self.random.random() < 0.6:
-                self._promote(self.random.choice(self.nodes))
-            self._later(15, 100, self._look_after)
-
-    # -- faults ----------------------------------------------------------------------------------
-
-    def _fault(self) -> None:
-        name = self.random.choices(list(self.kinds), list(self.kinds.values()))[0]
-        self.cluster.faults[name] += 1
-        fault: Callable[[Node], None] = getattr(self, f"_{name}")
-        fault(self.random.choice(self.nodes))
-
-    def _later(self, low_ms: int, high_ms: int, action: Callable[[], None]) -> None:
-        self.kernel.at(self.random.randint(low_ms, high_ms) * MS, action)
-
-    def _promote(self, node: Node) -> None:
-        self.kernel.note("promote", node.name)
-        self.cluster.promote(node)
-        if self.random.random() < 0.2:
-            self.cluster.promote(self.random.choice(self.nodes))
-
-    def _two_sides(self, node: Node) -> None:
-        """The cluster falls apart into two, and each side tries to have a primary of its own."""
-        others = [other for other in self.nodes if other is not node]
-        side = [node, *self.random.sample(others, (len(others) - 1) // 2 or self.random.randint(0, 1))]
-        rest = [other for other in self.nodes if other not in side]
-        self._cut({(one.name, other.name) for one in side for other in rest})
-        if self.random.random() < 0.3:
-            self._change_member(node)
-        for candidate in (self._but_primary(side), self._but_primary(rest)):
-            self.kernel.note("promote", candidate.name)
-            self.cluster.promote(candidate)
-
-    def _rivals(self, node: Node) -> None:
-        """Two nodes that do not hear each other, and both want to be primary, or one of them is."""
-        other = self.random.choice([other for other in self.nodes if other is not node])
-        self._cut({(node.name, other.name)})
-        for candidate in (node, other):
-            self.kernel.note("promote", candidate.name)
-            self.cluster.promote(candidate)
-
-    def _left_alone(self, node: Node) -> None:
-        """Replicas lose their power, and the primary the others; then one of these becomes primary."""
-        primary = self.cluster.primary() or self.cluster.data_nodes()[0]
-        others = [other for other in self.cluster.data_nodes() if other is not primary]
-        for other in self.random.sample(others, min(len(others), max(1, primary.view.sync_replicas))):
-            if other.host.is_up and self.random.random() < 0.7:
-                other.power_cut()
-                self._later(5, 200, other.come_back)
-        self._later(
-            0, 80, lambda: self._cut({(primary.name, other.name) for other in others}, least_ms=300)
-        )
-        candidate = self.random.choice(others)
-        self._later(120, 400, lambda: self.cluster.promote(candidate))
-
-    def _but_primary(self, nodes: list[Node]) -> Node:
-        primary = self.cluster.primary()
-        return self.random.choice([node for node in nodes if node is not primary] or nodes)
-
-    def _partition(self, node: Node) -> None:
-        """Cut some ways, in one direction or both, for a while."""
-        kind = self.random.choice(("in", "out", "both", "pair", "split"))
-        others = [other for other in self.nodes if other is not node]
-        if kind == "pair":
-            others = [self.random.choice(others)]
-        elif kind == "split":
-            others = self.random.sample(others, self.random.randint(1, len(others)))
-        cut = set()
-        for other in others:
-            if kind != "out":
-                cut.add((other.name, node.name))
-            if kind != "in":
-                cut.add((node.name, other.name))
-        self._cut(cut, both=False)
-
-    def _cut(self, cut: set[tuple[str, str]], *, both: bool = True, least_ms: int = 30) -> None:
-        """Block ways for a while."""
-        ways = self.cluster.network.ways
-        if both:
-            cut = cut | {(target, source) for source, target in cut}
-        self.kernel.note("partition", sorted(cut))
-        ways.blocked |= cut
-
-        def heal() -> None:
-            ways.blocked -= cut
-            self.cluster.network.changed()
-
-        self._later(least_ms, 800, heal)
-
-    def _crash(self, node: Node) -> None:
-        self.kernel.note("crash", node.name)
-        node.crash()
-        self._later(10, 500, node.come_back)
-
-    def _kill(self, node: Node) -> None:
-        names = sorted(node.host.processes)
-        if names:
-            name = self.random.choice(names)
-            self.kernel.note("kill", node.name, name)
-            node.kill(name)
-
-    def _power_cut(self, node: Node) -> None:
-        if node.host.is_up:
-            node.power_cut()
-            self._later(20, 600, node.come_back)
-
-    def _pause(self, node: Node) -> None:
-        """SIGSTOP of one process, or of all of a node, and SIGCONT later."""
-        processes = list(node.host.processes.values())
-        if not processes:
-            return
-        if self.random.random() < 0.5:
-            processes = [self.random.choice(processes)]
-        self.kernel.note("pause", node.name, *(process.name for process in processes))
-        for process in processes:
-            process.pause()
-
-        def go_on() -> None:
-            for process in processes:
-                process.resume()
-
-        self._later(15, 900, go_on)
-
-    def _stall(self, node: Node) -> None:
-        self.kernel.note("disk stall", node.name)
-        node.host.stalled_until_ns = self.kernel.now_ns + self.random.randint(30, 700) * MS
-
-    def _jump(self, node: Node) -> None:
-        """The wall clock is set, by a little or by much."""
-        node.host.wall_skew_ns += self.random.choice((-3_600, -10, -1, 1, 10, 3_600)) * SECOND
-        self.kernel.note("clock jump", node.name, node.host.wall_skew_ns)
-
-    def _change_member(self, node: Node) -> None:
-        """A voter goes, or comes back."""
-        primary = self.cluster.primary()
-        if primary is not None and len(self.nodes) > 3 and not self.cluster.witness:
-            self.cluster.change_member(primary, node)
+                self.faults.promote(self.random.choice(self.faults.nodes))
+            self.faults.later(15, 100, self._look_after)
 
     # -- quiet -----------------------------------------------------------------------------------
-
-    def _heal(self) -> None:
-        self.kernel.note("heal")
-        ways = self.cluster.network.ways
-        ways.blocked.clear()
-        ways.loss = ways.breaks = ways.twice = 0.0
-        ways.jitter_ns = 100_000
-        for node in self.nodes:
-            node.host.stalled_until_ns = 0
-            for process in list(node.host.processes.values()):
-                process.resume()
-            node.come_back()
-        self.cluster.network.changed()
 
     def _settle(self) -> None:
         """The cluster works again by itself, but for who becomes primary if that is for a person."""

@@ -7,6 +7,7 @@ its cluster is set up once for all of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 BLOCK: Final = 25
@@ -39,6 +40,7 @@ FLAVOURS: Final[dict[str, dict[str, int]]] = {
         "promote": 3,
         "two_sides": 2,
         "rivals": 2,
+        "overtaken": 2,
         "left_alone": 2,
         "partition": 4,
         "crash": 2,
@@ -50,19 +52,27 @@ FLAVOURS: Final[dict[str, dict[str, int]]] = {
         "change_member": 2,
     },
     "rivals": {
-        "promote": 3,
-        "rivals": 4,
+        "overtaken": 5,
+        "promote": 2,
+        "rivals": 3,
         "two_sides": 3,
-        "partition": 3,
+        "partition": 2,
         "kill": 1,
-        "pause": 2,
+        "pause": 1,
         "jump": 1,
     },
-    "power": {"left_alone": 5, "power_cut": 4, "crash": 2, "stall": 2, "partition": 2, "promote": 1},
-    "members": {"two_sides": 5, "change_member": 4, "partition": 2, "crash": 1, "power_cut": 1},
+    "power": {"left_alone": 6, "power_cut": 4, "crash": 1, "stall": 2, "partition": 1, "promote": 1},
+    "members": {
+        "outvoted": 5,
+        "two_sides": 2,
+        "change_member": 3,
+        "partition": 1,
+        "crash": 1,
+        "power_cut": 1,
+    },
     "witness": {"left_alone": 5, "partition": 3, "crash": 3, "power_cut": 1, "pause": 1, "promote": 2},
 }
-"""How often each fault comes."""
+"""How often each fault comes, by what a schedule is about."""
 
 _ROWS: Final[list[tuple[str, int, int, bool, bool]]] = [
     ("mixed", 3, 1, False, False),
@@ -92,3 +102,9 @@ SHAPES: Final = tuple(Shape(number, *row) for number, row in enumerate(_ROWS))
 def shape_of(seed: int) -> Shape:
     """What the schedule of a seed is about."""
     return SHAPES[seed // BLOCK % len(SHAPES)]
+
+
+def seeds_about(flavour: str, count: int) -> list[int]:
+    """The first seeds whose schedules are about that; any if `flavour` is empty."""
+    found = (seed for seed in range(count * len(SHAPES)) if flavour in ("", shape_of(seed).flavour))
+    return list(islice(found, count))

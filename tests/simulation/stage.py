@@ -27,7 +27,7 @@ from .kernel import MS, Kernel
 from .shapes import Shape
 
 HOME: Final = Path("/proc/self/cwd")
-"""Names the directory of whichever process asks, so that the paths a stage holds are right in its branches."""
+"""Names the directory of whichever process asks: the paths that a stage holds are right in its branches."""
 _COPIED_BYTES = 1 << 20
 _FIXED: Final = 0x10  # MAP_FIXED of mmap(2), which the module mmap does not name
 
