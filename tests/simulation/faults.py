@@ -82,7 +82,7 @@ class Faults:
         cut = {(primary.name, other.name) for other in away if other is not primary}
         self.later(0, 2 if is_sudden else 80, lambda: self.cut(cut, least_ms=400))
         candidate = self.random.choice(others)
-        self.later(160, 400, lambda: self.cluster.promote(candidate))
+        self.later(60, 350, lambda: self.promote(candidate))
 
     def outvoted(self, node: Node) -> None:
         """The primary is left with some of the others and changes the voters, and the rest elect."""
@@ -93,7 +93,8 @@ class Faults:
         side, rest = [primary, *others[:count]], others[count:]
         self.cut({(one.name, other.name) for one in side for other in rest}, least_ms=300)
         self.change_member(rest[0])
-        self.later(5, 60, lambda: self.cluster.promote(self.random.choice(rest)))
+        candidate = self.random.choice(rest)
+        self.later(5, 60, lambda: self.promote(candidate))
 
     def _primary(self) -> Node:
         return self.cluster.primary() or self.cluster.data_nodes()[0]

@@ -13,11 +13,8 @@ from .checks import Violation
 from .cluster import Cluster
 from .faults import Faults
 from .kernel import MS, START_NS, Spinning
-from .shapes import Shape
+from .shapes import PACES, Shape
 
-FAULTS_MS = (150, 450)
-GAPS_MS = (20, 30, 80)
-"""Between two faults, on average."""
 QUIET_MS = 10_000
 """Within so much simulated time after the last fault the cluster works again."""
 LOOK_MS = 15
@@ -72,6 +69,7 @@ class Schedule:
 
     def __init__(self, cluster: Cluster, flavour: str) -> None:
         self.cluster = cluster
+        self.flavour = flavour
         self.faults = Faults(cluster, flavour)
         self.kernel = cluster.kernel
         self.random = cluster.kernel.random
@@ -87,10 +85,11 @@ class Schedule:
             ways.jitter_ns = random.choice((100_000, 2 * MS, 10 * MS))
         kernel.preempt = random.choice((0.0, 0.02, 0.1))
         cluster.think_ms = random.choice((4.0, 10.0, 30.0))
-        self._over_ns = kernel.now_ns + random.randint(*FAULTS_MS) * MS
+        pace = PACES[self.flavour]
+        self._over_ns = kernel.now_ns + random.randint(*pace.faults_ms) * MS
         kernel.run(kernel.now_ns + random.randint(5, 60) * MS)
         self._look_after()
-        gap_ms = random.choice(GAPS_MS)
+        gap_ms = random.choice(pace.gaps_ms)
         while kernel.now_ns < self._over_ns:
             self.faults.next()
             kernel.run(kernel.now_ns + int(random.expovariate(1 / gap_ms)) * MS + 2 * MS)

@@ -74,6 +74,21 @@ FLAVOURS: Final[dict[str, dict[str, int]]] = {
 }
 """How often each fault comes, by what a schedule is about."""
 
+
+@dataclass(frozen=True)
+class Pace:
+    """How faults follow each other."""
+
+    faults_ms: tuple[int, int]
+    """From the first to the last: at least, at most."""
+    gaps_ms: tuple[int, ...]
+    """Between two of them, on average."""
+
+
+_AIMED = Pace((250, 450), (60, 120))
+"""What one fault begins is seldom disturbed by the next."""
+PACES: Final = dict.fromkeys(FLAVOURS, _AIMED) | {"mixed": Pace((150, 400), (15, 30, 80))}
+
 _ROWS: Final[list[tuple[str, int, int, bool, bool]]] = [
     ("mixed", 3, 1, False, False),
     ("rivals", 4, 2, False, False),
