@@ -169,9 +169,12 @@ def _older_frames_count() -> list[Patch]:
 
 def _degrade_recorded_late() -> list[Patch]:
     """A primary goes on alone first, and tells the witness afterwards."""
-    return [
-        (availability, "_when_short", lambda _scene: availability.Step(availability.Act.GO_ALONE)),
-    ]
+
+    def when_short(scene: availability.Scene) -> availability.Step:
+        is_time = scene.since_ms >= vars(availability)["ALONE_AFTER_MS"] and scene.is_config_committed
+        return availability.Step(availability.Act.GO_ALONE) if is_time else availability.NOTHING
+
+    return [(availability, "_when_short", when_short)]
 
 
 SHOWN_BY_CONSEQUENCE = {"ack-before-fsync", "lease-by-wall-clock"}

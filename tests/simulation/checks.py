@@ -133,6 +133,8 @@ class Checker:
         """LSN of a frame's end -> the frame that was committed there."""
         self.begun: dict[int, tuple[str, int]] = {}
         """Epoch -> (who began it, LSN of its EPOCH_START)."""
+        self.begun_with: dict[int, dict[int, int]] = {}
+        """Epoch -> what was in the log of its primary when it began: LSN of a frame's end -> chain."""
         self.reigns: dict[int, tuple[str, int]] = {}
         """As `begun`, of the epochs whose EPOCH_START is committed."""
         self.tokens: dict[bytes, list[Entry]] = {}
@@ -257,6 +259,7 @@ class Checker:
                 raise self._broken("one primary an epoch", f"epoch {entry.epoch}: {known} and {start.node}")
             return
         self.begun[entry.epoch] = (start.node, entry.first_lsn)
+        self.begun_with[entry.epoch] = {lsn: mine.chain for lsn, mine in view.by_lsn.items()}
         self.kernel.note("epoch", entry.epoch, start.node, entry.first_lsn)
         for lsn, other in self.committed.items():
             mine = view.by_lsn.get(lsn)
@@ -375,8 +378,18 @@ class Checker:
         node, start_lsn = self.begun.get(entry.epoch, ("", 0))
         if entry.first_lsn == start_lsn:
             self.reigns[entry.epoch] = (node, start_lsn)
+        self._in_later_reigns(entry)
         for epoch, (node, start_lsn) in self.reigns.items():
             self._apart(view, entry, epoch, node, start_lsn)
+
+    def _in_later_reigns(self, entry: Entry) -> None:
+        """Whoever began a later epoch had it, however late it counts as committed."""
+        for epoch, had in self.begun_with.items():
+            if epoch > entry.epoch and had.get(entry.last_lsn) != entry.chain:
+                raise self._broken(
+                    "a primary has everything acknowledged",
+                    f"{self.begun[epoch][0]} began epoch {epoch} without {entry}, which is committed now",
+                )
 
     def _apart(self, view: NodeView, entry: Entry, epoch: int, node: str, start_lsn: int) -> None:
         """What is committed of an older epoch ends before a committed epoch begins."""
@@ -406,6 +419,7 @@ class Checker:
         self.committed_tokens.update(TOKEN.findall(entry.raw))
         if known.chain != entry.chain:
             raise self._broken("one acknowledging epoch", f"{entry} is acknowledged, and {known} was before")
+        self._in_later_reigns(entry)
         return entry
 
     def read(self, node: str, token: bytes) -> None:

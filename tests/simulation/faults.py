@@ -66,7 +66,7 @@ class Faults:
         self.cut({(primary.name, candidate.name)}, least_ms=200)
         self.kernel.note("promote", candidate.name)
         self.cluster.promote(candidate)
-        self.cluster.slow_winners[candidate.name] = self.random.randint(10, 100) * MS
+        self.cluster.slow_winners[candidate.name] = self.random.randint(10, 60) * MS
 
     def left_alone(self, node: Node) -> None:
         """Replicas lose their power, and the primary the others; then one of these becomes primary."""

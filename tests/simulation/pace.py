@@ -21,8 +21,8 @@ POLL_MS: Final = 25
 """How often idle processes look; more often only costs steps."""
 MONITORED: Final = MonitorOptions(heartbeat_ms=50, silence_ms=150, disk_stall_ms=250)
 ELECTED: Final = ElectionOptions(silence_ms=MONITORED.silence_ms, candidacy_ms=40)
-SHIPPED: Final = ShipperOptions(poll_ms=POLL_MS, use_watcher=False, silence_ms=400)
-ASK_MS: Final = 120
+SHIPPED: Final = ShipperOptions(poll_ms=POLL_MS, use_watcher=False, silence_ms=120)
+ASK_MS: Final = 60
 COMMIT_MS: Final = 500
 WRITE_TIMEOUT_MS: Final = 500
 CATCH_UP_MS: Final = 500
@@ -48,7 +48,7 @@ def quicken() -> None:
         for constant in _LOOKS:
             if hasattr(module, constant):
                 setattr(module, constant, POLL_MS)
-    vars(availability).update(ALONE_AFTER_MS=150, BACK_AFTER_MS=100)
+    vars(availability).update(ALONE_AFTER_MS=80, BACK_AFTER_MS=60)
     defaults = WireVoters.__init__.__kwdefaults__
     assert defaults is not None
     defaults["timeout_ms"] = ASK_MS

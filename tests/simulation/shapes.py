@@ -52,7 +52,7 @@ FLAVOURS: Final[dict[str, dict[str, int]]] = {
         "change_member": 2,
     },
     "rivals": {
-        "overtaken": 5,
+        "overtaken": 9,
         "promote": 2,
         "rivals": 3,
         "two_sides": 3,
