@@ -194,10 +194,12 @@ BUGS: dict[str, Callable[[], list[Patch]]] = {
     "older-frames-count-as-committed": _older_frames_count,
 }
 
-FLAVOUR_OF = {
+FLAVOUR_OF: dict[str, str] = {
     "no-fence": "rivals",
     "promise-not-durable": "power",
     "ack-before-fsync": "power",
+    "shorter-log-promoted": "power",
+    "older-frames-count-as-committed": "power",
     "lease-by-wall-clock": "rivals",
     "epoch-reused": "rivals",
     "two-promised-in-one-epoch": "rivals",
@@ -205,4 +207,4 @@ FLAVOUR_OF = {
     "two-voters-at-once": "members",
     "degrade-recorded-late": "witness",
 }
-"""What the schedules are about that look for a bug; of the others any will do."""
+"""What the schedules are about that look for a bug."""

@@ -133,6 +133,8 @@ class Checker:
         """LSN of a frame's end -> the frame that was committed there."""
         self.begun: dict[int, tuple[str, int]] = {}
         """Epoch -> (who began it, LSN of its EPOCH_START)."""
+        self.committed_in: dict[int, int] = {}
+        """LSN of a frame's end -> epoch of the primary that counted it as committed."""
         self.begun_with: dict[int, dict[int, int]] = {}
         """Epoch -> what was in the log of its primary when it began: LSN of a frame's end -> chain."""
         self.reigns: dict[int, tuple[str, int]] = {}
@@ -250,6 +252,9 @@ class Checker:
         config = config_of(events)
         if config is not None:
             view.config = config
+            if config.degraded_from:  # what is behind a primary that goes on alone is committed by its word
+                for older in view.entries:
+                    self.committed_tokens.update(TOKEN.findall(older.raw))
         start = epoch_start_of(events)
         if start is None:
             return
@@ -263,7 +268,8 @@ class Checker:
         self.kernel.note("epoch", entry.epoch, start.node, entry.first_lsn)
         for lsn, other in self.committed.items():
             mine = view.by_lsn.get(lsn)
-            if other.epoch < entry.epoch and (mine is None or mine.chain != other.chain):
+            is_later = self.committed_in[lsn] < entry.epoch
+            if is_later and (mine is None or mine.chain != other.chain):
                 raise self._broken(
                     "a primary has everything acknowledged",
                     f"{start.node} begins epoch {entry.epoch} at LSN {entry.first_lsn} without {other}",
@@ -358,6 +364,7 @@ class Checker:
                 )
             return
         self.committed[entry.last_lsn] = entry
+        self.committed_in[entry.last_lsn] = view.epoch
         self.committed_tokens.update(TOKEN.findall(entry.raw))
         holders = []
         for name in view.config.data_voters:
@@ -378,14 +385,14 @@ class Checker:
         node, start_lsn = self.begun.get(entry.epoch, ("", 0))
         if entry.first_lsn == start_lsn:
             self.reigns[entry.epoch] = (node, start_lsn)
-        self._in_later_reigns(entry)
+        self._in_later_reigns(entry, view.epoch)
         for epoch, (node, start_lsn) in self.reigns.items():
             self._apart(view, entry, epoch, node, start_lsn)
 
-    def _in_later_reigns(self, entry: Entry) -> None:
-        """Whoever began a later epoch had it, however late it counts as committed."""
+    def _in_later_reigns(self, entry: Entry, counted_in: int) -> None:
+        """Whoever began an epoch later than the one that counts this as committed had it, ever."""
         for epoch, had in self.begun_with.items():
-            if epoch > entry.epoch and had.get(entry.last_lsn) != entry.chain:
+            if epoch > counted_in and had.get(entry.last_lsn) != entry.chain:
                 raise self._broken(
                     "a primary has everything acknowledged",
                     f"{self.begun[epoch][0]} began epoch {epoch} without {entry}, which is committed now",
@@ -410,16 +417,17 @@ class Checker:
         found = [entry for entry in self.tokens.get(token, []) if self._is_committed(entry)]
         if not found and view.sync_replicas > 0:
             raise self._broken("acknowledged means committed", f"{node} acknowledged {token.decode()}")
-        self.acked[token] = found[0] if found else self._alone(token)
+        self.acked[token] = found[0] if found else self._alone(view, token)
 
-    def _alone(self, token: bytes) -> Entry:
+    def _alone(self, view: NodeView, token: bytes) -> Entry:
         """A primary without replicas acknowledged this; its own log is what is durable."""
         entry = self.tokens[token][-1]
         known = self.committed.setdefault(entry.last_lsn, entry)
+        self.committed_in.setdefault(entry.last_lsn, view.epoch)
         self.committed_tokens.update(TOKEN.findall(entry.raw))
         if known.chain != entry.chain:
             raise self._broken("one acknowledging epoch", f"{entry} is acknowledged, and {known} was before")
-        self._in_later_reigns(entry)
+        self._in_later_reigns(entry, view.epoch)
         return entry
 
     def read(self, node: str, token: bytes) -> None:

@@ -20,6 +20,8 @@ from perdure.store.ids import NOWHERE
 from perdure.store.log import EventLog
 from perdure.store.page import Word
 from perdure.store.promise import Promise, read_promise
+from perdure.store.sealing import footer_up_to
+from perdure.store.segment import encode_footer
 from tests.support.fuzz import fuzz
 from tests.unit.shipping.logs import (
     CLUSTER,
@@ -68,6 +70,39 @@ def test_a_run_that_spans_segments_is_cut_where_they_begin(primary: Path, replic
         log.accept_reign(REIGN)
         log.append(REIGN, [b"".join(run.raw for run in runs_of(primary))])
     assert len(list_segments(replica / "log")) == 2
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_an_epoch_goes_on_behind_a_segment_whose_first_frame_was_lost_with_the_power(
+    primary: Path, replica: Path, is_sealed: bool
+) -> None:
+    runs = runs_of(primary)
+    first, rest = runs[0], runs[1:]
+    half = first.frames[3][0]
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        end = log.append(REIGN, [first.data[:half]])
+        if is_sealed:
+            file = list_segments(replica / "log")[-1]
+            cursor = node.cursor()
+            with open(file.path, "ab") as segment:
+                segment.write(encode_footer(footer_up_to(cursor, file, end.lsn)))
+            cursor.close()
+        node.log.lock_any()
+        node.log.begin_segment(2, "n2", NOW_MS)  # and no EPOCH_START: it was not synced
+        node.log.unlock()
+    with opened(replica) as node, opened(replica) as other:
+        other.log.look_anew()
+        log, reign = ReplicaLog(node), Promise(3, "n1")
+        assert log.accept_reign(reign) == end
+        log.append(reign, [first.data[half : first.frames[-1][0] + first.frames[-1][1].size_bytes]])
+        end = log.append(reign, [run.raw for run in rest])
+        assert end == end_of(primary)
+        assert other.end_on_disk() == end
+    assert [file.path.name for file in list_segments(replica / "log")] == [
+        file.path.name for file in list_segments(primary / "log")
+    ]
 
 
 @pytest.mark.parametrize("lost", ["first", "middle", "chain", "cut", "doubled"])
