@@ -201,7 +201,7 @@ FLAVOUR_OF: dict[str, str] = {
     "shorter-log-promoted": "power",
     "older-frames-count-as-committed": "power",
     "lease-by-wall-clock": "rivals",
-    "epoch-reused": "rivals",
+    "epoch-reused": "power",
     "two-promised-in-one-epoch": "rivals",
     "q-is-n-minus-k-only": "rivals",
     "two-voters-at-once": "members",

@@ -10,7 +10,7 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,8 @@ class Checker:
         self.seen: set[bytes] = set()
         self.changed: dict[str, NodeView] = {}
         self.checks = 0
+        self.on_begin: Callable[[str], None] = lambda _node: None
+        """Called when a node writes an EPOCH_START of its own, before it is synced."""
         self.counts_disks = True
         """Is it a violation by itself that a committed frame is on too few disks?"""
 
@@ -266,6 +268,7 @@ class Checker:
         self.begun[entry.epoch] = (start.node, entry.first_lsn)
         self.begun_with[entry.epoch] = {lsn: mine.chain for lsn, mine in view.by_lsn.items()}
         self.kernel.note("epoch", entry.epoch, start.node, entry.first_lsn)
+        self.on_begin(start.node)
         for lsn, other in self.committed.items():
             mine = view.by_lsn.get(lsn)
             is_later = self.committed_in[lsn] < entry.epoch

@@ -22,6 +22,8 @@ class Faults:
         self.random = cluster.kernel.random
         self.nodes = list(cluster.nodes.values())
         self._kinds = FLAVOURS[flavour]
+        self._doomed: set[str] = set()
+        cluster.checker.on_begin = self._begun
 
     def next(self) -> None:
         name = self.random.choices(list(self._kinds), list(self._kinds.values()))[0]
@@ -67,6 +69,23 @@ class Faults:
         self.kernel.note("promote", candidate.name)
         self.cluster.promote(candidate)
         self.cluster.slow_winners[candidate.name] = self.random.randint(10, 60) * MS
+
+    def stillborn(self, node: Node) -> None:
+        """A candidate loses its power as it begins its epoch, and tries again when it is back."""
+        candidate = self.random.choice(self._others(self._primary()))
+        self._doomed.add(candidate.name)
+        self.promote(candidate)
+
+    def _begun(self, name: str) -> None:
+        if name in self._doomed:
+            self._doomed.remove(name)
+            self.kernel.at(int(self.random.random() * 0.2 * MS), self._fall, self.cluster.nodes[name])
+
+    def _fall(self, node: Node) -> None:
+        if node.host.is_up:
+            node.power_cut()
+            self.later(5, 100, node.come_back)
+            self.later(101, 200, lambda: self.promote(node))
 
     def left_alone(self, node: Node) -> None:
         """Replicas lose their power, and the primary the others; then one of these becomes primary."""
