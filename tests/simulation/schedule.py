@@ -15,7 +15,7 @@ from .faults import Faults
 from .kernel import MS, START_NS, Spinning
 from .shapes import PACES, Shape
 
-QUIET_MS = 10_000
+QUIET_MS = 4_000
 """Within so much simulated time after the last fault the cluster works again."""
 LOOK_MS = 15
 PATIENCE = 5

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import chain
 
 import pytest
 
@@ -26,19 +27,20 @@ BUG_SEEDS = 60
 """A bug is found within so many of the schedules that are about it."""
 FOUND_BY = {
     "no-fence": 27,
-    "promise-not-durable": 52,
+    "promise-not-durable": 67,
     "ack-before-fsync": 217,
-    "shorter-log-promoted": 53,
-    "epoch-reused": 164,
+    "shorter-log-promoted": 51,
+    "epoch-reused": 69,
     "two-promised-in-one-epoch": 25,
     "q-is-n-minus-k-only": 25,
     "lease-by-wall-clock": 31,
     "two-voters-at-once": 116,
     "degrade-recorded-late": 87,
-    "older-frames-count-as-committed": 53,
+    "older-frames-count-as-committed": 50,
 }
 """Seeds that find them. A change of the code may make them other schedules: then others are looked for."""
-BROKEN = ("the simulator works", "the schedule ends")
+NO_FIND = ("", "the simulator works", "the schedule ends", "the cluster works again")
+"""Outcomes that do not show a bug: what has to be broken is what keeps writes."""
 
 
 def _check(first: int, count: int) -> None:
@@ -73,14 +75,12 @@ def test_a_seed_gives_the_same_schedule_again() -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("bug", sorted(BUGS))
 def test_a_bug_that_was_put_in_is_found(bug: str) -> None:
-    found = [outcome for outcome in run_many(FOUND_BY[bug], 1, bug=bug) if outcome.rule]
-    if not found:
-        search = run_many(0, BUG_SEEDS, bug=bug, flavour=FLAVOUR_OF[bug], stop=True)
-        found = [outcome for outcome in search if outcome.rule]
-    assert found, f"no schedule of {BUG_SEEDS} found it"
-    assert found[0].rule not in BROKEN, found[0].text
-    print(f"{replay_command(found[0].seed, bug)}\n    {found[0].text}")
-    (without,) = run_many(found[0].seed, 1)
+    known = run_many(FOUND_BY[bug], 1, bug=bug)
+    search = run_many(0, BUG_SEEDS, bug=bug, flavour=FLAVOUR_OF[bug])
+    found = next((outcome for outcome in chain(known, search) if outcome.rule not in NO_FIND), None)
+    assert found is not None, f"no schedule of {BUG_SEEDS} found it"
+    print(f"{replay_command(found.seed, bug)}\n    {found.text}")
+    (without,) = run_many(found.seed, 1)
     assert not without.rule, without.text
 
 
