@@ -196,7 +196,7 @@ BUGS: dict[str, Callable[[], list[Patch]]] = {
 
 FLAVOUR_OF: dict[str, str] = {
     "no-fence": "rivals",
-    "promise-not-durable": "power",
+    "promise-not-durable": "mixed",
     "ack-before-fsync": "power",
     "shorter-log-promoted": "power",
     "older-frames-count-as-committed": "power",

@@ -27,8 +27,8 @@ BUG_SEEDS = 60
 """A bug is found within so many of the schedules that are about it."""
 FOUND_BY = {
     "no-fence": 27,
-    "promise-not-durable": 67,
-    "ack-before-fsync": 217,
+    "promise-not-durable": 0,
+    "ack-before-fsync": 74,
     "shorter-log-promoted": 51,
     "epoch-reused": 69,
     "two-promised-in-one-epoch": 25,
