@@ -103,6 +103,8 @@ def _outcomes_of(run: Callable[[int], None]) -> Iterator[Outcome]:
         os.close(reader)
         try:
             run(writer)
+        except BrokenPipeError:
+            pass  # who asked has seen enough
         except BaseException:  # noqa: BLE001 - said here; the parent misses the line
             traceback.print_exc()
         os._exit(0)
