@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from .. import open as open_replicated
-from ..recovery import Policy, apply_retention, keep_available, reconcile_self, take_snapshot
+from ..recovery import ALONE_AFTER_MS, Policy, apply_retention, keep_available, reconcile_self, take_snapshot
 from ..shipping import Secret, shipping_status
 from ..shipping.faults import fault_of
 from ..shipping.launching import read_task
@@ -47,6 +47,8 @@ class ChoreTask(msgspec.Struct, frozen=True):
     """What retention keeps; `snapshots_kept` stands above its number of snapshots."""
     auto_reconcile: bool = True
     """A replica whose fold stopped with a fault has its state made anew."""
+    alone_after_ms: int = ALONE_AFTER_MS
+    """With the policy available: so long the primary waits for its replicas before it goes on alone."""
     log_level: str = "WARNING"
     replicas: dict[str, tuple[str, int]] = {}
     """The other nodes; the log may say others."""
@@ -149,7 +151,13 @@ class _Keeper(threading.Thread):
         task = self._task
         while not self._should_stop():
             try:
-                keep_available(task.directory, task.replicas, task.secret, self._should_stop)
+                keep_available(
+                    task.directory,
+                    task.replicas,
+                    task.secret,
+                    self._should_stop,
+                    alone_after_ms=task.alone_after_ms,
+                )
             except PoisonedError as error:
                 self.failed = error  # which only a new process can get over
                 return

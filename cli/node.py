@@ -98,6 +98,7 @@ def node(
         retention_s=settings.seconds(retention_s, "recovery", "retention_interval_ms"),
         policy=policy,
         auto_reconcile=settings.value(None, "recovery", "auto_reconcile"),
+        alone_after_ms=settings.value(None, "failover", "alone_after_ms"),
         log_level=level,
     )
     plan = NodePlan(

@@ -1,5 +1,6 @@
 """Snapshots, replay, verify, promotion, retention and log tools; imports the store and shipping rooms."""
 
+from .availability import ALONE_AFTER_MS
 from .cluster_status import ClusterStatus, PeerStatus, cluster_status
 from .consistency import check_consistency, reconcile
 from .coordinators import Coordinator, Manual, Quorum
@@ -79,6 +80,7 @@ from .voters import WireVoters
 from .waiting import Target, Waited, wait_for
 
 __all__ = [
+    "ALONE_AFTER_MS",
     "Answer",
     "Applied",
     "AvailabilityKeeper",

@@ -496,7 +496,8 @@ class Peer:
         raise WireError(f"the replica refuses: {refusal.text}", node=self.name)
 
     def _fail(self, error: Exception) -> None:
-        if isinstance(error, LinkClosed) and self._stage is Stage.PROVING:
+        closed_on_proof = isinstance(error, LinkClosed) and self._stage is Stage.PROVING
+        if closed_on_proof:
             error = WireError(
                 "the replica closed the connection when this node proved itself",
                 node=self.name,
@@ -504,7 +505,8 @@ class Peer:
             )
         text, state = str(error)[:ERROR_CHARS_MAX], self._state_after(error)
         self._retry_ms = min(max(RETRY_MS_MIN, self._retry_ms * 2), RETRY_MS_MAX)
-        if state in (slots.DIVERGED, slots.REFUSED):
+        is_first = closed_on_proof and text != self._failed_with  # it may have died just then
+        if state in (slots.DIVERGED, slots.REFUSED) and not is_first:
             self._retry_ms = REFUSED_RETRY_MS
         if text != self._failed_with:
             self._failed_with = text

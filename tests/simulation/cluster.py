@@ -113,7 +113,9 @@ class Node:
             "client": partial(self.cluster.serve_on, self),
         }
         if self.cluster.witness:
-            programs["keeper"] = partial(keep_available, self.store, others, SECRET, lambda: False)
+            programs["keeper"] = partial(
+                keep_available, self.store, others, SECRET, lambda: False, alone_after_ms=300
+            )
         if self.cluster.has_electors:
             programs |= {"monitor": self._monitor, "elector": self._elect}
         return programs
@@ -214,7 +216,7 @@ class Cluster:
         """The last node, if it keeps promises only; the policy is then `available`."""
         self.nodes = {name: Node(self, name, number, root) for number, name in enumerate(self.names, start=1)}
         self.system.install()
-        vars(availability).update(ALONE_AFTER_MS=300, BACK_AFTER_MS=200)
+        vars(availability).update(BACK_AFTER_MS=200)
         for module in (folder, standby, monitor, elector):
             for name in ("POLL_MS", "LOOK_MS", "TICK_MS"):
                 if hasattr(module, name):
