@@ -19,8 +19,8 @@ from . import failover_figures, process_figures, replicated_figures, session_fig
 from .measure import Figure
 
 
-def machine() -> dict[str, str | int]:
-    """What the figures were measured on."""
+def machine() -> dict[str, str | int | float]:
+    """What the figures were measured on, and how busy it is by now."""
     model = ""
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         for line in file:
@@ -32,6 +32,7 @@ def machine() -> dict[str, str | int]:
         "cores": os.cpu_count() or 0,
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "load_1min": round(os.getloadavg()[0], 1),
     }
 
 

@@ -63,6 +63,11 @@ class BareChain:
         theirs.close()
         self._record = os.urandom(RECORD_BYTES)
 
+    @property
+    def pids(self) -> tuple[int, int]:
+        """Its shipper and its replica."""
+        return self._shipper.pid, self._replica.pid
+
     def write(self) -> None:
         """One record, on two disks when this returns."""
         os.write(self._file, self._record)

@@ -47,6 +47,11 @@ class RedisPair:
             self.close()
             raise
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Primary and replica."""
+        return tuple(process.pid for process in self._processes)
+
     def writer(self) -> Callable[[], None]:
         """The write of one connection: SET and WAIT 1 in one round trip. It raises without the replica."""
         client, record = self._client(), os.urandom(RECORD_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -11,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 from perdure.shipping import open_gate
 from perdure.store import SessionStore
 
 from . import redis_peer
 from .chain import BareChain
-from .measure import Figure, percentile
+from .measure import Figure, percentile, processor_us
 from .process_figures import make_cluster, ship
 from .store_figures import METADATA
 
@@ -25,9 +27,11 @@ Measure = Callable[[str, Path, int], Iterator[Figure]]
 Write = Callable[[], object]
 
 WRITERS = 8
-ROUNDS = 5
+ROUNDS = 20
+SLICE_WRITES = 100
 PROCESSES = 4
 WAIT_S = 60.0
+OURS = "ours"
 REDIS = "Redis, WAIT 1 (two memories, one disk)"
 CHAIN = "bare chain of three processes (two disks)"
 
@@ -61,56 +65,128 @@ def measure_all(only: str, quick: bool, directory: str | None) -> Iterator[Figur
                 yield from figure(name, Path(folder), size)
 
 
+class Source(NamedTuple):
+    """Something that writes: how to get the write of one more writer, and the processes that take part."""
+
+    connect: Callable[[], Write]
+    pids: tuple[int, ...]
+
+
+class Slice(NamedTuple):
+    """What one slice of a source came to."""
+
+    times_s: list[float]
+    seconds: float
+    processor_us: float
+    """A write, in all processes of the source."""
+
+
 def _sync_writes(name: str, folder: Path, size: int) -> Iterator[Figure]:
     """Latencies with one writer and with eight, ours and the peers' in turn."""
     one, _, replica = make_cluster(folder, 1)
+    me = os.getpid()
     with ExitStack() as stack:
         stack.enter_context(replica)
-        stack.enter_context(ship(one, replica))
+        shipper = stack.enter_context(ship(one, replica))
         store = stack.enter_context(SessionStore.open(one, gate=open_gate(one)))
         chain = stack.enter_context(BareChain(folder / "chain"))
         ours: Callable[[], Write] = lambda: lambda: store.create(METADATA)  # noqa: E731
-        sources: dict[str, Callable[[], Write]] = {"ours": ours, CHAIN: lambda: chain.write}
+        sources = {
+            OURS: Source(ours, (me, shipper.pid, replica.pid, *_children(replica.pid))),
+            CHAIN: Source(lambda: chain.write, (me, *chain.pids)),
+        }
         missing = redis_peer.why_not()
         if missing:
             print(f"{name}: no Redis beside it: {missing}", file=sys.stderr)
         else:
-            sources[REDIS] = stack.enter_context(redis_peer.RedisPair(folder)).writer
-        yield from _latencies(name, sources, 400 // size)
+            redis = stack.enter_context(redis_peer.RedisPair(folder))
+            sources[REDIS] = Source(redis.writer, (me, *redis.pids))
+        yield from _latencies(name, sources, ROUNDS // size)
 
 
-def _latencies(name: str, sources: dict[str, Callable[[], Write]], count: int) -> Iterator[Figure]:
-    taken: dict[tuple[str, int], list[float]] = {}
-    rates: dict[tuple[str, int], list[float]] = {}
-    for turn in range(ROUNDS + 1):
-        for source, connect in sources.items():
+def _children(pid: int) -> list[int]:
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+
+
+def _latencies(name: str, sources: dict[str, Source], rounds: int) -> Iterator[Figure]:
+    """Short slices of each source in turn, so that what else the machine does meets all of them."""
+    taken: dict[tuple[str, int], list[Slice]] = {}
+    writes = {source: [its.connect() for _ in range(WRITERS)] for source, its in sources.items()}
+    for turn in range(rounds + 1):
+        for source, its in sources.items():
             for writers in (1, WRITERS):
                 if writers > 1 and source == CHAIN:
                     continue
-                times, seconds = _timed([connect() for _ in range(writers)], count)
+                before = processor_us(its.pids)
+                times, seconds = _timed(writes[source][:writers], SLICE_WRITES)
+                each = (processor_us(its.pids) - before) / len(times)
                 if turn:  # the first round warms up
-                    taken.setdefault((source, writers), []).extend(times)
-                    rates.setdefault((source, writers), []).append(len(times) / seconds)
+                    taken.setdefault((source, writers), []).append(Slice(times, seconds, each))
     for writers in (1, WRITERS):
-        mine = taken["ours", writers]
-        p50, p99 = (percentile(mine, share) * 1e6 for share in (0.5, 0.99))
-        text = f"{name}, {writers} writer{'s'[: writers - 1]}: p50 us (p99 {p99:,.0f})"
         for peer in sources:
-            if (peer, writers) in taken and peer != "ours":
-                its = taken[peer, writers]
-                told = f"{peer}, p50 us (p99 {percentile(its, 0.99) * 1e6:,.0f})"
-                yield _beside(text, p50, told, percentile(its, 0.5) * 1e6, 1.5 if peer == CHAIN else 1.0)
+            if peer != OURS and (peer, writers) in taken:
+                text = f"{name}, {writers} writer{'s'[: writers - 1]}"
+                aim = 1.5 if peer == CHAIN else 1.0
+                yield _latency(text, taken[OURS, writers], peer, taken[peer, writers], aim)
+    yield _processor_time(f"{name}, processor us a write", taken[OURS, 1], taken[CHAIN, 1])
+    rates = {writers: [_rate(each) for each in taken[OURS, writers]] for writers in (1, WRITERS)}
     yield _scaling(name, rates)
 
 
-def _beside(name: str, p50: float, peer: str, its: float, aim: float) -> Figure:
-    ratio = p50 / its
-    text = f"at most {aim:.2f} of the peer"
-    return Figure(name, p50, p50, peer, its, ratio, ratio, ratio, text, ratio <= aim)
+def _rate(each: Slice) -> float:
+    return len(each.times_s) / each.seconds
 
 
-def _scaling(name: str, rates: dict[tuple[str, int], list[float]]) -> Figure:
-    one, many = (rates["ours", writers] for writers in (1, WRITERS))
+def _latency(name: str, mine: list[Slice], peer: str, its: list[Slice], aim: float) -> Figure:
+    """The median of the slices' ratios of medians; beside it the percentiles of all slices together."""
+    ratios = [
+        percentile(ours.times_s, 0.5) / percentile(theirs.times_s, 0.5)
+        for ours, theirs in zip(mine, its, strict=True)
+    ]
+    p50, p99 = _percentiles_us(mine)
+    its_p50, its_p99 = _percentiles_us(its)
+    ratio = statistics.median(ratios)
+    return Figure(
+        f"{name}: p50 us (p99 {p99:,.0f})",
+        p50,
+        p50,
+        f"{peer}, p50 us (p99 {its_p99:,.0f})",
+        its_p50,
+        ratio,
+        min(ratios),
+        max(ratios),
+        f"at most {aim:.2f} of the peer",
+        ratio <= aim,
+    )
+
+
+def _percentiles_us(slices: list[Slice]) -> tuple[float, float]:
+    times = [one for each in slices for one in each.times_s]
+    return percentile(times, 0.5) * 1e6, percentile(times, 0.99) * 1e6
+
+
+def _processor_time(name: str, mine: list[Slice], its: list[Slice]) -> Figure:
+    ours = statistics.median(each.processor_us for each in mine)
+    theirs = statistics.median(each.processor_us for each in its)
+    ratios = [one.processor_us / other.processor_us for one, other in zip(mine, its, strict=True)]
+    ratio = statistics.median(ratios)
+    return Figure(
+        name,
+        ours,
+        ours,
+        CHAIN,
+        theirs,
+        ratio,
+        min(ratios),
+        max(ratios),
+        "at most 3.00 of the peer",
+        ratio <= 3.0,
+    )
+
+
+def _scaling(name: str, rates: dict[int, list[float]]) -> Figure:
+    one, many = (rates[writers] for writers in (1, WRITERS))
     ratios = [its / alone for its, alone in zip(many, one, strict=True)]
     ratio = statistics.median(ratios)
     return Figure(

@@ -6,11 +6,15 @@ what that answers, and sets the exit code.
 
 from __future__ import annotations
 
+import copy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.main import get_command_name
+from typer.models import CommandInfo
 
 from .. import __version__
 from ..store import UsageError
@@ -147,11 +151,47 @@ def root(
     set_variables(context, given)
 
 
+ROOT_VALUES = frozenset({"--config", "--tls-cert", "--tls-key", "--tls-ca"})
+"""Options of the root that take a value."""
+ROOT_FLAGS = frozenset({"--allow-plain"})
+
+
+def narrowed(words: Sequence[str]) -> typer.Typer:
+    """The app with only the command that a command line names: building all of them takes longer than most
+    commands do. The whole app if it names none."""
+    name = _command_of(words)
+    commands = [one for one in app.registered_commands if _name_of(one) == name]
+    groups = [one for one in app.registered_groups if one.name == name]
+    if not commands and not groups:
+        return app
+    narrow = copy.copy(app)
+    narrow.registered_commands, narrow.registered_groups = commands, groups
+    return narrow
+
+
+def _command_of(words: Sequence[str]) -> str:
+    """The first word behind the root's options; empty if there is none, or one is not understood."""
+    rest = iter(words)
+    for word in rest:
+        if word in ROOT_VALUES:
+            next(rest, None)
+        elif word.partition("=")[0] in ROOT_VALUES or word in ROOT_FLAGS:
+            continue
+        else:
+            return word
+    return ""
+
+
+def _name_of(command: CommandInfo) -> str:
+    return command.name or get_command_name(command.callback.__name__ if command.callback else "")
+
+
 def main() -> None:
     """Run the command line, and end the process with its exit code.
 
     With --json a command line that cannot be parsed is said as JSON, too.
     """
+    app = narrowed(sys.argv[1:])
     name = "perdure" if not sys.argv[0].endswith(".py") else None
     if "--json" not in sys.argv[1:]:
         app(prog_name=name)

@@ -2,8 +2,7 @@
 has diverged. A process of its own.
 
 Owns when each is due. The work is the rooms'; a chore that fails is said and tried again when it is next
-due. Run as `python -m perdure.cli.chores`, with its task as one JSON line on standard input; it ends when
-that ends.
+due. Run as `python -m perdure.cli.chores`, with its task on standard input; it ends when that ends.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import logging
 import select
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,14 +18,15 @@ from pathlib import Path
 import msgspec
 
 from .. import open as open_replicated
-from ..recovery import Policy, apply_retention, keep_available, reconcile_self, take_snapshot
+from ..recovery import ALONE_AFTER_MS, Policy, apply_retention, keep_available, reconcile_self, take_snapshot
 from ..shipping import Secret, shipping_status
 from ..shipping.faults import fault_of
+from ..shipping.launching import read_task
 from ..store import PerdureError, PoisonedError
 
 logger = logging.getLogger(__name__)
 
-TASK_BYTES_MAX = 65_536
+STDIN = 0
 TICK_S = 0.2
 AGAIN_S = 1.0
 JOIN_S = 2.0
@@ -48,6 +47,8 @@ class ChoreTask(msgspec.Struct, frozen=True):
     """What retention keeps; `snapshots_kept` stands above its number of snapshots."""
     auto_reconcile: bool = True
     """A replica whose fold stopped with a fault has its state made anew."""
+    alone_after_ms: int = ALONE_AFTER_MS
+    """With the policy available: so long the primary waits for its replicas before it goes on alone."""
     log_level: str = "WARNING"
     replicas: dict[str, tuple[str, int]] = {}
     """The other nodes; the log may say others."""
@@ -150,7 +151,13 @@ class _Keeper(threading.Thread):
         task = self._task
         while not self._should_stop():
             try:
-                keep_available(task.directory, task.replicas, task.secret, self._should_stop)
+                keep_available(
+                    task.directory,
+                    task.replicas,
+                    task.secret,
+                    self._should_stop,
+                    alone_after_ms=task.alone_after_ms,
+                )
             except PoisonedError as error:
                 self.failed = error  # which only a new process can get over
                 return
@@ -164,7 +171,7 @@ def main() -> None:
     stopping: list[bool] = []
     signal.signal(signal.SIGTERM, lambda _number, _frame: stopping.append(True))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    task = msgspec.json.decode(sys.stdin.buffer.readline(TASK_BYTES_MAX), type=ChoreTask)
+    task = read_task(ChoreTask)
     logging.basicConfig(
         level=task.log_level, format="%(asctime)s %(levelname)s chores[%(process)d] %(name)s: %(message)s"
     )
@@ -172,7 +179,7 @@ def main() -> None:
     keeper = _Keeper(task, lambda: bool(stopping))
     keeper.start()
     poller = select.poll()
-    poller.register(sys.stdin.fileno(), select.POLLIN | select.POLLHUP)
+    poller.register(STDIN, select.POLLIN | select.POLLHUP)
     while not stopping and not poller.poll(TICK_S * 1000):
         chores.tend(time.monotonic())
         if keeper.failed is not None:

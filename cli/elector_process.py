@@ -1,7 +1,7 @@
 """A node's elector as a process of its own, and how the node process starts it.
 
 Owns the wiring: which coordinator the configuration names. Run as `python -m perdure.cli.elector_process`,
-with its task as one JSON line on standard input; it ends when that ends.
+with its task on standard input; it ends when that ends.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import msgspec
 from ..recovery import Coordinator, ElectionOptions, Manual, Quorum, run_elector
 from ..recovery.election import Action, Own
 from ..shipping import PeerHealth, Pipe, Secret
+from ..shipping.launching import Launch, Process, end_process, execute, read_task
 from ..store import PerdureError, UsageError, read_identity
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TASK_BYTES_MAX = 65_536
-STOP_S = 5.0
+STDIN = 0
+STDOUT = 1
 STATE_BYTES_MAX = 256
 QUORUM_VOTERS_MIN = 3
 AUTO = "auto"
@@ -114,7 +114,7 @@ def load_etcd() -> type[Etcd]:
 class ElectorChild:
     """The running process of an elector."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: Process) -> None:
         self._process = process
         self._said = b""
         if process.stdout is not None:
@@ -145,38 +145,12 @@ class ElectorChild:
 
     def stop(self) -> int:
         """End it in order, by force when that takes too long; answers its exit code."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        code = self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        return code
+        return end_process(self._process, "elector")
 
 
-def start_elector(task: ElectorTask) -> ElectorChild:
-    """Start an elector; it ends when the pipe to it does."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "perdure.cli.elector_process"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=dict(os.environ),
-        pass_fds=[task.pipe],
-        process_group=0,
-    )
-    child = ElectorChild(process)
-    try:
-        if process.stdin is not None:
-            process.stdin.write(msgspec.json.encode(task) + b"\n")
-            process.stdin.flush()
-    except OSError:
-        child.stop()
-        raise
-    return child
+def start_elector(task: ElectorTask, launch: Launch = execute) -> ElectorChild:
+    """Start an elector; it ends when the pipe to it does. Raises OSError if the system refuses."""
+    return ElectorChild(launch("perdure.cli.elector_process", task, [task.pipe], name="perdure-elector"))
 
 
 def main() -> int:
@@ -184,7 +158,7 @@ def main() -> int:
     stopping: list[bool] = []
     signal.signal(signal.SIGTERM, lambda _number, _frame: stopping.append(True))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    task = msgspec.json.decode(sys.stdin.buffer.readline(TASK_BYTES_MAX), type=ElectorTask)
+    task = read_task(ElectorTask)
     logging.basicConfig(
         level=task.log_level, format="%(asctime)s %(levelname)s elector[%(process)d] %(name)s: %(message)s"
     )
@@ -197,7 +171,7 @@ def main() -> int:
             secret=task.secret,
             should_stop=lambda: bool(stopping),
             on_state=_say,
-            lifeline=sys.stdin.fileno(),
+            lifeline=STDIN,
         )
     except PerdureError as error:
         logger.error("ended: %s", error)
@@ -206,7 +180,7 @@ def main() -> int:
 
 
 def _say(state: str) -> None:
-    os.write(sys.stdout.fileno(), state.encode() + b"\n")
+    os.write(STDOUT, state.encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -42,12 +42,12 @@ def failover(
       perdure failover /srv/n1 --from n2
       perdure failover /srv/n1 --to n3
     """
-    from ..recovery import Reach, fail_over
+    from ..recovery import fail_over
 
     settings = Settings(directory)
     report = fail_over(
         directory,
-        Reach(settings.peers(peer), settings.secret(secret_file)),
+        settings.reach(peer, secret_file),
         own_address=settings.own_address(directory),
         from_node=from_node,
         to_node=to_node,

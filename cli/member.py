@@ -11,13 +11,17 @@ from ..store.option import format_address
 from . import render
 from .exits import reporting
 from .init import AUTO, parse_sync_replicas
-from .options import AsJson, Directory, parse_nodes
+from .options import AsJson, Directory, Peers, SecretFile, parse_nodes
+from .settings import Settings
 
 if TYPE_CHECKING:
-    from ..recovery import Membership
+    from pathlib import Path
+
+    from ..recovery import Members, Membership
 
 group = typer.Typer(
-    help="The nodes of a cluster: list, add, remove, and what they must confirm.", no_args_is_help=True
+    help="The nodes of a cluster: list, add, remove, and what they must confirm. On any node.",
+    no_args_is_help=True,
 )
 Node = Annotated[str, typer.Argument(metavar="NODE", help="A node's name.")]
 Place = Annotated[
@@ -53,9 +57,11 @@ def add(
     timeout: Annotated[
         float, typer.Option("--timeout", min=0, metavar="SECONDS", help="Wait so long until it follows.")
     ] = 600.0,
+    peer: Peers = None,
+    secret_file: SecretFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add a node to the cluster, on the primary's directory, while it runs.
+    """Add a node to the cluster while it runs. DIR is any node of it: the primary is asked.
 
     The node gets the sessions first; once it follows closely it votes, and confirms writes. Make it with
     `perdure init DIR --node NODE --cluster-id HEX` and start it with `perdure node`. For a node that is a
@@ -65,15 +71,14 @@ def add(
     Example:
       perdure member add /srv/n1 n4=10.0.0.4:7001
     """
-    from ..recovery import add_member, add_witness
-
     ((name, address),) = parse_nodes([node]).items()
-    if is_witness:
-        found = add_witness(directory, name, format_address(*address))
-    else:
+    with _members(directory, peer, secret_file) as members:
+        if is_witness:
+            found = members.add_witness(name, format_address(*address))
+            _show(found, as_json)
+            return
         with render.steps() as on_step:
-            found = add_member(
-                directory,
+            found = members.add(
                 name,
                 format_address(*address),
                 votes=not no_vote,
@@ -85,8 +90,14 @@ def add(
 
 @group.command("remove")
 @reporting
-def remove(directory: Directory, node: Node, as_json: AsJson = False) -> None:
-    """Take a node out of the cluster; no log is kept for it any more.
+def remove(
+    directory: Directory,
+    node: Node,
+    peer: Peers = None,
+    secret_file: SecretFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take a node out of the cluster; no log is kept for it any more. On any node, as `perdure member add`.
 
     The primary can't be taken out: hand over first, with `perdure switchover`.
 
@@ -94,9 +105,8 @@ def remove(directory: Directory, node: Node, as_json: AsJson = False) -> None:
     Example:
       perdure member remove /srv/n1 n4
     """
-    from ..recovery import remove_member
-
-    _show(remove_member(directory, node), as_json)
+    with _members(directory, peer, secret_file) as members:
+        _show(members.remove(node), as_json)
 
 
 @group.command("set-sync")
@@ -106,6 +116,8 @@ def set_sync(
     sync_replicas: Annotated[
         str, typer.Argument(metavar="auto|N", help="How many replicas confirm each write.")
     ],
+    peer: Peers = None,
+    secret_file: SecretFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Change how many replicas confirm each write; auto follows the size of the cluster.
@@ -114,10 +126,9 @@ def set_sync(
     Example:
       perdure member set-sync /srv/n1 2
     """
-    from ..recovery import set_sync_replicas
-
     k = None if sync_replicas == AUTO else parse_sync_replicas(sync_replicas, (), ())
-    _show(set_sync_replicas(directory, k), as_json)
+    with _members(directory, peer, secret_file) as members:
+        _show(members.set_sync_replicas(k), as_json)
 
 
 @group.command("set-policy")
@@ -125,6 +136,8 @@ def set_sync(
 def set_policy(
     directory: Directory,
     policy: Annotated[str, typer.Argument(metavar="strict|available", help="What a primary does alone.")],
+    peer: Peers = None,
+    secret_file: SecretFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a primary does that is left by its replicas: refuse writes, or go on where that is recorded.
@@ -133,9 +146,15 @@ def set_policy(
     Example:
       perdure member set-policy /srv/n1 available
     """
-    from ..recovery import set_policy as change_policy
+    with _members(directory, peer, secret_file) as members:
+        _show(members.set_policy(policy), as_json)
 
-    _show(change_policy(directory, policy), as_json)
+
+def _members(directory: Path, peer: list[str] | None, secret_file: Path | None) -> Members:
+    """The cluster's members, by the primary wherever it is."""
+    from ..recovery import Members
+
+    return Members(directory, Settings(directory).reach(peer, secret_file))
 
 
 def _show(found: Membership, as_json: bool) -> None:

@@ -75,7 +75,7 @@ def node(
       perdure node /srv/n1 --listen 10.0.0.1:7001 \\
           --replica n2=10.0.0.2:7001 --replica n3=10.0.0.3:7001 --secret-file /etc/perdure.secret
     """
-    from ..shipping import check_secret
+    from ..shipping import check_secret, write_ways
     from .chores import ChoreTask
     from .supervisor import NodePlan, Supervisor
 
@@ -98,6 +98,7 @@ def node(
         retention_s=settings.seconds(retention_s, "recovery", "retention_interval_ms"),
         policy=policy,
         auto_reconcile=settings.value(None, "recovery", "auto_reconcile"),
+        alone_after_ms=settings.value(None, "failover", "alone_after_ms"),
         log_level=level,
     )
     plan = NodePlan(
@@ -120,6 +121,7 @@ def node(
         health=settings.health(),
         log_level=level,
     )
+    write_ways(directory, settings.told(replica, secret_file))
     with service.until_stopped(is_verbose=is_verbose) as should_stop:
         Supervisor(plan).run(
             should_stop,

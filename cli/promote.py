@@ -42,13 +42,19 @@ def promote(
       perdure promote /srv/n2 --peer n1=10.0.0.1:7001 --peer n3=10.0.0.3:7001
     """
     from ..recovery import promote as promote_node
+    from ..recovery.candidacy import candidacy
 
-    settings = Settings(directory)
-    with render.steps() as on_step:
+    reach = Settings(directory).reach(peer, secret_file)
+    with render.steps() as say, candidacy(directory) as end_turn:
+
+        def on_step(step: str) -> None:
+            say(step)
+            end_turn(step)
+
         report = promote_node(
             directory,
-            settings.peers(peer),
-            settings.secret(secret_file),
+            reach.peers,
+            reach.secret,
             accept_data_loss=accept_data_loss,
             alone=is_alone,
             on_step=on_step,

@@ -34,6 +34,7 @@ def receive(
       perdure receive /srv/n2 --listen 10.0.0.2:7001 --secret-file /etc/perdure.secret
     """
     from ..shipping import run_replica
+    from ..shipping.launching import fork
 
     settings = Settings(directory)
     host, port = settings.address(listen)
@@ -53,4 +54,5 @@ def receive(
                 as_json=as_json,
             ),
             log_level="INFO" if is_verbose else "WARNING",
+            launch=fork,
         )

@@ -47,13 +47,13 @@ def rejoin(
     from ..shipping import Permission
 
     settings = Settings(directory)
-    peers, secret = settings.peers(peer), settings.secret(secret_file)
+    reach = settings.reach(peer, secret_file)
     budget = settings.value(None, "shipping", "slot_budget_bytes")
     if dry_run:
         report = plan_rejoin(
             directory,
-            peers,
-            secret,
+            reach.peers,
+            reach.secret,
             slot_budget_bytes=budget,
             permission=Permission(force, anew) if force or anew else None,
             is_automatic=settings.value(None, "failover", "rejoin") == "auto",
@@ -62,8 +62,8 @@ def rejoin(
         with render.steps() as on_step:
             report = rejoin_node(
                 directory,
-                peers,
-                secret,
+                reach.peers,
+                reach.secret,
                 force=force,
                 anew=anew,
                 timeout_s=timeout,

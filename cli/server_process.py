@@ -1,7 +1,7 @@
 """A node's server as a process of its own, and how the node process starts it.
 
 Owns the wiring: which rooms' handlers the server answers with. Run as `python -m perdure.cli.server_process`,
-with its task as one JSON line on standard input; it says on standard output, in one JSON line, which port it
+with its task on standard input; it says on standard output, in one JSON line, which port it
 has taken or why it cannot begin, and ends when standard input does.
 """
 
@@ -11,7 +11,6 @@ import logging
 import os
 import select
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from time import monotonic
@@ -19,15 +18,16 @@ from time import monotonic
 import msgspec
 
 from .. import open as open_replicated
-from ..recovery import OpsService, SwitchService
+from ..recovery import MemberService, OpsService, SwitchService
 from ..shipping import ForwardService, Secret, Server, merged_handlers
+from ..shipping.launching import Launch, Process, end_process, execute, read_task
 from ..store import PerdureError, SessionStore, WireError, read_identity
 
 logger = logging.getLogger(__name__)
 
-TASK_BYTES_MAX = 65_536
+STDIN = 0
+STDOUT = 1
 READY_S = 30.0
-STOP_S = 5.0
 
 
 class ServerTask(msgspec.Struct, frozen=True):
@@ -55,6 +55,7 @@ def serve(task: ServerTask, store: SessionStore) -> Server:
     tables = [
         ForwardService(store).handlers(),
         OpsService(directory).handlers(),
+        MemberService(directory).handlers(),
         SwitchService(directory, store, task.peers, task.secret).handlers(),
     ]
     return Server(
@@ -69,7 +70,7 @@ def serve(task: ServerTask, store: SessionStore) -> Server:
 class ServerChild:
     """The running process of a server."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+    def __init__(self, process: Process, port: int) -> None:
         self._process = process
         self.port = port
 
@@ -83,33 +84,19 @@ class ServerChild:
 
     def stop(self) -> int:
         """End it in order, by force when that takes too long; answers its exit code."""
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        code = self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
-        return code
+        return end_process(self._process, "server")
 
 
-def start_server(task: ServerTask) -> ServerChild:
+def start_server(task: ServerTask, launch: Launch = execute) -> ServerChild:
     """Start a server and wait until it listens. Raises WireError if it cannot."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "perdure.cli.server_process"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=dict(os.environ),
-        process_group=0,
-    )
+    try:
+        process = launch("perdure.cli.server_process", task, name="perdure-server")
+    except OSError as error:
+        raise WireError(f"cannot start the server: {error}") from error
     child = ServerChild(process, 0)
     try:
-        if process.stdin is None or process.stdout is None:
-            raise WireError("the server has no pipes")
-        process.stdin.write(msgspec.json.encode(task) + b"\n")
-        process.stdin.flush()
+        if process.stdout is None:
+            raise WireError("the server has no pipe back")
         said = msgspec.json.decode(_first_line(process.stdout.fileno()), type=ServerReady)
     except (OSError, msgspec.DecodeError) as error:
         child.stop()
@@ -142,7 +129,7 @@ def main() -> int:
     stopping: list[bool] = []
     signal.signal(signal.SIGTERM, lambda _number, _frame: stopping.append(True))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    task = msgspec.json.decode(sys.stdin.buffer.readline(TASK_BYTES_MAX), type=ServerTask)
+    task = read_task(ServerTask)
     logging.basicConfig(
         level=task.log_level, format="%(asctime)s %(levelname)s server[%(process)d] %(name)s: %(message)s"
     )
@@ -151,7 +138,7 @@ def main() -> int:
             server = serve(task, store)
             try:
                 _say(ServerReady(server.port))
-                server.run(lambda: bool(stopping), sys.stdin.fileno())
+                server.run(lambda: bool(stopping), STDIN)
             finally:
                 server.close()
     except PerdureError as error:
@@ -162,7 +149,7 @@ def main() -> int:
 
 
 def _say(ready: ServerReady) -> None:
-    os.write(sys.stdout.fileno(), msgspec.json.encode(ready) + b"\n")
+    os.write(STDOUT, msgspec.json.encode(ready) + b"\n")
 
 
 if __name__ == "__main__":

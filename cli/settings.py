@@ -11,14 +11,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..store import Configuration, SessionStore, UsageError, has_identity, load_config, read_identity
-from ..store.option import parse_address
+from ..store import (
+    Configuration,
+    SessionStore,
+    StorageError,
+    UsageError,
+    has_identity,
+    load_config,
+    read_identity,
+)
+from ..store.option import format_address, parse_address
 from ..store.options import StoreOptions, option
 from .options import SECRET_VARIABLE, parse_nodes, read_secret
 
 if TYPE_CHECKING:
     from ..recovery import ElectionOptions, Policy, Reach
-    from ..shipping import Credentials, MonitorOptions, TlsFiles
+    from ..shipping import Credentials, MonitorOptions, NodeWays, TlsFiles, Way
 
 T = TypeVar("T")
 LOOPBACK = "127.0.0.1"
@@ -142,10 +150,33 @@ class Settings:
         return {node: parse_address(address) for node, address in listed.items() if node != own}
 
     def reach(self, given: list[str] | None, secret_file: Path | None = None) -> Reach:
-        """The way to the other nodes: by command line or configuration, and by the cluster's own list."""
+        """The way to the other nodes: by the command line, the cluster's own list, the configuration."""
         from ..recovery import known_reach
 
-        return known_reach(self._directory, self.peers(given), self.secret(secret_file))
+        secret = self.secret(secret_file)
+        return known_reach(self._directory, parse_nodes(given), secret, configured=self.peers(None))
+
+    def way(self) -> Way:
+        """The way to the other nodes for an application on this one: as its configuration says, else as the
+        node process was told.
+
+        Raises UsageError if the nodes share a secret that this application does not have, and as secret().
+        """
+        from ..shipping import Credentials, Way, read_ways
+
+        told = read_ways(self._directory)
+        peers = self.peers(None) or told.addresses(read_identity(self._directory).node)
+        shared = self._shared(None) or _told_secret(told)
+        allow_plain = self.value(None, "node", "allow_plain") or told.allow_plain
+        return Way(peers, Credentials(shared, self._tls() or told.tls, allow_plain))
+
+    def told(self, given: list[str] | None, secret_file: Path | None) -> NodeWays:
+        """What this node's applications are to know of a node that is started with these options."""
+        from ..shipping import ways_of
+
+        file = self._secret_file(secret_file)
+        peers = {node: format_address(*address) for node, address in self.peers(given).items()}
+        return ways_of(peers, self.secret(secret_file), file)
 
     def secret(self, file: Path | None) -> Credentials:
         """What the node proves itself with to others: secret, certificates, or both.
@@ -172,10 +203,30 @@ class Settings:
         return TlsFiles(paths["tls_cert"], paths["tls_key"], paths["tls_ca"])
 
     def _shared(self, file: Path | None) -> bytes:
+        return read_secret(self._secret_file(file))
+
+    def _secret_file(self, file: Path | None) -> Path | None:
+        """The one that is given; else the environment has the secret; else the configured one."""
         if file is None and not os.environ.get(SECRET_VARIABLE, "").strip():
             configured = self.value(None, "node", "secret_file")
             file = None if configured is None else Path(configured)
-        return read_secret(file)
+        return file
+
+
+def _told_secret(told: NodeWays) -> bytes:
+    """The secret from where the node process read it; empty if there is none."""
+    if not told.has_secret:
+        return b""
+    hint = f"Set {SECRET_VARIABLE} for the application, or secret_file in [node] of its configuration."
+    if not told.secret_file:
+        raise UsageError("the nodes share a secret, and this application was not told it", hint=hint)
+    try:
+        return read_secret(Path(told.secret_file))
+    except StorageError as error:
+        raise UsageError(
+            f"the nodes share a secret, and this application cannot read {told.secret_file}: {error.message}",
+            hint=hint,
+        ) from error
 
 
 def _reachable(host: str) -> str:

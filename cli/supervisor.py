@@ -7,14 +7,9 @@ watches, and ends when this process does, however that ends.
 
 from __future__ import annotations
 
-import logging
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -30,92 +25,17 @@ from ..shipping import (
     start_child,
     write_ports,
 )
-from ..store import PerdureError, WireError, read_identity
+from ..shipping import __main__ as _shipping_processes  # noqa: F401  (loaded before the first fork)
+from ..shipping.launching import Process, end_process, fork
+from ..shipping.posts import Post
+from ..store import WireError, read_identity
 from .chores import ChoreTask
 from .elector_process import AUTO, ElectorChild, ElectorTask, start_elector
 from .monitor_sockets import MonitorSockets
 from .sdnotify import Notifier
 from .server_process import ServerChild, ServerTask, start_server
 
-logger = logging.getLogger(__name__)
-
 TICK_S = 0.1
-RESTART_S_MIN = 0.1
-RESTART_S_MAX = 10.0
-STEADY_S = 10.0
-"""A process that lived so long is started again after the shortest pause."""
-STOP_S = 5.0
-
-
-class Running(Protocol):
-    """A child that can be watched and ended."""
-
-    @property
-    def is_running(self) -> bool: ...
-
-    def stop(self) -> int:
-        """End it in order, by force when that takes too long; answers its exit code."""
-        ...
-
-
-class Post:
-    """One kind of process of a node: whether it runs, and when it may be started again."""
-
-    def __init__(
-        self, name: str, start: Callable[[], Running], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.name = name
-        self._start = start
-        self._clock = clock
-        self._child: Running | None = None
-        self._pause_s = 0.0
-        self._start_at_s = 0.0
-        self._started_s = 0.0
-
-    @property
-    def is_running(self) -> bool:
-        return self._child is not None and self._child.is_running
-
-    def begin(self) -> None:
-        """Start it for the first time. Raises what keeps it from starting."""
-        self._started_s = self._clock()
-        self._child = self._start()
-
-    def tend(self, should_run: bool) -> None:
-        """Start it if it should run and does not, after a pause that grows each time; end it if it should
-        not."""
-        now_s = self._clock()
-        if self._child is not None and not self._child.is_running:
-            self._ended(now_s)
-        if not should_run:
-            self.stop()
-            return
-        if self._child is None and now_s >= self._start_at_s:
-            self._started_s = now_s
-            try:
-                self._child = self._start()
-                logger.info("started: kind=%s", self.name)
-            except (PerdureError, OSError) as error:
-                logger.error("cannot start: kind=%s error=%s", self.name, error)
-                self._wait_longer(now_s)
-
-    def stop(self) -> None:
-        """End it. Nothing happens if it does not run."""
-        if self._child is not None:
-            child, self._child = self._child, None
-            logger.info("ended: kind=%s code=%d", self.name, child.stop())
-
-    def _ended(self, now_s: float) -> None:
-        child, self._child = self._child, None
-        if now_s - self._started_s >= STEADY_S:
-            self._pause_s = 0.0
-        self._wait_longer(now_s)
-        code = child.stop() if child is not None else 0
-        logger.error("died: kind=%s code=%d again_in_s=%.1f", self.name, code, self._pause_s)
-
-    def _wait_longer(self, now_s: float) -> None:
-        self._pause_s = min(max(RESTART_S_MIN, self._pause_s * 2), RESTART_S_MAX)
-        self._start_at_s = now_s + self._pause_s
 
 
 class NodePlan(msgspec.Struct, frozen=True):
@@ -156,11 +76,13 @@ class Supervisor:
         self._port = plan.port
         self._serve_port = 0
         self._receiver = Post("receiver", self._start_receiver)
-        self._folder = Post("folder", lambda: start_child(self._task("folder")))
+        self._folder = Post("folder", lambda: start_child(self._task("folder"), fork))
         self._shipper = Post("shipper", self._start_shipper)
         self._server = Post("server", self._start_server)
         chores = msgspec.structs.replace(plan.chores, replicas=dict(plan.replicas), secret=plan.secret)
-        self._chores = Post("chores", lambda: start_chores(chores))
+        self._chores = Post(
+            "chores", lambda: ChoresChild(fork("perdure.cli.chores", chores, name="perdure-chores"))
+        )
         self._sockets: MonitorSockets | None = None
         self._monitor = Post("monitor", self._start_monitor)
         self._elector = Post("elector", self._start_elector)
@@ -205,7 +127,7 @@ class Supervisor:
         return {node: address for node, address in self._plan.replicas.items() if node != self._node}
 
     def _start_receiver(self) -> Child:
-        child = start_child(self._task("receiver"))
+        child = start_child(self._task("receiver"), fork)
         try:
             self._port = child.wait_ready().port
         except BaseException:
@@ -214,7 +136,7 @@ class Supervisor:
         return child
 
     def _start_shipper(self) -> Child:
-        return start_child(self._task("shipper"))
+        return start_child(self._task("shipper"), fork)
 
     def _start_server(self) -> ServerChild:
         plan = self._plan
@@ -222,7 +144,7 @@ class Supervisor:
         task = ServerTask(
             str(plan.directory), host, self._serve_port or port, plan.secret, self._others(), plan.log_level
         )
-        child = start_server(task)
+        child = start_server(task, fork)
         self._serve_port = child.port
         write_ports(plan.directory, msgspec.structs.replace(read_ports(plan.directory), serve=child.port))
         return child
@@ -245,7 +167,7 @@ class Supervisor:
             silence_ms=health.silence_ms,
             disk_stall_ms=health.disk_stall_ms,
         )
-        return start_child(task)
+        return start_child(task, fork)
 
     def _start_elector(self) -> ElectorChild:
         plan, sockets = self._plan, self._sockets
@@ -262,7 +184,8 @@ class Supervisor:
                 list(plan.etcd_endpoints),
                 plan.etcd_lease_ms,
                 plan.log_level,
-            )
+            ),
+            fork,
         )
         return self._elector_child
 
@@ -287,7 +210,7 @@ class Supervisor:
 class ChoresChild:
     """The process that sweeps, takes snapshots and drops old log."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: Process) -> None:
         self._process = process
 
     @property
@@ -295,30 +218,9 @@ class ChoresChild:
         return self._process.poll() is None
 
     def stop(self) -> int:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        self._process.terminate()
-        try:
-            return self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+        return end_process(self._process, "chores")
 
 
 def start_chores(task: ChoreTask) -> ChoresChild:
-    """Start the chores' process; it ends when the pipe to it does."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "perdure.cli.chores"],
-        stdin=subprocess.PIPE,
-        env=dict(os.environ),
-        process_group=0,
-    )
-    child = ChoresChild(process)
-    try:
-        if process.stdin is not None:
-            process.stdin.write(msgspec.json.encode(task) + b"\n")
-            process.stdin.flush()
-    except OSError:
-        child.stop()
-        raise
-    return child
+    """Start the chores' process; it ends when the pipe to it does. Raises OSError if the system refuses."""
+    return ChoresChild(fork("perdure.cli.chores", task, name="perdure-chores"))

@@ -89,10 +89,10 @@ def _hand_over(
 
     settings = Settings(directory)
     identity = read_identity(directory)
-    addresses = {**settings.peers(peer), identity.node: settings.own_address(directory)}
-    secret = settings.secret(secret_file)
+    reach = settings.reach(peer, secret_file)
+    addresses = {**reach.peers, identity.node: settings.own_address(directory)}
     with (
-        WireNodes(addresses, cluster_id=identity.cluster_id, secret=secret) as nodes,
+        WireNodes(addresses, cluster_id=identity.cluster_id, secret=reach.secret) as nodes,
         render.steps() as on_step,
     ):
         report = switch_over(nodes, node, timeout_ms=round(timeout_s * 1000), on_step=on_step)

@@ -1,5 +1,6 @@
 """Snapshots, replay, verify, promotion, retention and log tools; imports the store and shipping rooms."""
 
+from .availability import ALONE_AFTER_MS
 from .cluster_status import ClusterStatus, PeerStatus, cluster_status
 from .consistency import check_consistency, reconcile
 from .coordinators import Coordinator, Manual, Quorum
@@ -23,6 +24,7 @@ from .health import ask_health, order_to_stand
 from .keyuse import KeyUse, key_use
 from .locate import LastChange, Located, SessionHolder, locate, wait_synced
 from .logtool import EpochStat, LogStat, SegmentStat, dump, stat
+from .member_asks import Members, MemberService
 from .members import (
     Membership,
     add_member,
@@ -78,6 +80,7 @@ from .voters import WireVoters
 from .waiting import Target, Waited, wait_for
 
 __all__ = [
+    "ALONE_AFTER_MS",
     "Answer",
     "Applied",
     "AvailabilityKeeper",
@@ -103,6 +106,8 @@ __all__ = [
     "Located",
     "LogStat",
     "Manual",
+    "MemberService",
+    "Members",
     "Membership",
     "MigrationReport",
     "MigrationState",

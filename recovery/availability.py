@@ -27,7 +27,7 @@ from ..store.control import AVAILABLE, Config
 from ..store.witness import InSync
 
 ALONE_AFTER_MS: Final = 2_000
-"""So long fewer than k replicas follow before the primary goes on alone."""
+"""So long fewer than k replicas follow before the primary goes on alone, unless it is told."""
 BACK_AFTER_MS: Final = 500
 """So long enough of them follow before it waits for them again."""
 
@@ -74,6 +74,7 @@ class Scene(msgspec.Struct, frozen=True):
     """For so long it has been enough of them, or too few."""
     held: Mapping[str, InSync]
     """What each witness said that it holds, in this epoch; one that has not said so is not in it."""
+    alone_after_ms: int = ALONE_AFTER_MS
 
 
 def next_step(scene: Scene) -> Step:
@@ -97,7 +98,7 @@ def is_recorded(scene: Scene, witness: str, nodes: tuple[str, ...]) -> bool:
 
 def _when_short(scene: Scene) -> Step:
     """Too few replicas follow. First the witnesses, then the log."""
-    if scene.config.policy != AVAILABLE or scene.since_ms < ALONE_AFTER_MS:
+    if scene.config.policy != AVAILABLE or scene.since_ms < scene.alone_after_ms:
         return NOTHING
     if not scene.is_config_committed:
         return NOTHING

@@ -23,7 +23,7 @@ from ..store.errors import PerdureError, PoisonedError, PromiseRefusedError, Wir
 from ..store.page import Word
 from ..store.promise import Promise
 from ..store.witness import InSync
-from .availability import Act, Scene, Step, config_after, next_step
+from .availability import ALONE_AFTER_MS, Act, Scene, Step, config_after, next_step
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +76,16 @@ class AvailabilityKeeper:
     """The keeper of one node. `look` is to be called again and again, on a node of any role."""
 
     def __init__(
-        self, node: NodeLog, witnesses: Witnesses, *, monotonic_ms: Callable[[], int] | None = None
+        self,
+        node: NodeLog,
+        witnesses: Witnesses,
+        *,
+        alone_after_ms: int = ALONE_AFTER_MS,
+        monotonic_ms: Callable[[], int] | None = None,
     ) -> None:
+        """`alone_after_ms`: so long fewer than k replicas follow before the primary goes on alone."""
         self._node = node
+        self._alone_after_ms = alone_after_ms
         self._witnesses = witnesses
         self._clock = monotonic_ms or (lambda: time.monotonic_ns() // 1_000_000)
         self._held: dict[str, InSync] = {}
@@ -119,6 +126,7 @@ class AvailabilityKeeper:
             following=following,
             since_ms=now_ms - self._since_ms,
             held={name: held for name, held in self._held.items() if name in config.witnesses},
+            alone_after_ms=self._alone_after_ms,
         )
 
     def _take(self, step: Step) -> None:
@@ -159,10 +167,13 @@ def keep_available(
     replicas: Mapping[str, tuple[str, int]],
     secret: Secret,
     should_stop: Callable[[], bool],
+    *,
+    alone_after_ms: int = ALONE_AFTER_MS,
 ) -> None:
     """Run the keeper of a node until `should_stop` says so. Raises PoisonedError, and as open_node_log.
 
-    `replicas` gives (host, port) of nodes whose address the log does not say.
+    `replicas` gives (host, port) of nodes whose address the log does not say; `alone_after_ms` is how long
+    the primary waits for its replicas before it goes on without them.
     """
     node = open_node_log(Path(store), [])
     try:
@@ -171,7 +182,7 @@ def keep_available(
             cluster_id=node.identity.cluster_id,
             secret=secret,
         )
-        keeper = AvailabilityKeeper(node, witnesses)
+        keeper = AvailabilityKeeper(node, witnesses, alone_after_ms=alone_after_ms)
         while not should_stop():
             step = keeper.look()
             if step.act is Act.NOTHING:

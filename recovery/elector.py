@@ -27,6 +27,7 @@ from ..shipping.wire_errors import failed
 from ..store import names
 from ..store.errors import PerdureError, PoisonedError
 from ..store.page import Word
+from .candidacy import candidacy, is_candidate
 from .coordinators import Coordinator
 from .election import Action, Kind, Own
 from .node_state import NodeFacts, NodeState, NodeStates
@@ -171,6 +172,8 @@ class Elector:
     # -- carrying out ----------------------------------------------------------------------------
 
     def _stand(self, own: Own, action: Action) -> None:
+        if is_candidate(self._store):
+            return  # a switchover, or a person, has this node promoted: the next look sees what came of it
         self._become(NodeState.FAILOVER)
         self._tell(f"stands: {action.why}")
         suspected = self._suspected or _Suspected(action.suspect, 0, monotonic_ns())
@@ -188,6 +191,8 @@ class Elector:
             record_failure(self._store)
             return
         self._coordinator.won(report.epoch)
+        if report.was_primary:
+            return
         self._begun = _Begun(report, suspected, action.why, began_ns, monotonic_ns())
         logger.warning("promoted: node=%s epoch=%d because=%s", self._name, report.epoch, action.why)
 
@@ -217,9 +222,14 @@ class Elector:
         identity = self._node.identity
         addresses = {node: self._peers[node] for node in asked if node in self._peers}
         voters = WireVoters(addresses, cluster_id=identity.cluster_id, secret=self._secret)
-        return promote(
-            self._store, voters, accept_data_loss=accept_data_loss, epoch_min=epoch_min, commit_timeout_ms=0
-        )
+        with candidacy(self._store):
+            return promote(
+                self._store,
+                voters,
+                accept_data_loss=accept_data_loss,
+                epoch_min=epoch_min,
+                commit_timeout_ms=0,
+            )
 
     def _give_up(self, own: Own, why: str) -> None:
         """Be primary no more, in every process of the node, without a disk."""

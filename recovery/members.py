@@ -22,7 +22,7 @@ import msgspec
 from ..shipping.nodelog import NodeLog, open_node_log
 from ..shipping.slots import STREAMING, read_slots, remove_slot
 from ..store.control import Config
-from ..store.errors import Indeterminate, NoQuorumError
+from ..store.errors import Indeterminate, NoQuorumError, NotPrimaryError
 from ..store.ids import Position
 from ..store.page import Word
 from .membership import (
@@ -95,6 +95,18 @@ def add_member(
             say("vote")
             _change(node, lambda config: with_voter(config, name))
         return _membership(node)
+
+
+def await_following(store: str | os.PathLike[str], name: str, *, timeout_ms: int) -> Membership:
+    """Wait until a node follows this primary closely. Raises NoQuorumError past the time, NotPrimaryError."""
+    with _opened(store) as node:
+        _await_streaming(node, name, timeout_ms)
+        return _membership(node)
+
+
+def let_vote(store: str | os.PathLike[str], name: str) -> Membership:
+    """Let a member that follows closely vote. Raises as add_member."""
+    return _changed(store, lambda config: config if name in config.voters else with_voter(config, name))
 
 
 def add_witness(store: str | os.PathLike[str], name: str, address: str) -> Membership:
@@ -178,6 +190,8 @@ def _await_committed(node: NodeLog, position: Position, timeout_ms: int = CHANGE
 
 
 def _await_streaming(node: NodeLog, name: str, timeout_ms: int) -> None:
+    if not node.log.is_primary:
+        raise NotPrimaryError(f"{node.node} is not the primary: nobody follows it", node=node.node)
     deadline = time.monotonic() + timeout_ms / 1000
     while name not in _streaming(node):
         if time.monotonic() >= deadline:

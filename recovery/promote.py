@@ -30,7 +30,7 @@ import msgspec
 from ..shipping.credentials import Secret
 from ..shipping.cut import finish_cut
 from ..shipping.faults import read_fault
-from ..shipping.nodelog import NodeLog, open_node_log
+from ..shipping.nodelog import NodeLog, is_running, open_node_log
 from ..shipping.roster import node_addresses
 from ..shipping.slots import read_slots
 from ..store import names
@@ -58,7 +58,7 @@ __all__ = ["COMMIT_TIMEOUT_MS", "PromotionRefusedError", "PromotionReport", "Ste
 
 COMMIT_TIMEOUT_MS: Final = 2_000
 SHIPPER_MS: Final = 100
-"""A shipper that waits for this node to be primary has begun to ship by then."""
+"""Without a shipper it is not waited for longer."""
 POLL_MS: Final = 2
 T = TypeVar("T")
 
@@ -332,10 +332,14 @@ class _Promotion:
         began = time.monotonic()
         while words[Word.COMMITTED] < start.lsn:
             waited_ms = (time.monotonic() - began) * 1000
-            if waited_ms >= timeout_ms or (waited_ms >= SHIPPER_MS and not words[Word.SHIPPER]):
+            if waited_ms >= timeout_ms or (waited_ms >= SHIPPER_MS and not self._has_shipper()):
                 return False
             time.sleep(POLL_MS / 1000)
         return True
+
+    def _has_shipper(self) -> bool:
+        """Does one ship, or wait to? It holds its lock all the time, and is in the page once it ships."""
+        return bool(self.log.words[Word.SHIPPER]) or is_running(self.node.store, names.SHIPPER_LOCK)
 
     # -- asking ----------------------------------------------------------------------------------
 

@@ -82,11 +82,17 @@ NOBODY: Final = Reach()
 
 
 def known_reach(
-    store: str | os.PathLike[str], given: Mapping[str, tuple[str, int]], secret: Secret = b""
+    store: str | os.PathLike[str],
+    given: Mapping[str, tuple[str, int]],
+    secret: Secret = b"",
+    *,
+    configured: Mapping[str, tuple[str, int]] | None = None,
 ) -> Reach:
-    """The way to the other nodes: addresses that are given, and those that the newest CONFIG in the log says.
+    """The way to the other nodes: addresses that are given, else those that the newest CONFIG in the log
+    says, else, for nodes that belong to it, what is `configured`.
 
     Raises StoreMissingError, FormatError.
     """
     source = open_source(store)
-    return Reach(node_addresses(newest_config(source), source.identity.node, given) | dict(given), secret)
+    known = node_addresses(newest_config(source), source.identity.node, configured or {})
+    return Reach(known | dict(given), secret)

@@ -26,17 +26,18 @@ from ..shipping.messages_switchover import (
     UndrainAsk,
     Undrained,
 )
-from ..shipping.nodelog import NodeLog, now_ms, open_node_log
+from ..shipping.nodelog import NodeLog, is_running, now_ms, open_node_log
+from ..shipping.roster import node_addresses
 from ..shipping.server import Handler
 from ..store import names
 from ..store.drain import begin_drain, drained_ms, end_drain
 from ..store.errors import DivergedError, LockTimeoutError, NoQuorumError
 from ..store.ids import StatePosition
-from ..store.lock import FileLock
 from ..store.page import Word
 from ..store.probe import hashes_of, random_keys
 from ..store.sessions import SessionStore
 from ..store.snapshot import list_snapshots
+from .candidacy import candidacy
 from .promote import promote
 from .take import take_snapshot
 
@@ -48,7 +49,8 @@ HEAR_S: Final = 0.003
 
 
 class SwitchService:
-    """Handlers over the store of one node. `peers` are the other nodes' receivers, for their promises."""
+    """Handlers over the store of one node. `peers` are the other nodes' receivers, for their promises, where
+    the log does not say them."""
 
     def __init__(
         self, directory: Path, store: SessionStore, peers: Mapping[str, tuple[str, int]], secret: Secret
@@ -88,7 +90,7 @@ class SwitchService:
                 witnesses=config.witnesses,
                 sync_replicas=config.sync_replicas,
                 drained_ms=drained_ms(log),
-                has_shipper=self._has_shipper(),
+                has_shipper=is_running(self._directory, names.SHIPPER_LOCK),
                 snapshot_age_ms=self._snapshot_age_ms(),
                 fault=read_fault(self._directory),
             ), b""
@@ -112,16 +114,19 @@ class SwitchService:
             is_own = node.node == asked.primary
             if not is_own:
                 _await_log(node, end, began + asked.wait_ms / 1000)
+            voters = node_addresses(node.log.config, node.node, self._peers)
         self._compare([] if is_own else asked.samples, end)
         waited_ms = _ms_since(began)
         began = time.monotonic()
-        report = promote(
-            self._directory,
-            {name: address for name, address in self._peers.items() if name != self._store.stats()["node"]},
-            self._secret,
-            drained=asked.primary,
-            commit_timeout_ms=COMMIT_MS,
-        )
+        with candidacy(self._directory) as on_step:
+            report = promote(
+                self._directory,
+                voters,
+                self._secret,
+                drained=asked.primary,
+                on_step=on_step,
+                commit_timeout_ms=COMMIT_MS,
+            )
         return TookOver(
             epoch=report.epoch,
             start=report.start,
@@ -156,13 +161,6 @@ class SwitchService:
         if not files:
             return -1
         return max(0, now_ms() - int(files[-1].path.stat().st_mtime * 1000))
-
-    def _has_shipper(self) -> bool:
-        lock = FileLock(self._directory / names.SHIPPER_LOCK)
-        try:
-            return not lock.try_acquire()
-        finally:
-            lock.close()
 
 
 def _await_commit(node: NodeLog, lsn: int, deadline: float) -> None:

@@ -27,6 +27,7 @@ from .slots import Slot, read_slot, read_slots, remove_slot, write_slot
 from .standby import run_standby
 from .status import ReplicaStatus, ShippingStatus, shipping_status
 from .unmonitored import Unmonitored, read_unmonitored, set_monitored
+from .ways import NodeWays, read_ways, ways_of, write_ways
 
 __all__ = [
     "AnswerLost",
@@ -43,6 +44,7 @@ __all__ = [
     "NodeForwarder",
     "NodeLog",
     "NodePorts",
+    "NodeWays",
     "PeerHealth",
     "Permission",
     "Pipe",
@@ -73,6 +75,7 @@ __all__ = [
     "read_slot",
     "read_slots",
     "read_unmonitored",
+    "read_ways",
     "remove_slot",
     "run_folder",
     "run_monitor",
@@ -84,6 +87,8 @@ __all__ = [
     "shipping_status",
     "spawn_receiver",
     "start_child",
+    "ways_of",
     "write_ports",
     "write_slot",
+    "write_ways",
 ]

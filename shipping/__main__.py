@@ -18,8 +18,9 @@ from typing import Final
 import msgspec
 
 from ..store.errors import CorruptError, DivergedError, NotPrimaryError, PerdureError
-from .children import TASK_BYTES_MAX, Ready, Task
+from .children import Ready, Task
 from .folder import run_folder
+from .launching import fork, read_task
 from .monitor import MonitorOptions, run_monitor
 from .monitor_pipe import Pipe
 from .receiver import serve_receiver
@@ -117,17 +118,12 @@ class _Process:
                 on_ready=lambda port: self.say(Ready(os.getpid(), port)),
                 lifeline=_STDIN,
                 log_level=task.log_level,
+                launch=fork,
             )
 
 
-def read_task(descriptor: int) -> Task:
-    """The task that the parent writes: 4 bytes of length, then JSON. Raises msgspec.DecodeError."""
-    size = int.from_bytes(_read_exactly(descriptor, 4), "little")
-    return msgspec.json.decode(_read_exactly(descriptor, min(size, TASK_BYTES_MAX)), type=Task)
-
-
 def main() -> int:
-    task = read_task(_STDIN)
+    task = read_task(Task)
     logging.basicConfig(
         level=task.log_level,
         format=f"%(asctime)s %(levelname)s {task.kind}[%(process)d] %(name)s: %(message)s",
@@ -143,16 +139,6 @@ def main() -> int:
             return EXIT_NOT_PRIMARY
         return EXIT_CORRUPT if isinstance(error, (CorruptError, DivergedError)) else EXIT_FAILED
     return 0
-
-
-def _read_exactly(descriptor: int, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        more = os.read(descriptor, size - len(data))
-        if not more:
-            break
-        data += more
-    return data
 
 
 if __name__ == "__main__":

@@ -7,15 +7,10 @@ open: when the parent dies, however it does, the child sees the end of it and en
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import select
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -39,14 +34,11 @@ from ..store.errors import (
 )
 from .credentials import Secret
 from .detection import HEARTBEAT_MS, SILENCE_MS
+from .launching import STOP_TIMEOUT_S, Launch, Process, end_process, execute, reap_process
 from .permission import AUTO
 from .vitals import DISK_STALL_MS
 
-logger = logging.getLogger(__name__)
-
 READY_TIMEOUT_S: Final = 30.0
-STOP_TIMEOUT_S: Final = 5.0
-TASK_BYTES_MAX: Final = 1 << 20
 _LINE_BYTES_MAX: Final = 64 << 10
 _KINDS: Final[Mapping[str, type[PerdureError]]] = {
     kind.__name__: kind
@@ -113,7 +105,7 @@ class Ready(msgspec.Struct, frozen=True):
 class Child:
     """A running child."""
 
-    def __init__(self, task: Task, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, task: Task, process: Process) -> None:
         self.task = task
         self.process = process
         self.ready: Ready | None = None
@@ -153,32 +145,17 @@ class Child:
     def kill(self) -> None:
         """kill -9, and wait for its end."""
         self.process.kill()
-        self._reap()
+        reap_process(self.process)
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
         """End it in order (SIGTERM), by force past the timeout; answers its exit code."""
-        if self.is_running:
-            self.process.terminate()
-            try:
-                self.process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                logger.warning("killed, because it did not end: kind=%s pid=%d", self.task.kind, self.pid)
-                self.process.kill()
-        self._reap()
-        return int(self.process.returncode)
+        return end_process(self.process, self.task.kind, timeout_s)
 
     def __enter__(self) -> Child:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    def _reap(self) -> None:
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
 
     def _first_line(self, deadline: float) -> bytes:
         stream = self.process.stdout
@@ -199,31 +176,13 @@ class Child:
         return line
 
 
-def start_child(task: Task) -> Child:
+def start_child(task: Task, launch: Launch = execute) -> Child:
     """Start a child; it is not ready yet. Raises WireError if the system refuses."""
     passed = [descriptor for descriptor in (task.listener, task.pipe) if descriptor >= 0]
-    data = msgspec.json.encode(task)
-    package = Path(__file__).absolute().parent.parent.parent
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "perdure.shipping"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=_environment(package),
-            start_new_session=True,
-            pass_fds=passed,
-        )
+        return Child(task, launch("perdure.shipping.__main__", task, passed, name=f"perdure-{task.kind}"))
     except OSError as error:
         raise WireError(f"cannot start the {task.kind}: {error}") from error
-    child = Child(task, process)
-    try:
-        if process.stdin is not None:
-            process.stdin.write(len(data).to_bytes(4, "little") + data)
-            process.stdin.flush()
-    except OSError as error:
-        child.kill()
-        raise WireError(f"the {task.kind} ended at once: {error}") from error
-    return child
 
 
 def spawn_receiver(
@@ -242,11 +201,3 @@ def spawn_receiver(
         child.kill()
         raise
     return child
-
-
-def _environment(package: Path) -> dict[str, str]:
-    """The environment, with the way to this very package in front."""
-    environment = dict(os.environ)
-    path = environment.get("PYTHONPATH", "")
-    environment["PYTHONPATH"] = f"{package}{os.pathsep}{path}" if path else str(package)
-    return environment

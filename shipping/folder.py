@@ -41,6 +41,10 @@ CHUNK_BYTES: Final = 512 << 10
 """Payload bytes folded in one transaction: about a thousand events."""
 FOLD_TIMEOUT_MS: Final = 5_000
 POLL_MS: Final = 5
+GATHER_EVENTS: Final = 64
+GATHER_MS: Final = 25
+"""Fewer events than these wait for more, but not longer: readers see them in the tail of the log, and a
+transaction for each write would take a core that the receiver needs."""
 SEAL_MS: Final = 1_000
 FULL_RETRY_MS: Final = 500
 _GENERATION = int(Word.GENERATION)
@@ -62,6 +66,8 @@ class Folder:
         self._backend_name: str
         self._generation = -1
         self._sealed_ms = 0
+        self._waiting_ms = 0
+        """Since when something waits to be folded, monotonic; 0 if nothing does."""
         self._open()
 
     def run(self, should_stop: Callable[[], bool], wait: Callable[[float], object]) -> None:
@@ -70,7 +76,19 @@ class Folder:
         Raises DivergedError when the sessions do not come out as a frame says; it is recorded then.
         """
         while not should_stop():
-            wait(0 if self.step() else POLL_MS / 1000)
+            wait(0 if self._is_due() and self.step() else POLL_MS / 1000)
+
+    def _is_due(self) -> bool:
+        """Is there enough to fold, or has it waited long enough, or is there something else to do?"""
+        words: Any = self._node.log.words
+        waiting = min(words[_COMMITTED], words[_FLUSHED]) - self._at[1]
+        if 0 < waiting < GATHER_EVENTS and words[_GENERATION] == self._generation:
+            now_ms = monotonic_ms()
+            self._waiting_ms = self._waiting_ms or now_ms
+            if now_ms - self._waiting_ms < GATHER_MS:
+                return False
+        self._waiting_ms = 0
+        return True
 
     def step(self) -> bool:
         """Fold what is committed and not folded; says whether there was anything."""

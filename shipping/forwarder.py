@@ -112,11 +112,10 @@ class NodeForwarder:
 
     def knows(self, members: Mapping[str, str]) -> bool:
         self._members = members
-        try:
-            return bool(self._addresses())
-        except PerdureError as error:
-            logger.warning("no way to other nodes: %s", error)
-            return False
+        found = self._addresses()
+        if not found:
+            self._way = None  # looked for again: the node process may be started meanwhile
+        return bool(found)
 
     def submit(
         self, change: bytes, operation_id: bytes, attempt: int, is_durable: bool, timeout_ms: int
@@ -258,11 +257,12 @@ class NodeForwarder:
         return dict(list(addresses.items())[:NODES_MAX])
 
     def _ways(self) -> tuple[Way, Identity]:
-        if self._way is None:
-            self._way = self._look()
+        way = self._way
+        if way is None:
+            way = self._way = self._look()
         if self._identity is None:
             self._identity = read_identity(self._store)
-        return self._way, self._identity
+        return way, self._identity
 
 
 def _ask_status(

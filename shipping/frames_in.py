@@ -12,7 +12,7 @@ from ..store.control import Config as VoterConfig
 from ..store.control import EpochStart, config_of, epoch_start_of, starts_segment
 from ..store.cursor import EVERYTHING, Run
 from ..store.errors import CorruptError, WireError
-from ..store.frame import HEADER_BYTES, Frame, decode_frame, scan_frames
+from ..store.frame import HEADER_BYTES, Frame, decode_frame, frame_checked, scan_frames
 from ..store.ids import StatePosition
 from .wire_types import TIME_MS_LIMIT
 
@@ -52,6 +52,9 @@ def split_frames(raw: bytes, at: StatePosition, *, key: int, shard: int, epoch_m
             raise WireError("a frame does not follow the one before it", lsn=at.lsn + 1)
         if not at.epoch <= first.epoch <= epoch_max or (first.epoch != at.epoch and not opens):
             raise WireError(f"a frame of epoch {first.epoch} out of place", lsn=at.lsn + 1)
+        if first.size_bytes == size - offset and first.shard == shard:  # as most are: one alone
+            pieces.append(_piece(raw, [(offset, _in_time(first))], opens))
+            break
         scan = scan_frames(
             raw,
             offset,
@@ -63,15 +66,19 @@ def split_frames(raw: bytes, at: StatePosition, *, key: int, shard: int, epoch_m
             upto_lsn=EVERYTHING,
             stop_at_control=True,
         )
-        last = decode_frame(raw, scan.last, key)[1] if scan.last >= 0 else None
-        if last is None:
+        if scan.last < 0:
             raise WireError(f"a frame of shard {first.shard} out of place", lsn=at.lsn + 1)
-        if last.time_ms >= TIME_MS_LIMIT:
-            raise WireError(f"a frame of the time {last.time_ms} ms", lsn=last.first_lsn)
+        last = _in_time(frame_checked(raw, scan.last))
         frames = [(offset, first)] if scan.last == offset else [(offset, first), (scan.last, last)]
         pieces.append(_piece(raw, frames, opens))
         at, offset = last.state_position, scan.end
     return pieces
+
+
+def _in_time(frame: Frame) -> Frame:
+    if frame.time_ms >= TIME_MS_LIMIT:
+        raise WireError(f"a frame of the time {frame.time_ms} ms", lsn=frame.first_lsn)
+    return frame
 
 
 def _piece(raw: bytes, frames: list[tuple[int, Frame]], opens: bool) -> Piece:

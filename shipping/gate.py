@@ -51,6 +51,8 @@ class Gate:
         self._poke.setblocking(False)
         self._is_poke_connected = False
         self._stream: socket.socket | None = None
+        self._poller = select.poll()
+        """Watches the stream."""
         self._changed = threading.Condition()
         self._has_leader = False
         self._wanted: list[int] = []
@@ -80,7 +82,7 @@ class Gate:
             return  # no shipper runs; it looks at the log when it comes
 
     def wait(self, position: Position, timeout_ms: int) -> bool:
-        """Wait until the commit LSN covers the position.
+        """Wait until the commit LSN covers the position; the shipper hears of it.
 
         False when the time (ms) is up, or at once when a higher epoch was promised meanwhile.
         """
@@ -101,6 +103,7 @@ class Gate:
                         if read_promise(self._store).epoch > position[0]:
                             return bool(words[_COMMITTED] >= lsn)
                     if self._has_leader:
+                        self.poke(lsn)
                         self._changed.wait(left)
                     else:
                         self._lead(left)
@@ -156,7 +159,8 @@ class Gate:
         finally:
             self._changed.acquire()
             self._has_leader = False
-            self._changed.notify_all()
+            if len(self._wanted) > 1:
+                self._changed.notify_all()
 
     def _wait_on_stream(self, lsn: int, wait_s: float) -> None:
         stream = self._connected()
@@ -165,8 +169,7 @@ class Gate:
             return
         try:
             stream.sendall(LSN_WORD.pack(lsn))
-            poller = select.poll()
-            poller.register(stream, select.POLLIN)
+            poller = self._poller
             deadline = time.monotonic() + wait_s
             while self._words[_COMMITTED] < lsn:
                 left = deadline - time.monotonic()
@@ -188,6 +191,8 @@ class Gate:
             stream.close()
             return None
         self._stream = stream
+        self._poller = select.poll()
+        self._poller.register(stream, select.POLLIN)
         return stream
 
     def _drop_stream(self) -> None:

@@ -34,10 +34,15 @@ class GateServer:
     """All writers that wait."""
 
     def __init__(
-        self, store: Path, selector: selectors.BaseSelector, committed_lsn: Callable[[], int]
+        self,
+        store: Path,
+        selector: selectors.BaseSelector,
+        committed_lsn: Callable[[], int],
+        on_wish: Callable[[], object],
     ) -> None:
         self._selector = selector
         self._committed_lsn = committed_lsn
+        self._on_wish = on_wish
         self._writers: dict[int, _Writer] = {}
         self._lowest = _NEVER
         self.listener = bind_in_store(store, names.GATE_SOCKET, socket.SOCK_STREAM)
@@ -87,11 +92,13 @@ class GateServer:
         if not data:
             self._drop(writer)
             return
-        data = writer.rest + data
+        if writer.rest or len(data) != LSN_WORD.size:
+            data = writer.rest + data
         whole = len(data) - len(data) % LSN_WORD.size
         writer.rest = data[whole:]
         if not whole:
             return
+        self._on_wish()
         writer.wanted = LSN_WORD.unpack_from(data, whole - LSN_WORD.size)[0]
         committed_lsn = self._committed_lsn()
         if writer.wanted <= committed_lsn:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 OUT_BYTES_MAX = 48 << 20
 """Unsent bytes a link may hold: room for credits, one largest message and what goes beside them."""
 RECEIVE_BYTES = 256 << 10
-RECEIVE_BYTES_MIN = 16 << 10
+RECEIVE_BYTES_MIN = 4 << 10
 """At first, and where little comes: the system maps and unmaps a large buffer for each call."""
 BACKLOG = 64
 
@@ -61,6 +61,18 @@ class Link:
     def send(self, message: Message, payload: bytes | memoryview = b"") -> None:
         """Send a message now, or as soon as the peer takes more. Raises WireError if the link broke."""
         data = encode_message(message, payload)
+        if not self._out:
+            try:
+                sent = self.socket.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                raise self._broken(error) from error
+            if sent == len(data):
+                return
+            self._out.append(memoryview(data)[sent:])
+            self.out_bytes = len(data) - sent
+            return
         if self.out_bytes + len(data) > OUT_BYTES_MAX:
             raise WireError(f"{self.peer} takes nothing; {self.out_bytes} bytes wait for it", node=self.peer)
         self._out.append(memoryview(data))
@@ -100,7 +112,7 @@ class Link:
             raise LinkClosed(f"{self.peer} closed the connection")
         self._room_bytes = RECEIVE_BYTES if len(data) >= RECEIVE_BYTES_MIN else RECEIVE_BYTES_MIN
         self._feed(data)
-        return list(self.decoder.messages())
+        return self.decoder.messages()
 
     def close(self) -> None:
         self.socket.close()

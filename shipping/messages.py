@@ -18,7 +18,6 @@ The page docs/protocol.md says in which order they come.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
@@ -29,6 +28,7 @@ from ..store.frame import FRAME_BYTES_MAX
 from . import (
     messages_forward,
     messages_health,
+    messages_members,
     messages_ops,
     messages_rejoin,
     messages_server,
@@ -37,6 +37,7 @@ from . import (
 )
 from .messages_forward import ForwardMessage
 from .messages_health import HealthMessage
+from .messages_members import MemberMessage
 from .messages_ops import OpsMessage
 from .messages_rejoin import RejoinMessage
 from .messages_server import ServerMessage
@@ -329,6 +330,7 @@ Message: TypeAlias = (
     | WitnessMessage
     | SwitchoverMessage
     | HealthMessage
+    | MemberMessage
     | OpsMessage
 )
 
@@ -362,6 +364,7 @@ KINDS: Final[dict[int, type[Message]]] = {
     **messages_witness.KINDS,
     **messages_switchover.KINDS,
     **messages_health.KINDS,
+    **messages_members.KINDS,
     **messages_ops.KINDS,
 }
 WITH_PAYLOAD: Final = frozenset({20, 32, 45}).union(
@@ -370,6 +373,7 @@ WITH_PAYLOAD: Final = frozenset({20, 32, 45}).union(
     messages_forward.WITH_PAYLOAD,
     messages_witness.WITH_PAYLOAD,
     messages_switchover.WITH_PAYLOAD,
+    messages_members.WITH_PAYLOAD,
     messages_ops.WITH_PAYLOAD,
 )
 
@@ -384,18 +388,20 @@ REFUSALS: Final = frozenset({FENCED, FOREIGN, DIVERGED, REFUSED, GONE, PROTOCOL_
 _KIND_OF: Final = {kind: number for number, kind in KINDS.items()}
 _DECODERS: Final = {number: msgspec.msgpack.Decoder(kind) for number, kind in KINDS.items()}
 _encode = msgspec.msgpack.Encoder().encode
+_unpack_envelope = ENVELOPE.unpack_from
 
 
 def encode_message(message: Message, payload: bytes | memoryview = b"") -> bytes:
     """The bytes of one message. Raises WireError if it is larger than a peer may accept."""
     body = _encode(message)
-    if len(body) > BODY_BYTES_MAX or len(payload) > PAYLOAD_BYTES_MAX:
+    body_bytes, payload_bytes = len(body), len(payload)
+    if body_bytes > BODY_BYTES_MAX or payload_bytes > PAYLOAD_BYTES_MAX:
         raise WireError(
-            f"a {type(message).__name__} message of {len(body)} + {len(payload)} bytes is too large",
+            f"a {type(message).__name__} message of {body_bytes} + {payload_bytes} bytes is too large",
             hint=f"Bodies hold {BODY_BYTES_MAX} bytes, payloads {PAYLOAD_BYTES_MAX}.",
         )
-    size = ENVELOPE_BYTES - 4 + len(body) + len(payload)
-    head = ENVELOPE.pack(size, PROTOCOL, _KIND_OF[type(message)], len(body))
+    size = ENVELOPE_BYTES - 4 + body_bytes + payload_bytes
+    head = ENVELOPE.pack(size, PROTOCOL, _KIND_OF[type(message)], body_bytes)
     return b"".join((head, body, payload))
 
 
@@ -408,48 +414,65 @@ class Decoder:
 
     def __init__(self, limit_bytes: int = GREETING_BYTES_MAX) -> None:
         self.limit_bytes = limit_bytes
-        self._buffer = bytearray()
+        self._buffer: bytes | bytearray = b""
+        """Bytes as they came, as long as each piece ends with a message."""
 
     @property
     def held_bytes(self) -> int:
         return len(self._buffer)
 
-    def feed(self, data: bytes | memoryview) -> None:
+    def feed(self, data: bytes) -> None:
+        if not self._buffer:
+            self._buffer = data
+            return
+        if isinstance(self._buffer, bytes):
+            self._buffer = bytearray(self._buffer)
         self._buffer += data
 
-    def messages(self) -> Iterator[tuple[Message, bytes]]:
+    def messages(self) -> list[tuple[Message, bytes]]:
         """(message, payload) for every complete one. Raises WireError at the first that is none."""
         buffer = self._buffer
-        at = 0
-        try:
-            while len(buffer) - at >= ENVELOPE_BYTES:
-                size, version, kind, body_bytes = ENVELOPE.unpack_from(buffer, at)
-                self._check(size, version, kind, body_bytes)
-                end = at + 4 + size
-                if len(buffer) < end:
-                    break
-                body_end = at + ENVELOPE_BYTES + body_bytes
-                body = bytes(buffer[at + ENVELOPE_BYTES : body_end])
-                payload = bytes(memoryview(buffer)[body_end:end]) if end > body_end else b""
-                at = end
-                yield _decode_body(kind, body), payload
-        finally:
-            if at:
-                del buffer[:at]
+        found: list[tuple[Message, bytes]] = []
+        at, left = 0, len(buffer)
+        while left >= ENVELOPE_BYTES:
+            size, version, kind, body_bytes = _unpack_envelope(buffer, at)
+            if version != PROTOCOL or kind not in KINDS or size + 4 > self.limit_bytes:
+                raise self._refused(size, version, kind)
+            body_at = at + ENVELOPE_BYTES
+            payload_at, end = body_at + body_bytes, at + 4 + size
+            if payload_at > end:
+                raise self._refused(size, version, kind)
+            if payload_at < end and kind not in WITH_PAYLOAD:
+                raise WireError(f"a {KINDS[kind].__name__} message with a payload")
+            left -= 4 + size
+            if left < 0:
+                break
+            body = buffer[body_at:payload_at]
+            found.append((_decode_body(kind, body), _copied(buffer, payload_at, end)))
+            at = end
+        if not left:
+            self._buffer = b""
+        elif isinstance(buffer, bytearray):
+            del buffer[:at]
+        elif at:
+            self._buffer = buffer[at:]
+        return found
 
-    def _check(self, size: int, version: int, kind: int, body_bytes: int) -> None:
+    def _refused(self, size: int, version: int, kind: int) -> WireError:
         if version != PROTOCOL:
-            raise WireError(
+            return WireError(
                 f"the peer speaks protocol {version}, this node {PROTOCOL}, or it is no node at all",
                 hint="Run the same version of perdure on all nodes.",
             )
         if kind not in KINDS:
-            raise WireError(f"a message of unknown kind {kind}")
-        payload_bytes = size - (ENVELOPE_BYTES - 4) - body_bytes
-        if size + 4 > self.limit_bytes or payload_bytes < 0:
-            raise WireError(f"a message of {size + 4} bytes; at most {self.limit_bytes} are taken here")
-        if payload_bytes and kind not in WITH_PAYLOAD:
-            raise WireError(f"a {KINDS[kind].__name__} message with a payload")
+            return WireError(f"a message of unknown kind {kind}")
+        return WireError(f"a message of {size + 4} bytes; at most {self.limit_bytes} are taken here")
+
+
+def _copied(buffer: bytes | bytearray, start: int, end: int) -> bytes:
+    if isinstance(buffer, bytes):
+        return buffer[start:end]
+    return bytes(memoryview(buffer)[start:end])
 
 
 def pack_payload(raw: bytes, compress: bool) -> tuple[bytes, bool]:
@@ -474,7 +497,7 @@ def unpack_payload(payload: bytes, raw_bytes: int, compressed: bool) -> bytes:
         raise WireError(f"a payload that does not decompress: {error.message}") from error
 
 
-def _decode_body(kind: int, body: bytes) -> Message:
+def _decode_body(kind: int, body: bytes | bytearray) -> Message:
     try:
         return _DECODERS[kind].decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

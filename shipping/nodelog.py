@@ -27,6 +27,8 @@ from ..store.segment import HEADER_BYTES
 from .messages import EPOCHS_MAX
 
 SKIP_EVENTS: Final = 1000
+_COMMITTED = int(Word.COMMITTED)
+_FOLDED = int(Word.FOLDED)
 
 
 def now_ms() -> int:
@@ -130,10 +132,10 @@ class NodeLog:
         return files[0].first_lsn if files else 0
 
     def committed_lsn(self) -> int:
-        return int(self.log.words[Word.COMMITTED])
+        return int(self.log.words[_COMMITTED])
 
     def folded_lsn(self) -> int:
-        return int(self.log.words[Word.FOLDED])
+        return int(self.log.words[_FOLDED])
 
     def reopened(self) -> NodeLog:
         """The same log opened anew, after it was changed as a whole; this handle is closed.
@@ -176,6 +178,15 @@ def take_process_lock(store: Path, lock_name: str) -> FileLock:
             hint="One shipper and one receiver serve a store.",
         )
     return lock
+
+
+def is_running(store: Path, lock_name: str) -> bool:
+    """Does a process hold this process lock at the moment?"""
+    lock = FileLock(store / lock_name)
+    try:
+        return not lock.try_acquire()
+    finally:
+        lock.close()
 
 
 def open_node_log(store: Path, locks: list[FileLock]) -> NodeLog:

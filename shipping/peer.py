@@ -121,8 +121,11 @@ class Peer:
         self._mask = 0
         self._failed_with = ""
         self._random = random.Random()
-        self.slot = slot or new_slot(name)
-        if self.slot.state in (slots.STREAMING, slots.CATCH_UP, slots.PAUSED):
+        self._slot = slot or new_slot(name)
+        self._newest_ack: Ack | None = None
+        """What the slot does not tell yet."""
+        self._round_trip_us = 0
+        if self._slot.state in (slots.STREAMING, slots.CATCH_UP, slots.PAUSED):
             self._set_slot(state=slots.DISCONNECTED)
 
     @property
@@ -132,7 +135,14 @@ class Peer:
     @property
     def is_streaming(self) -> bool:
         """Does it follow closely?"""
-        return self.slot.state == slots.STREAMING and self.sender is not None
+        return self._slot.state == slots.STREAMING and self.sender is not None
+
+    @property
+    def slot(self) -> Slot:
+        """What is known of it now."""
+        if self._newest_ack is not None:
+            self._set_slot()
+        return self._slot
 
     # -- driven by the shipper -------------------------------------------------------------------
 
@@ -154,6 +164,8 @@ class Peer:
     def pump(self) -> bool:
         """Send what the credits and the socket allow; says whether there may be more."""
         if self._stage is Stage.STREAMING:
+            if self.sender is not None and self.sender.has_sent_all:
+                return False
             return self._guarded(self._pump_frames)
         if self._stage is Stage.SNAPSHOT:
             return self._guarded(self._pump_snapshot)
@@ -163,13 +175,13 @@ class Peer:
             return self._guarded(self._step_placement)
         return False
 
-    def announce(self) -> None:
-        """A new commit LSN: tell it at once."""
-        if self._stage is Stage.STREAMING and self._committed_sent < self._reign.committed_lsn:
-            self._guarded(self._heartbeat)
+    @property
+    def is_owed(self) -> bool:
+        """Has it not been told of the commit LSN?"""
+        return self._committed_sent < self._reign.committed_lsn and self._stage is Stage.STREAMING
 
-    def ask_again(self) -> None:
-        """A reader wants to know whether this node still is the primary: a heartbeat now."""
+    def announce(self) -> None:
+        """Tell it the commit LSN, or ask it whether this node still is the primary: a heartbeat now."""
         if self._stage is Stage.STREAMING:
             self._guarded(self._heartbeat)
 
@@ -190,7 +202,7 @@ class Peer:
 
     def close(self) -> None:
         self._disconnect()
-        if self.slot.state not in (slots.SNAPSHOT, slots.DIVERGED, slots.REFUSED):
+        if self._slot.state not in (slots.SNAPSHOT, slots.DIVERGED, slots.REFUSED):
             self._set_slot(state=slots.DISCONNECTED)
 
     # -- connecting ------------------------------------------------------------------------------
@@ -222,6 +234,9 @@ class Peer:
             return
         for message, payload in link.receive():
             self._heard_ms = monotonic_ms()
+            if type(message) is Ack and self._stage is Stage.STREAMING:
+                self._acked(message)
+                continue
             self._take(message, payload)
             if self._link is not link:
                 return
@@ -241,8 +256,6 @@ class Peer:
                 self._send(self._reign.hello())
             case Stage.MEETING, ShipWelcome():
                 self._welcomed(message)
-            case Stage.STREAMING, Ack():
-                self._acked(message)
             case ((Stage.STREAMING | Stage.SNAPSHOT), Pause()):
                 self._set_slot(state=slots.PAUSED, error=message.text[:ERROR_CHARS_MAX])
             case Stage.SNAPSHOT, SnapshotWant() if self._snapshot:
@@ -369,6 +382,8 @@ class Peer:
             message, payload = found
             self._committed_sent = message.committed_lsn
             self._send(message, payload)
+            if sender.has_sent_all:
+                return False
         return True
 
     def _pump_snapshot(self) -> bool:
@@ -412,16 +427,15 @@ class Peer:
         if self.sender.take_ack(position):
             self._reign.acked[self.name] = position
             self._reign.has_news = True
-        changes: dict[str, object] = {"applied_lsn": ack.applied_lsn}
+        self._newest_ack = ack
         if ack.echo_us:
             self._reign.echoed[self.name] = ack.echo_us
             self._reign.has_echo = True
-            changes["round_trip_us"] = max(0, time.monotonic_ns() // 1000 - ack.echo_us)
-        self._set_slot(position=position, **changes)
+            self._round_trip_us = max(0, time.monotonic_ns() // 1000 - ack.echo_us)
 
     def _update_state(self) -> None:
         """Is the replica close now, or behind; how old is what it lacks?"""
-        sender, slot = self.sender, self.slot
+        sender, slot = self.sender, self._slot
         if sender is None:
             return
         oldest = sender.oldest_unacked_ms
@@ -477,7 +491,8 @@ class Peer:
         raise WireError(f"the replica refuses: {refusal.text}", node=self.name)
 
     def _fail(self, error: Exception) -> None:
-        if isinstance(error, LinkClosed) and self._stage is Stage.PROVING:
+        closed_on_proof = isinstance(error, LinkClosed) and self._stage is Stage.PROVING
+        if closed_on_proof:
             error = WireError(
                 "the replica closed the connection when this node proved itself",
                 node=self.name,
@@ -485,7 +500,8 @@ class Peer:
             )
         text, state = str(error)[:ERROR_CHARS_MAX], self._state_after(error)
         self._retry_ms = min(max(RETRY_MS_MIN, self._retry_ms * 2), RETRY_MS_MAX)
-        if state in (slots.DIVERGED, slots.REFUSED):
+        is_first = closed_on_proof and text != self._failed_with  # it may have died just then
+        if state in (slots.DIVERGED, slots.REFUSED) and not is_first:
             self._retry_ms = REFUSED_RETRY_MS
         if text != self._failed_with:
             self._failed_with = text
@@ -499,7 +515,7 @@ class Peer:
             return slots.DIVERGED
         if isinstance(error, (ForeignError, FencedError, CertificateError)) or self._stage is Stage.PROVING:
             return slots.REFUSED
-        if isinstance(error, PositionGoneError) or self.slot.state == slots.SNAPSHOT:
+        if isinstance(error, PositionGoneError) or self._slot.state == slots.SNAPSHOT:
             return slots.SNAPSHOT
         if self._stage is Stage.MEETING and not isinstance(error, LinkClosed):
             return slots.REFUSED
@@ -524,8 +540,13 @@ class Peer:
         self._retry_at_ms = monotonic_ms() + int(self._retry_ms * self._random.uniform(0.5, 1.5))
 
     def _set_slot(self, *, position: Position | None = None, **changes: object) -> None:
+        ack, self._newest_ack = self._newest_ack, None
+        if ack is not None:
+            changes.setdefault("applied_lsn", ack.applied_lsn)
+            changes["round_trip_us"] = self._round_trip_us
+            position = position or Position(*ack.position)
         if position is not None:
             changes.update(epoch=position.epoch, lsn=position.lsn, chain=position.chain)
         if self._link is not None and self._heard_ms:
             changes["last_seen_ms"] = now_ms()
-        self.slot = msgspec.structs.replace(self.slot, **changes)
+        self._slot = msgspec.structs.replace(self._slot, **changes)

@@ -55,6 +55,7 @@ from .permission import AUTO, end_permission, read_permission
 from .ports import read_ports
 from .rejoin import finish_rejoin
 from .replica_log import ReplicaLog
+from .slices import ask_for_short_slices
 from .slots import STATES, SlotWriter, slot_or_new
 from .visitor import Stage, Visitor
 from .wire_types import NODES_MAX
@@ -65,6 +66,8 @@ VISITORS_MAX: Final = 128
 STRANGERS_MAX: Final = 32
 """Connections that have not proved themselves yet; the oldest goes when another one comes."""
 TICK_MS: Final = 50
+PERMISSION_MS: Final = 250
+"""How often it looks whether a person has told this node to be made anew."""
 FULL_RETRY_MS: Final = 250
 """Pause before a full disk is tried again."""
 FETCH_BYTES_MAX: Final = 1 << 20
@@ -86,6 +89,7 @@ class Receiver:
         self._incoming: Incoming | None = None
         self.crossing = Crossing(self)
         self._heard_ms = 0
+        self._permission_ms = 0
         self._primary = ""
         self._full_since_ms = 0
         self._broken: PerdureError | None = None
@@ -100,6 +104,7 @@ class Receiver:
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Serve until `should_stop` says so. Raises PoisonedError or CorruptError."""
+        ask_for_short_slices()
         ticked_ms = 0
         while not should_stop():
             for key, mask in self._selector.select(TICK_MS / 1000):
@@ -130,12 +135,15 @@ class Receiver:
         for visitor in list(self._visitors.values()):
             if at_ms - visitor.heard_ms > visitor.limit_ms():
                 self.end(visitor, WireError(f"{visitor.link.peer} was silent for too long"))
-        told_anew = self._is_to_be_made_anew()
-        if told_anew and self._shipper is not None and self._shipper.stage is Stage.STREAMING:
-            self.end(self._shipper, WireError("this node was told to be made anew"))
+        if at_ms - self._permission_ms >= PERMISSION_MS:
+            self._permission_ms = at_ms
+            told_anew = self._is_to_be_made_anew()
+            if told_anew and self._shipper is not None and self._shipper.stage is Stage.STREAMING:
+                self.end(self._shipper, WireError("this node was told to be made anew"))
         shipper = self._shipper
         if shipper is not None and shipper.is_paused and at_ms - self._full_since_ms >= FULL_RETRY_MS:
             self._guarded(shipper, lambda: self._append(shipper))
+            self.watch(shipper)
         if self._incoming is not None:
             self._install_if_whole()
         self.crossing.go_on()
@@ -167,7 +175,12 @@ class Receiver:
         self._selector.register(link.socket, visitor.mask, partial(self._on_ready, visitor))
 
     def _on_ready(self, visitor: Visitor, mask: int) -> None:
-        self._guarded(visitor, lambda: self._ready(visitor, mask))
+        try:
+            self._ready(visitor, mask)
+        except PoisonedError:
+            raise
+        except (PerdureError, OSError) as error:
+            self.end(visitor, error)
 
     def _ready(self, visitor: Visitor, mask: int) -> None:
         link = visitor.link
@@ -189,11 +202,9 @@ class Receiver:
 
     def watch(self, visitor: Visitor) -> None:
         """Wait for what the link needs: nothing is read while the disk is full."""
-        if not self.is_here(visitor):
-            return
         mask = selectors.EVENT_READ if not visitor.is_paused else 0
         mask |= selectors.EVENT_WRITE if visitor.link.has_unsent else 0
-        if mask == visitor.mask:
+        if mask == visitor.mask or not self.is_here(visitor):
             return
         key = partial(self._on_ready, visitor)
         if not visitor.mask:
@@ -277,7 +288,6 @@ class Receiver:
             visitor.heard_ms = monotonic_ms()
         visitor.acknowledge(position)
         self.replica.commit(0)
-        self.watch(visitor)
 
     def take_peers(self, peers: Peers) -> None:
         """Remember how far the other replicas are, should this node become the primary."""

@@ -125,10 +125,15 @@ class ReplicaLog:
         words[_HEARD_LSN] = lsn
         words[_HEARD_MS] = at_ms
 
+    def hear_of(self, lsn: int) -> None:
+        """The primary says that `lsn` is committed; the next commit() publishes it."""
+        if lsn > self._announced_lsn:
+            self._announced_lsn = lsn
+
     def commit(self, lsn: int) -> int:
         """The primary says that `lsn` is committed: publish it as far as this log has it on disk."""
         words = self._log.words
-        self._announced_lsn = max(self._announced_lsn, lsn)
+        self.hear_of(lsn)
         reached = min(self._announced_lsn, words[_FLUSHED])
         if reached > words[_COMMITTED]:
             words[_COMMITTED] = reached

@@ -84,6 +84,11 @@ class Sender:
         return self._number is not None
 
     @property
+    def has_sent_all(self) -> bool:
+        """Was everything in the window sent?"""
+        return self._number is not None and self.sent == self._window.end
+
+    @property
     def oldest_unacked_ms(self) -> int:
         """Time (ms) of the oldest message under way, 0 if there is none."""
         return self._under_way[0].time_ms if self._under_way else 0

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import monotonic_ns
 from typing import Any, Final
 
 from ..store import names
@@ -26,15 +27,17 @@ from ..store.identity import read_identity
 from ..store.page import Word
 from ..store.promise import Promise
 from . import slots
+from .announcing import LINGER_NS, Announcing
 from .bootstrap import MakeSnapshot, SnapshotFinder, log_bytes_behind
 from .credentials import Secret, check_secret
 from .gateserver import GateServer
 from .messages import Peers
-from .nodelog import NodeLog, monotonic_ms, open_node_log, take_process_lock
+from .nodelog import NodeLog, open_node_log, take_process_lock
 from .peer import Peer
 from .progress import Electorate, commit_lsn, confirmed_us, electorate_of, voters_connected
 from .reign import SILENCE_MS, SLOT_BUDGET_BYTES, Fenced, Reign
 from .roster import replica_addresses
+from .slices import ask_for_short_slices
 from .slots import SlotWriter, read_slots, slot_or_new
 from .wake import POLL_MS, UNANNOUNCED_MIN, PokeSocket, Wake, Watcher
 from .window import Window
@@ -43,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 READ_BYTES: Final = 256 << 10
 """At most so much of the log is flushed at once, so that no flush takes long."""
+READ_BYTES_MIN: Final = 4 << 10
+"""Where little comes at once: the system maps and unmaps a large buffer for each read."""
 LINGER_MS: Final = 1
 """Without sync_replicas the shipper lets frames gather for so long before the next flush."""
 TICK_MS: Final = 10
@@ -112,11 +117,15 @@ class Shipper:
         self._set_peers()
         self._poke = PokeSocket(node.store)
         self._watcher = Watcher(self._log.cursor.log, self._words, _IDLE)
-        self._gate = GateServer(node.store, self._selector, lambda: self._reign.committed_lsn)
+        self._gate = GateServer(node.store, self._selector, lambda: self._reign.committed_lsn, self._wished)
         if options.use_pokes:
             self._selector.register(self._poke, selectors.EVENT_READ, self._poked)
         self._selector.register(self._watcher, selectors.EVENT_READ, self._noticed)
         self._unflushed: Run | None = None
+        self._read_bytes = READ_BYTES_MIN
+        self._announcing = Announcing()
+        self._is_owed = False
+        """Some replica has perhaps not heard of the commit LSN."""
         self._is_fresh = False
         """Frames came in this round."""
         self._woken_by = Wake.POLL
@@ -131,12 +140,13 @@ class Shipper:
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Ship until `should_stop` says so. Raises FencedError, NotPrimaryError, PoisonedError, ..."""
+        ask_for_short_slices()
         self._begin_at_end()
-        while not should_stop():
-            try:
-                self._round()
-            except Fenced as fenced:
-                self._fence(fenced)
+        try:
+            while not self._round() or not should_stop():
+                pass
+        except Fenced as fenced:
+            self._fence(fenced)
 
     def wake_on(self, file: Any, on_ready: Callable[[], object]) -> None:
         """Also wait for `file` (a descriptor) to be readable."""
@@ -158,16 +168,26 @@ class Shipper:
         self._poke.close()
         self._selector.close()
 
-    def _round(self) -> None:
+    def _round(self) -> bool:
+        """Do what there is to do, and wait; says whether a tick went by."""
         self._check_role()
+        self._commit()  # first what replicas acknowledged: writers wait for it
         has_more = self._take_appended()
-        self._commit()
+        if self._reign.has_news and not self._is_waited_for:
+            self._commit()
+        has_more = self._pump() or has_more
+        self._announce()
+        has_ticked = self._tick()
+        self._wait(has_more)
+        return has_ticked
+
+    def _pump(self) -> bool:
+        """Let every peer send; says whether there may be more."""
+        has_more = False
         for peer in self._peers:
             if peer.pump():
                 has_more = True
-            peer.announce()
-        self._tick()
-        self._wait(has_more)
+        return has_more
 
     def _begin_at_end(self) -> None:
         """Everything that is in the log already is flushed; the window begins behind it."""
@@ -192,23 +212,40 @@ class Shipper:
         words, log = self._words, self._log
         run = self._unflushed
         if run is None:
+            if words[_APPENDED] <= log.cursor.at[1]:
+                return False
             config, segment = log.config, log.cursor.path
-            run = self._unflushed = log.read_on(READ_BYTES)
+            run = self._unflushed = log.read_on(self._read_bytes)
             if run is None:
                 return False
-            if log.config is not config or log.cursor.path != segment:
+            is_little = len(run.data) < READ_BYTES_MIN
+            self._read_bytes = READ_BYTES_MIN if is_little else READ_BYTES
+            if log.config is not config or log.cursor.path is not segment:
                 self._electorate_changed()
         end_lsn = run.frames[-1][1].last_lsn
         if words[_FLUSHED] < end_lsn:
             try:
-                log.flush(end_lsn)
+                log.flush(end_lsn, self._ship_unflushed if self._is_waited_for else None)
             except LockTimeoutError as error:
                 logger.error("cannot flush, will try again: %s", error)
                 return False
-        self._unflushed, self._is_fresh = None, True
-        self._reign.window.add(run)
-        self._reign.has_news = True
+        self._add_unflushed()
         return bool(words[_APPENDED] > end_lsn)
+
+    def _add_unflushed(self) -> None:
+        """What was read is on disk now: it may be sent."""
+        run = self._unflushed
+        if run is not None:
+            self._unflushed, self._is_fresh = None, True
+            self._reign.window.add(run)
+            if not self._is_waited_for:
+                self._reign.has_news = True  # else it takes an acknowledgement
+            self._announcing.appended(monotonic_ns())
+
+    def _ship_unflushed(self) -> None:
+        """As soon as it is on disk, while the mark is still to be written: that is for acknowledgements."""
+        self._add_unflushed()
+        self._pump()
 
     def _set_peers(self) -> None:
         """Ship to the nodes that the newest CONFIG names, and to no others."""
@@ -238,11 +275,17 @@ class Shipper:
                     self._slots.drop(slot.node)
         self._peers = [peers[name] for name in sorted(peers)]
 
+    @property
+    def _is_waited_for(self) -> bool:
+        """Does a commit take an acknowledgement, whichever set of voters counts?"""
+        electorate = self._reign.electorate
+        return electorate.sync_replicas > 0 and electorate.before is None
+
     def _electorate_changed(self) -> None:
         self._set_peers()
         self._reign.committed_lsn = max(self._reign.committed_lsn, self._words[_COMMITTED])
         self._reign.electorate = self._electorate()
-        self._reign.has_news = True
+        self._reign.has_news = self._is_owed = True
 
     def _electorate(self) -> Electorate:
         log = self._log
@@ -258,12 +301,13 @@ class Shipper:
     # -- committing ------------------------------------------------------------------------------
 
     def _commit(self) -> None:
-        reign, words = self._reign, self._words
-        if reign.has_echo:
-            reign.has_echo = False
+        if self._reign.has_news:
+            self._advance()
+        if self._reign.has_echo:
             self._confirm()
-        if not reign.has_news:
-            return
+
+    def _advance(self) -> None:
+        reign, words = self._reign, self._words
         reign.has_news = False
         committed = commit_lsn(reign.electorate, reign.acked, reign.window.end.lsn, reign.committed_lsn)
         if committed <= reign.committed_lsn or words[_GENERATION] != self._log.generation:
@@ -271,20 +315,37 @@ class Shipper:
         reign.committed_lsn = committed
         words[_COMMITTED] = committed
         self._gate.announce(committed)
+        self._announcing.committed(monotonic_ns())
+        self._is_owed = True
+
+    def _announce(self) -> None:
+        """Tell the commit LSN to replicas that no frames have told it, once that is due."""
+        if not self._is_owed:
+            return
+        owed = [peer for peer in self._peers if peer.is_owed]
+        self._is_owed = bool(owed)
+        if not owed:
+            self._announcing.told()
+        elif self._announcing.is_due(monotonic_ns()):
+            for peer in owed:
+                peer.announce()
+            self._is_owed = False
 
     def _confirm(self) -> None:
         """Publish up to when replicas have confirmed that this node is the primary."""
         reign = self._reign
+        reign.has_echo = False
         confirmed = confirmed_us(reign.electorate, reign.echoed, reign.committed_lsn)
         if confirmed > self._words[_CONFIRMED]:
             self._words[_CONFIRMED] = confirmed
 
     # -- time ------------------------------------------------------------------------------------
 
-    def _tick(self) -> None:
-        at_ms = monotonic_ms()
+    def _tick(self) -> bool:
+        """What is done every few milliseconds; says whether it was."""
+        at_ms = monotonic_ns() // 1_000_000
         if at_ms - self._ticked_ms < TICK_MS:
-            return
+            return False
         self._ticked_ms = at_ms
         for peer in self._peers:
             peer.tick(at_ms)
@@ -303,6 +364,7 @@ class Shipper:
         if at_ms - self._budget_ms >= BUDGET_MS:
             self._budget_ms = at_ms
             self._watch_budget()
+        return True
 
     def _watch_budget(self) -> None:
         """A replica that is away, and lacks more log than its budget, will get a snapshot instead."""
@@ -330,6 +392,8 @@ class Shipper:
             words[_IDLE] = 1
             if words[_APPENDED] <= log.cursor.at.lsn:
                 timeout_s = min(options.poll_ms, TICK_MS_MAX) / 1000
+                if self._is_owed:
+                    timeout_s = min(timeout_s, LINGER_NS / 1e9)
         self._woken_by = _by_poll()
         ready = self._selector.select(timeout_s)
         words[_IDLE] = 0
@@ -350,7 +414,12 @@ class Shipper:
             if self._poke.asks_to_confirm:
                 self._poke.asks_to_confirm = False
                 for peer in self._peers:
-                    peer.ask_again()
+                    peer.announce()
+
+    def _wished(self) -> None:
+        """A writer waits: that is as good as a poke, also where its frame was found before."""
+        self._woken_by = Wake.POKE
+        self._unannounced = 0
 
     def _noticed(self, _mask: int) -> None:
         if self._watcher.drain() and self._woken_by is not Wake.POKE:

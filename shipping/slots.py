@@ -139,7 +139,7 @@ class SlotWriter:
         written = self._written.get(slot.node)
         if written is not None:
             old, at_s = written
-            if _is_same(old, slot):
+            if old is slot or _is_same(old, slot):
                 return
             if old.state == slot.state and time.monotonic() - at_s < WRITE_MS_MIN / 1000:
                 return

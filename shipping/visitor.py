@@ -118,6 +118,10 @@ class Visitor:
 
     def take(self, message: Message, payload: bytes) -> None:
         """One message. Raises PerdureError if the connection must end."""
+        if type(message) is Frames and self.stage is Stage.STREAMING:
+            self.batch.append(unpack_payload(payload, message.raw_bytes, message.compressed))
+            self._receiver.replica.hear_of(message.committed_lsn)
+            return
         match self.stage, message:
             case Stage.GREETING, Greet():
                 self.link.send(self._auth.challenge(message))
@@ -153,9 +157,6 @@ class Visitor:
             case Stage.MEETING, SnapshotOffer() if self.reign:
                 self.link.send(self._receiver.begin_install(message))
                 self.stage = Stage.SNAPSHOT
-            case Stage.STREAMING, Frames():
-                self.batch.append(unpack_payload(payload, message.raw_bytes, message.compressed))
-                self._receiver.announced(message.committed_lsn)
             case Stage.SNAPSHOT, Piece():
                 raw = unpack_payload(payload, message.raw_bytes, message.compressed)
                 self.link.send(PieceAck(*self._receiver.take_piece(message, raw)))

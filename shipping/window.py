@@ -21,11 +21,11 @@ class WindowRun:
     __slots__ = ("after", "end", "raw", "run", "time_ms")
 
     def __init__(self, after: Position, run: Run) -> None:
-        last = run.frames[-1][1]
+        offset, last = run.frames[-1]
         self.after = after
         self.end = last.position
         self.time_ms = last.time_ms
-        self.raw = run.raw
+        self.raw = run.raw if offset else run.data[: last.size_bytes]
 
 
 class Window:

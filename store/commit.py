@@ -323,7 +323,6 @@ class Writer:
     def _wait_committed(self, position: StatePosition) -> None:
         if self.gate is None:
             raise self._no_way_to_replicas()
-        self.gate.poke(position.lsn)
         begun = time.monotonic()
         if not self._wait_at_gate(self.gate, position):
             replicas = self.log.config.sync_replicas

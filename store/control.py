@@ -20,6 +20,7 @@ VOTERS_MAX: Final = 32
 STRICT: Final = "strict"
 AVAILABLE: Final = "available"
 POLICIES: Final = (STRICT, AVAILABLE)
+_CONTROL_KINDS: Final = (int(Kind.EPOCH_START), int(Kind.CONFIG))
 
 
 class EpochStart(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -153,4 +154,4 @@ def epoch_start_of(events: list[Event]) -> EpochStart | None:
 
 def starts_segment(events_head: bytes) -> bool:
     """Does a payload begin with a control event, so that its frame opens a segment?"""
-    return bool(events_head) and events_head[0] in (Kind.EPOCH_START, Kind.CONFIG)
+    return bool(events_head) and events_head[0] in _CONTROL_KINDS

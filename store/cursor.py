@@ -20,7 +20,7 @@ from .files import translated
 from .fold import Fold
 from .fold_frames import Folded, fold_frames
 from .frame import HEADER_BYTES as FRAME_HEADER_BYTES
-from .frame import Frame, Verdict, decode_frame, scan_frames, unpack_header
+from .frame import Frame, Verdict, decode_frame, frame_checked, scan_frames, unpack_header
 from .ids import Position, StatePosition
 from .segment import (
     FOOTER_MAGIC,
@@ -353,11 +353,9 @@ class LogCursor:
         )
         if scan.last < 0:
             return None, scan.verdict
-        frames = [
-            (offset, frame)
-            for offset in sorted({0, scan.last})
-            if (frame := decode_frame(data, offset, self.key)[1]) is not None
-        ]
+        frames = [(scan.last, frame_checked(data, scan.last))]
+        if scan.last:
+            frames.insert(0, (0, frame_checked(data, 0)))
         return self._run(data, frames), scan.verdict
 
     def _run(self, data: bytes, frames: list[tuple[int, Frame]]) -> Run | None:

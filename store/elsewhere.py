@@ -8,6 +8,7 @@ was submitted before is lost and can never come; and the call answers only what 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import Any, Final, TypeAlias
@@ -28,6 +29,8 @@ from .outcome import Outcome, find_forwarded
 from .ports import Forwarder, Record, Sought
 from .progress import wait_until
 from .promise import Promise, leaps
+
+logger = logging.getLogger(__name__)
 
 RETRY_S: Final = 0.01
 """Pause before the primary is looked for again, or a frame that is not committed is asked after again."""
@@ -56,8 +59,27 @@ class Elsewhere:
         return self._refreshes
 
     def is_reachable(self) -> bool:
-        """Is there any other node that could be the primary?"""
-        return self._forwarder.knows(self._log.config.members)
+        """Is there any other node that could be the primary, and a way to it?"""
+        try:
+            return self._forwarder.knows(self._log.config.members)
+        except PerdureError as error:
+            logger.warning("no way to other nodes: %s", error)
+            return False
+
+    def _need_others(self, why: PerdureError) -> None:
+        """Raise `why` if there is nobody to ask; what is missing for it is said where nothing was written."""
+        try:
+            is_there = self._forwarder.knows(self._log.config.members)
+        except PerdureError as error:
+            if not isinstance(why, NotPrimaryError):
+                raise why from error
+            raise NotPrimaryError(
+                f"{why.message}; and no other node can be asked: {error.message}",
+                node=why.node,
+                hint=error.hint or why.hint,
+            ) from error
+        if not is_there:
+            raise why
 
     def carry_out(
         self,
@@ -79,8 +101,7 @@ class Elsewhere:
             budget_ms = budget_ms if why.left_ms is None else why.left_ms
             if finished is None or not self._has_lost_role(finished[1]):
                 raise why
-        if not self.is_reachable():
-            raise why
+        self._need_others(why)
         call = _Call(self, evaluate, level, operation_id, time.monotonic() + budget_ms / 1000, why)
         if finished is not None:
             call.suspect(*finished)
@@ -135,8 +156,7 @@ class Elsewhere:
 
     def sweep(self, limit: int | None, why: PerdureError) -> int:
         """Expire what is due, on the primary; answers how many. Raises `why` if there is none in time."""
-        if not self.is_reachable():
-            raise why
+        self._need_others(why)
         deadline = time.monotonic() + self._writer.write_timeout_ms / 1000
         while True:
             try:

@@ -89,11 +89,12 @@ class Flusher:
         self._lock = FileLock(store / names.SYNC_LOCK)
         self.mark = MarkFile(names.log_path(store) / names.MARK, cursor.key)
 
-    def flush(self, lsn: int) -> None:
+    def flush(self, lsn: int, when_synced: Callable[[], object] | None = None) -> None:
         """Return once LSN `lsn` is on this node's disk.
 
-        Raises PoisonedError if the sync fails or one failed before, LockTimeoutError if another
-        process keeps the sync lock past the deadline.
+        `when_synced` is called as soon as its bytes are, before the mark says so, if it is this call that
+        syncs them; nothing may be acknowledged in it. Raises PoisonedError if the sync fails or one failed
+        before, LockTimeoutError if another process keeps the sync lock past the deadline.
         """
         words = self.words
         if words[_FLUSHED] >= lsn and not words[_POISON]:
@@ -101,10 +102,10 @@ class Flusher:
         me = get_ident()
         covered = _EVERYTHING  # if this fails all wake up, and see for themselves
         try:
-            while not self._leads_or_waited(_Waiter(lsn)):
+            while not self._leads_or_waited(lsn):
                 if words[_FLUSHED] >= lsn and not words[_POISON]:
                     return
-            self._lead(lsn)
+            self._lead(lsn, when_synced)
             covered = words[_FLUSHED]
         finally:
             try:
@@ -193,12 +194,13 @@ class Flusher:
 
     # -- who leads -------------------------------------------------------------------------------
 
-    def _leads_or_waited(self, waiter: _Waiter) -> bool:
-        """True if this thread leads now; False after it waited for the one that does."""
+    def _leads_or_waited(self, lsn: int) -> bool:
+        """True if this thread leads now; False after it waited for the one that does to cover `lsn`."""
         with self.threads:
             if not self.leader:
                 self.leader = get_ident()
                 return True
+            waiter = _Waiter(lsn)
             self._waiting.append(waiter)
         self._sleep(waiter)
         return False
@@ -228,14 +230,14 @@ class Flusher:
             if leads_next is not None:
                 leads_next.lock.release()
 
-    def _lead(self, lsn: int) -> None:
+    def _lead(self, lsn: int, when_synced: Callable[[], object] | None) -> None:
         words, lock = self.words, self._lock
         try:  # also around the lock: to release what is not held does nothing
             if not lock.try_acquire() and not self._acquire_or_covered(lsn):
                 return
             self.check_poison()
             if words[_FLUSHED] < lsn:
-                self._sync()
+                self._sync(when_synced)
                 if words[_FLUSHED] < lsn:
                     raise StorageError(f"LSN {lsn} is not in this log any more", path=self.store, lsn=lsn)
         finally:
@@ -260,7 +262,7 @@ class Flusher:
 
     # -- one sync --------------------------------------------------------------------------------
 
-    def _sync(self) -> None:
+    def _sync(self, when_synced: Callable[[], object] | None) -> None:
         words, cursor = self.words, self._cursor
         target = self._target()
         # In this order: another thread that moves on to a new segment first puts the old descriptor into
@@ -276,6 +278,8 @@ class Flusher:
         self.check_poison()
         if target.lsn <= words[_FLUSHED]:
             return  # the mark never goes back
+        if when_synced is not None:
+            when_synced()
         self.publish(target)
         if retired:
             self._close_retired(target.lsn)

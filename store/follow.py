@@ -160,7 +160,8 @@ class LogFollower:
 
     def lock_any(self) -> None:
         """As lock(), on a node of any role."""
-        self._acquire()
+        if self.words[_TURN] or not self.write_lock.try_acquire():
+            self._acquire()
         try:
             words = self.words
             if (
@@ -436,8 +437,8 @@ class LogFollower:
         """Say in the page where this process stands; the log ends there, cleanly."""
         cursor, words = self.cursor, self.words
         header = cursor.header
-        words[Word.SEGMENT] = header.first_lsn if header else 0
-        words[Word.EPOCH] = header.epoch if header else 0
+        words[_SEGMENT] = header.first_lsn if header else 0
+        words[_EPOCH] = header.epoch if header else 0
         words[_END] = cursor.offset
         words[_LAST_FRAME] = cursor.last_frame
         words[_CHAIN] = cursor.at.chain

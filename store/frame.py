@@ -56,6 +56,7 @@ pack_chain = CHAIN.pack
 unpack_header = HEADER.unpack_from
 _unpack_scanned = struct.Struct(_SCANNED).unpack_from
 xxh3_64 = xxhash.xxh3_64_intdigest
+_new = tuple.__new__
 
 
 class Verdict(Enum):
@@ -95,11 +96,12 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def position(self) -> Position:
-        return Position(self.epoch, self.last_lsn, self.chain)
+        return _new(Position, (self.epoch, self.first_lsn + self.event_count - 1, self.chain))
 
     @property
     def state_position(self) -> StatePosition:
-        return StatePosition(self.epoch, self.last_lsn, self.chain, self.digest, self.session_count)
+        lsn = self.first_lsn + self.event_count - 1
+        return _new(StatePosition, (self.epoch, lsn, self.chain, self.digest, self.session_count))
 
 
 def cluster_key(cluster_id: bytes) -> int:
@@ -199,6 +201,12 @@ def decode_frame(data: bytes | memoryview, offset: int, key: int) -> tuple[Verdi
         digest,
         session_count,
     )
+
+
+def frame_checked(data: bytes | memoryview, offset: int) -> Frame:
+    """The frame at `offset` (bytes) of `data`, which scan_frames has found good."""
+    header = unpack_header(data, offset)
+    return Frame(*header[:2], *header[4:8], *header[9:])
 
 
 class Scan(NamedTuple):

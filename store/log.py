@@ -10,6 +10,7 @@ synced through a descriptor that this process had before.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from . import names
 from .control import Config, EpochStart, control_payload
@@ -251,9 +252,9 @@ class EventLog(LogFollower):
 
     # -- durability ------------------------------------------------------------------------------
 
-    def flush(self, lsn: int) -> None:
-        """Return once LSN `lsn` is on this node's disk; errors as Flusher.flush."""
-        self.flusher.flush(lsn)
+    def flush(self, lsn: int, when_synced: Callable[[], object] | None = None) -> None:
+        """Return once LSN `lsn` is on this node's disk; `when_synced` and errors as Flusher.flush."""
+        self.flusher.flush(lsn, when_synced)
 
     def _write_rest(self, data: bytes, offset: int, written: int) -> None:
         while written < len(data):

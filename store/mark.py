@@ -35,6 +35,8 @@ SLOT = struct.Struct("<8sIIQQQQQQ")
 SLOT_BYTES = 64
 FILE_BYTES = 2 * SLOT_BYTES
 assert SLOT.size == SLOT_BYTES
+_pack_body = struct.Struct("<8sIIQQQQQ").pack
+_pack_check = struct.Struct("<Q").pack
 
 
 class SlotVerdict(Enum):
@@ -52,18 +54,9 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 def encode_slot(mark: Mark, cluster_key: int) -> bytes:
-    body = SLOT.pack(
-        MAGIC,
-        mark.position.epoch,
-        0,
-        mark.position.lsn,
-        mark.position.chain,
-        mark.committed_lsn,
-        mark.sequence,
-        cluster_key,
-        0,
-    )[:-8]
-    return body + struct.pack("<Q", xxhash.xxh3_64_intdigest(body))
+    epoch, lsn, chain = mark.position
+    body = _pack_body(MAGIC, epoch, 0, lsn, chain, mark.committed_lsn, mark.sequence, cluster_key)
+    return body + _pack_check(xxhash.xxh3_64_intdigest(body))
 
 
 def decode_slot(data: bytes, cluster_key: int) -> tuple[SlotVerdict, Mark | None]:

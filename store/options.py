@@ -485,6 +485,16 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ),
     Option(
         FAILOVER,
+        "alone_after_ms",
+        INTEGER,
+        2000,
+        "With the policy available a primary goes on alone when too few replicas followed for so long.",
+        100,
+        DAY_MS,
+        "ms",
+    ),
+    Option(
+        FAILOVER,
         "rejoin",
         TEXT,
         "auto",

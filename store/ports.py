@@ -141,7 +141,10 @@ class Forwarder(Protocol):
     """
 
     def knows(self, members: Mapping[str, str]) -> bool:
-        """Is there any other node to ask? `members` are the addresses that the log tells, by node."""
+        """Is there any other node to ask? `members` are the addresses that the log tells, by node.
+
+        Raises PerdureError if there may be some, and what opens them is missing.
+        """
         ...
 
     def submit(
@@ -190,7 +193,7 @@ class CommitGate(Protocol):
         ...
 
     def wait(self, position: Position, timeout_ms: int) -> bool:
-        """Wait until the commit LSN covers the position; False when the time is up."""
+        """Wake the shipper, and wait until the commit LSN covers the position; False when the time is up."""
         ...
 
     def confirm(self, timeout_ms: int) -> bool:

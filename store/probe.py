@@ -37,9 +37,13 @@ def random_keys(store: SessionStore, count: int) -> list[bytes]:
 
 
 def hashes_of(store: SessionStore, keys: Sequence[bytes]) -> list[int]:
-    """The hash of each key's record at the log's end, 0 where there is none."""
+    """The hash of each key's record at the log's end, 0 where there is none.
+
+    What the state holds counts, and not what this handle still remembers of the log.
+    """
     view = store._view
     with view.mutex:
         view.catch_up()
+        view.refresh()
     found = [view.newest(key) for key in keys]
     return [0 if record is None else int.from_bytes(record[:HASH_BYTES], "little") for record in found]

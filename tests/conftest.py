@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.template import template
+
 SEED_VARIABLE = "PERDURE_SEED"
 CHILD_GRACE_S = 5.0  # how long a child that is already ending may take
 KEPT_BY_PYTHON = (
@@ -40,6 +42,7 @@ def _no_child_left_behind() -> Iterator[None]:
     """Fail the last test of this process (a worker, in a distributed run) when children of it remain."""
     yield
     left = _children_left()
+    template.close()
     if left:
         pytest.fail(
             "child processes left behind: " + "; ".join(f"{pid} ({command})" for pid, command in left)
@@ -63,14 +66,16 @@ def _live_children() -> list[tuple[int, str]]:
 
 
 def _child_pids() -> list[int]:
-    """The children of all threads of this process; none where the kernel does not list them."""
+    """The children of this process and of its template; none where the kernel does not list them."""
+    forks = template.process.pid if template.process is not None else 0
     pids: list[int] = []
-    for listing in Path("/proc/self/task").glob("*/children"):
-        try:
-            pids.extend(int(word) for word in listing.read_text().split())
-        except OSError:
-            continue  # the thread has ended
-    return pids
+    for parent in filter(None, (os.getpid(), forks)):
+        for listing in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                pids.extend(int(word) for word in listing.read_text().split())
+            except OSError:
+                continue  # the thread has ended
+    return [pid for pid in pids if pid != forks]
 
 
 def _command_of(pid: int) -> str:

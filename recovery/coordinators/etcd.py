@@ -82,8 +82,8 @@ class Etcd:
         self._lease = 0
         self._reign: Leader | None = None
         """What the keeper holds the key for; None while this node is not primary."""
-        self._given_up = ""
-        """Whose key may be taken over."""
+        self._ended: frozenset[str] = frozenset()
+        """Whose key may be taken over, as of the newest look."""
         self._seen: Seen | None = None
         self._problem = "etcd was not asked yet"
         self._wake = threading.Event()
@@ -100,6 +100,7 @@ class Etcd:
 
     def look(self, now_ms: int, own: Own, peers: Sequence[PeerHealth], unmonitored: frozenset[str]) -> Action:
         action = self._election.look(now_ms, own, peers, unmonitored)
+        self._ended = frozenset(peer.node for peer in peers if _has_ended(peer))
         reign = Leader(own.node, own.epoch) if own.is_primary else None
         if reign != self._reign:
             self._reign = reign
@@ -108,16 +109,18 @@ class Etcd:
             return Action(Kind.NOTHING, f"{action.why}; {self._problem}")
         if action.kind is not Kind.STAND:
             return action
-        why_not = self._obstacle(own, peers)
+        why_not = self._obstacle(own)
         return Action(Kind.HOLD_BACK, f"{action.why}; {why_not}", action.suspect) if why_not else action
 
     def claim(self, own: Own) -> int:
         """Take the key, with an epoch above etcd's and above every promise that this node knows.
 
+        The keys are read anew: what the keeper saw may be older than the key of the node that has ended.
         Raises EtcdError if etcd does not answer, PromiseRefusedError if another node was quicker.
         """
         seen = self._look_up(self._client)
-        if seen.leader.node not in ("", own.node, self._given_up):
+        if seen.leader.node not in ("", own.node, *self._ended):
+            self._seen = seen  # the next look waits for that node's key, and does not stand against it
             raise PromiseRefusedError(f"{seen.leader.node} has taken the key in etcd", node=own.node)
         known = max(own.promise_epoch, own.epoch)
         epoch = max(known, 0 if leaps(known, seen.epoch) else seen.epoch) + 1
@@ -148,23 +151,13 @@ class Etcd:
 
     # -- deciding --------------------------------------------------------------------------------
 
-    def _obstacle(self, own: Own, peers: Sequence[PeerHealth]) -> str:
+    def _obstacle(self, own: Own) -> str:
         """Why the key must not be taken now, empty if nothing speaks against it."""
         seen = self._seen
         if seen is None:
             return self._problem
         holder = seen.leader.node
-        self._given_up = ""
-        if holder in ("", own.node):
-            return ""
-        peer = next((peer for peer in peers if peer.node == holder), None)
-        has_ended = peer is not None and (
-            peer.verdict is Verdict.GONE or bool(peer.beat and peer.beat.is_failing)
-        )
-        if has_ended:
-            self._given_up = holder
-            return ""
-        return f"{holder} holds the key in etcd"
+        return "" if holder in ("", own.node, *self._ended) else f"{holder} holds the key in etcd"
 
     # -- the thread that keeps the lease ---------------------------------------------------------
 
@@ -220,6 +213,11 @@ class Etcd:
             _epoch(epoch),
             epoch.mod_revision if epoch else 0,
         )
+
+
+def _has_ended(peer: PeerHealth) -> bool:
+    """Its processes have ended, or it says that it fails: it will not keep its lease, and needs no key."""
+    return peer.verdict is Verdict.GONE or (peer.beat is not None and peer.beat.is_failing)
 
 
 def _leader(found: KeyValue | None) -> Leader:

@@ -42,7 +42,7 @@ def open(
 
     On a node of a cluster that is not the primary, or is not any more, writes are carried out on the primary,
     which is found by itself: the other nodes are those that the log or `peers` in [node] of the configuration
-    tells. With `forward=False` such a write raises NotPrimaryError.
+    tells, or that this node's process was told. With `forward=False` such a write raises NotPrimaryError.
 
     Raises StorageError, FormatError or UsageError (also for a wrong configuration); nothing is changed then.
     """
@@ -105,10 +105,8 @@ def _open(path: Path, options: dict[str, Any], config: Configuration | None) -> 
 def _way(path: Path, config: Configuration) -> Way:
     """Where the other nodes are, as a node in `path` would find them."""
     from .cli.settings import Settings
-    from .shipping import Way
 
-    settings = Settings(path, config)
-    return Way(settings.peers(None), settings.secret(None))
+    return Settings(path, config).way()
 
 
 async def open_async(

@@ -11,14 +11,15 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from perdure.cli.app import app
+from perdure.cli.app import narrowed
 
 COMMAND = [sys.executable, "-m", "perdure.cli"]
 
 
 def run(*arguments: object) -> Result:
     """Run one command in this process; its exit code, stdout and stderr are in the result."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    words = [str(argument) for argument in arguments]
+    return CliRunner().invoke(narrowed(words), words, catch_exceptions=False)
 
 
 def run_json(*arguments: object, code: int = 0) -> dict[str, Any]:

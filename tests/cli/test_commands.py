@@ -14,7 +14,7 @@ import pytest
 import typer
 
 import perdure
-from perdure.cli.app import app
+from perdure.cli.app import app, narrowed
 from perdure.store import SessionStore, names
 from tests.cli.runner import COMMAND, environment, process, run, run_json
 
@@ -442,3 +442,26 @@ def test_watch_shows_each_event_as_it_comes_until_it_is_interrupted(store: Path)
         watching.send_signal(signal.SIGINT)
         watching.stdout.read()
         assert watching.wait(20) == 130
+
+
+@pytest.mark.parametrize(
+    ("words", "commands", "groups"),
+    [
+        (["status", "/srv/n1"], 1, 0),
+        (["--config", "status", "keys", "list"], 0, 1),
+        (["--config=promote", "--allow-plain", "import"], 1, 0),
+        (["ensure-synced", "/srv/n1"], 1, 0),
+    ],
+)
+def test_a_command_line_makes_only_the_command_that_it_names(
+    words: list[str], commands: int, groups: int
+) -> None:
+    made = narrowed(words)
+    assert (len(made.registered_commands), len(made.registered_groups)) == (commands, groups)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--help"], ["-h", "status"], ["--config"], ["--config", "x"], ["stat"]]
+)
+def test_a_command_line_that_names_no_command_has_them_all(words: list[str]) -> None:
+    assert narrowed(words) is app

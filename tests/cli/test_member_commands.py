@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.runner import run, run_json
+from tests.cli.test_switchover import words
+from tests.cluster.nodes import HOST
+from tests.cluster.switching import switching
 
 
 @pytest.fixture
@@ -41,3 +44,42 @@ def test_a_store_on_its_own_gets_a_member_that_does_not_vote(tmp_path: Path) -> 
     late = run_json("member", "add", tmp_path / "one", "n2=127.0.0.1:7001", "--timeout", "0.1", code=3)
     assert "does not follow" in late["error"]["message"]
     assert run_json("member", "remove", tmp_path / "one", "n2")["members"] == {}
+
+
+def test_members_are_changed_from_any_node(tmp_path: Path) -> None:
+    with switching(tmp_path / "nodes", 3) as cluster:
+        cluster.start()
+        nodes = cluster.cluster
+        second, given = nodes.path("n2"), words(cluster, tmp_path, "n2")
+        third = f"n3={HOST}:{nodes.ports['n3']}"
+
+        said = run_json("member", "remove", second, "n3", *given)
+        assert (said["node"], said["role"], said["voters"]) == ("n1", "primary", ["n1", "n2"])
+        assert said["is_committed"]
+        assert run_json("member", "list", second)["voters"] == ["n1", "n2"]
+        said = run_json("member", "add", second, third, "--no-vote", *given)
+        assert (said["voters"], list(said["members"])) == (["n1", "n2"], ["n3"])
+        said = run_json("member", "add", second, third, *given)
+        assert (said["voters"], said["sync_replicas"]) == (["n1", "n2", "n3"], 1)
+        said = run_json("member", "set-sync", second, "2", *given)
+        assert (said["sync_replicas"], said["is_auto"]) == (2, False)
+
+        refused = run_json("member", "set-policy", second, "available", *given, code=2)
+        assert "needs a witness" in refused["error"]["message"]  # as the primary says
+        late = run_json("member", "add", second, "n4=127.0.0.1:1", "--timeout", "0.1", *given, code=3)
+        assert "n4 does not follow closely" in late["error"]["message"]
+        assert run_json("member", "remove", second, "n4", *given)["members"].keys() == {"n3"}
+
+
+def test_without_a_primary_that_answers_nothing_is_changed_and_it_is_said(tmp_path: Path) -> None:
+    with switching(tmp_path / "nodes", 2) as cluster:
+        cluster.cluster.start(cluster.cluster.receiver("n1"), cluster.cluster.receiver("n2"))
+        second, given = cluster.cluster.path("n2"), words(cluster, tmp_path, "n2")
+        no_server = run_json("member", "remove", second, "n1", *given, code=5)
+        assert "n1 has no server" in no_server["error"]["message"]
+        cluster.cluster.kill("receiver:n1")
+        refused = run_json("member", "remove", second, "n1", *given, code=3)
+        assert refused["error"]["error"] == "NotPrimaryError"
+        assert "none of this node and n1 is it" in refused["error"]["message"]
+        alone = run_json("member", "remove", second, "n1", code=3)
+        assert "--peer" in alone["error"]["hint"]

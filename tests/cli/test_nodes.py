@@ -149,6 +149,8 @@ def test_a_cluster_run_by_hand_survives_its_primary(cluster: ByHand) -> None:
     cluster.start("n1")
     _until(lambda: cluster.status("n2").get("voters_connected") == 2, "the old primary to follow")
     assert cluster.status("n1")["role"] == "replica"
+    with perdure.open(first, write_timeout_ms=30_000) as store:  # as its node was told, secret included
+        kept.append(store.create({"n": "on a replica"}))
     with perdure.open(second, write_timeout_ms=30_000) as store:
         kept.append(store.create({"n": "with three again"}))
         digest = store.stats()["digest"]

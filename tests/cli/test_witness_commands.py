@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 
 import perdure
+from perdure.recovery import list_members
 from perdure.store import PerdureError, SessionStore
 from perdure.store.witness import read_witness
 from tests.cli.runner import process, run, run_json
 
 pytestmark = pytest.mark.xdist_group("demo")
 
+ALONE_AFTER_MS = 3_000
 PATIENCE_S = 90.0
 HOST = "127.0.0.1"
 
@@ -94,14 +96,18 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 
 
 def test_either_of_two_nodes_may_be_lost_and_no_acknowledged_write_is(pair: Pair) -> None:
+    (pair.root / "n1" / "perdure.toml").write_text(f"[failover]\nalone_after_ms = {ALONE_AFTER_MS}\n")
     for name in ("w", "n1", "n2"):
         pair.start(name)
     until(lambda: "n2" in pair.members("n1")["streaming"], "n2 follows")
     with perdure.open(pair.root / "n1", create=False, write_timeout_ms=60_000) as store:
         kept = [store.create({"n": number}) for number in range(10)]
+        began = time.monotonic()
+        pair.running["n2"].kill()
+        until(lambda: list_members(pair.root / "n1").degraded_from == 1, "n1 goes on alone")
+        assert time.monotonic() - began > ALONE_AFTER_MS / 1000
         pair.kill("n2")
         kept += [store.create({"n": number, "alone": True}) for number in range(5)]
-        assert pair.members("n1")["degraded_from"] == 1
         assert read_witness(pair.root / "w").in_sync.nodes == ("n1",)
         pair.start("n2")
         until(lambda: pair.members("n1")["degraded_from"] == 0, "n1 waits for n2 again")

@@ -34,6 +34,7 @@ from perdure.shipping.bootstrap import MakeSnapshot
 from perdure.store import Config, Position, SessionStore, begin_cluster, init_store
 from perdure.store.identity import read_identity
 from perdure.store.page import ControlPage, Word, read_boot_id
+from tests.support.template import launch
 
 CLUSTER = bytes(range(16))
 SECRET = b"a secret of the tests, 32 bytes."
@@ -75,7 +76,7 @@ class Cluster:
     def start(self, *tasks: tuple[str, Task]) -> None:
         """Start children at the same time, and wait until all are ready."""
         for key, task in tasks:
-            self.children[key] = start_child(task)
+            self.children[key] = start_child(task, launch)
         for key, _ in tasks:
             ready = self.children[key].wait_ready()
             if ready.port:

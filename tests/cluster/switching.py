@@ -18,6 +18,7 @@ from perdure.recovery import SwitchoverReport, WireNodes, switch_over
 from perdure.shipping import NodePorts, write_ports
 from perdure.store import PerdureError, SessionStore
 from tests.cluster.nodes import CLUSTER, HOST, SECRET, Cluster, cluster_of, until
+from tests.support.template import launch
 
 WRITER = Path(__file__).with_name("switch_writer.py")
 
@@ -45,11 +46,15 @@ class Switching:
         self.cluster.start(self.cluster.shipper(name, standby=True))
 
     def serve(self, name: str) -> None:
-        peers = {other: (HOST, port) for other, port in self.cluster.ports.items() if other != name}
+        peers = {other: (HOST, port) for other, port in self.configured().items() if other != name}
         task = ServerTask(str(self.cluster.path(name)), HOST, 0, SECRET, peers)
-        self.servers[name] = start_server(task)
+        self.servers[name] = start_server(task, launch)
         ports = NodePorts(listen=self.cluster.ports[name], serve=self.servers[name].port)
         write_ports(self.cluster.path(name), ports)
+
+    def configured(self) -> dict[str, int]:
+        """The ports that the servers are told of."""
+        return self.cluster.ports
 
     def nodes(self) -> WireNodes:
         addresses = {name: (HOST, port) for name, port in self.cluster.ports.items()}

@@ -47,8 +47,8 @@ def sockets_of(pid: int) -> set[str]:
     return {link for link in found if link.startswith("socket:")}
 
 
-def is_of_shipping(pid: int) -> bool:
-    return b"perdure.shipping" in Path(f"/proc/{pid}/cmdline").read_bytes()
+def is_a_monitor(pid: int) -> bool:
+    return Path(f"/proc/{pid}/comm").read_text() == "perdure-monitor\n"
 
 
 def test_a_primary_that_is_killed_is_replaced_and_comes_back_as_a_replica(nodes: Nodes, primary: str) -> None:
@@ -120,7 +120,7 @@ def test_a_monitor_that_dies_alone_is_started_again_and_nobody_is_replaced(
     epoch, other = nodes.epoch(), next(node for node in NODES if node != primary)
     supervisor = nodes.running[primary].pid
     held = sockets_of(supervisor)
-    monitors = [pid for pid in family(supervisor)[1:] if is_of_shipping(pid) and held & sockets_of(pid)]
+    monitors = [pid for pid in family(supervisor)[1:] if is_a_monitor(pid) and held & sockets_of(pid)]
     assert len(monitors) == 1
     seen_ms = nodes.row(other, primary)["last_seen_ms"]
     os.kill(monitors[0], signal.SIGKILL)
@@ -132,8 +132,9 @@ def test_a_monitor_that_dies_alone_is_started_again_and_nobody_is_replaced(
 def test_a_primary_whose_disk_hangs_gives_up_and_is_replaced(nodes: Nodes, primary: str) -> None:
     epoch = nodes.epoch()
     probe = nodes.root / primary / "probe"
-    probe.unlink()
-    os.mkfifo(probe)  # whoever opens it for writing hangs there, as on a disk that does not answer
+    pipe = nodes.root / "pipe"
+    os.mkfifo(pipe)
+    os.replace(pipe, probe)  # whoever opens it for writing hangs there, as on a disk that does not answer
     try:
         until(lambda: nodes.primary() not in ("", primary), "a new primary")
         assert nodes.epoch() > epoch

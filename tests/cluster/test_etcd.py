@@ -39,10 +39,10 @@ def members(tmp_path: Path) -> Iterator[Members]:
 
 
 @contextmanager
-def coordinators(members: Members, count: int) -> Iterator[list[Etcd]]:
+def coordinators(members: Members, count: int, lease_ms: int = LEASE_MS) -> Iterator[list[Etcd]]:
     options = ElectionOptions(silence_ms=1_000, candidacy_ms=0)
     found = [
-        Etcd(members.endpoints, CLUSTER, options, lambda _most: 0, lease_ms=LEASE_MS) for _ in range(count)
+        Etcd(members.endpoints, CLUSTER, options, lambda _most: 0, lease_ms=lease_ms) for _ in range(count)
     ]
     try:
         yield found
@@ -114,7 +114,6 @@ def test_a_transaction_is_done_only_if_the_keys_are_as_they_were_seen(members: M
     client.close()
 
 
-@pytest.mark.lab
 def test_a_primary_that_ended_loses_its_key_to_one_candidate_at_once(members: Members) -> None:
     with coordinators(members, 3) as (first, second, third):
         reign_until_held(first, members, reigning("n1", 1))
@@ -131,6 +130,21 @@ def test_a_primary_that_ended_loses_its_key_to_one_candidate_at_once(members: Me
         assert leader_of(members) == Leader("n2", 2)
         second.lost(0)
         until(lambda: leader_of(members) is None, "a candidate that failed gives it back")
+
+
+def test_a_key_that_the_candidate_had_not_seen_yet_is_taken_from_a_primary_that_ended(
+    members: Members,
+) -> None:
+    with coordinators(members, 3, lease_ms=60_000) as (first, second, third):  # they look every 7.5 s
+        gone, silent = without_primary("n2", Verdict.GONE), without_primary("n3", Verdict.SILENT)
+        until(lambda: kind_of(second, own("n2"), gone)[0] is Kind.STAND, "n2 saw that nobody holds the key")
+        until(lambda: kind_of(third, own("n3"), silent)[0] is Kind.STAND, "n3 saw it, too")
+        reign_until_held(first, members, reigning("n1", 1))
+        with pytest.raises(PromiseRefusedError, match="n1 has taken the key"):
+            third.claim(own("n3"))
+        assert "n1 holds the key" in kind_of(third, own("n3"), silent)[1]  # known at once from then on
+        assert second.claim(own("n2")) == 2
+        assert leader_of(members) == Leader("n2", 2)
 
 
 def test_a_primary_that_is_only_silent_here_keeps_its_key_until_the_lease_ends(members: Members) -> None:
@@ -166,7 +180,6 @@ def test_without_etcd_nobody_stands_and_the_primary_goes_on(members: Members) ->
         until(lambda: leader_of(members) == Leader("n1", 1), "the primary holds its key again")
 
 
-@pytest.mark.lab
 def test_an_older_backup_of_etcd_gives_no_old_epoch_and_no_old_primary(
     members: Members, tmp_path: Path
 ) -> None:

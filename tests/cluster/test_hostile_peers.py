@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.shipping import ForwardService, Server, ServerClient, server, visitor
+from perdure.shipping import ForwardService, Server, ServerClient, peer, server, visitor
 from perdure.shipping.auth import CLIENT, NONCE_BYTES, SHIPPER, Connecting
 from perdure.shipping.messages import (
     ENVELOPE,
@@ -486,6 +486,23 @@ def test_a_hostile_replica_stops_neither_the_primary_nor_the_others(
         state, error = cluster.slot_state("n1", "n3")
         assert state
         assert len(error) <= 2000
+
+
+def test_a_replica_that_hangs_up_on_the_proof_is_tried_once_more_at_once_and_then_after_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have died just then; twice in a row it is the secret."""
+    monkeypatch.setattr(peer, "REFUSED_RETRY_MS", 600_000)
+    with (
+        cluster_of(tmp_path, 2) as cluster,
+        HostileNode(b"a secret of somebody else, 32 byte", CLUSTER, lambda _link: None) as other,
+    ):
+        cluster.ports["n2"] = other.port
+        cluster.ship_here("n1")
+        until(lambda: other.proofs == 2, "a second try")
+        until(lambda: "same shared secret" in cluster.slot_state("n1", "n2")[1], "the slot says why")
+        time.sleep(8 * peer.RETRY_MS_MIN / 1000)
+        assert other.proofs == 2
 
 
 def test_a_mad_voter_is_passed_over_when_epochs_are_counted(tmp_path: Path) -> None:

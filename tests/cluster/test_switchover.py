@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
 import pytest
 
-from perdure.recovery import SwitchoverRefusedError
+from perdure.recovery import SwitchoverRefusedError, add_member
 from perdure.store import DivergedError
 from perdure.store.page import Word
-from tests.cluster.switching import switching
+from tests.cluster.nodes import HOST
+from tests.cluster.switching import Switching, switching
 from tests.cluster.test_shipping_faults import lose_silently
 
 
@@ -53,6 +55,25 @@ def test_what_speaks_against_a_target_is_said_and_nothing_is_changed(tmp_path: P
         assert (report.was_primary, report.epoch) == (True, 1)
 
 
+def test_promises_are_gathered_where_the_log_says_that_the_members_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, dead = socket.create_server((HOST, 0)), socket.create_server((HOST, 0))
+    stale = {"n1": closed.getsockname()[1], "n2": dead.getsockname()[1], "n9": 1}
+    closed.close()
+    dead.close()
+    monkeypatch.setattr(Switching, "configured", lambda _self: stale)
+    with switching(tmp_path, 2) as cluster:
+        cluster.start()
+        nodes = cluster.cluster
+        with nodes.open("n1", write_timeout_ms=20_000) as store:
+            store.create({})
+        for name in ("n1", "n2"):
+            add_member(nodes.path("n1"), name, f"{HOST}:{nodes.ports[name]}")
+        report = cluster.to("n2")
+        assert (report.node, report.problems, report.is_committed) == ("n2", (), True)
+
+
 class BreaksOff(Exception):
     """What a test raises in the middle of a switchover, as Ctrl-C would."""
 
@@ -76,7 +97,6 @@ def test_a_switchover_that_is_broken_off_lets_the_writers_go_on(tmp_path: Path, 
         assert cluster.to("n2").problems == ()
 
 
-@pytest.mark.lab
 def test_a_target_with_other_sessions_does_not_take_over(tmp_path: Path) -> None:
     with switching(tmp_path, 2) as cluster:
         cluster.start()

@@ -30,8 +30,8 @@ from perdure.store import Priority, Session, SessionNotFoundError, SessionStore,
 from perdure.store.opening import OpenOptions, open_store
 from tests.contract.session_model import DAY_MS, Held, Model, fields_of
 
-EXAMPLES = int(os.environ.get("PERDURE_MACHINE_EXAMPLES", "500"))
-LAB_EXAMPLES = 10 * EXAMPLES
+EXAMPLES = int(os.environ.get("PERDURE_MACHINE_EXAMPLES", "200"))
+LAB_EXAMPLES = 25 * EXAMPLES
 STEPS = 16
 
 IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

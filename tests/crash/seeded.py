@@ -71,11 +71,11 @@ def _acknowledge_before_fsync() -> None:
     flush = Flusher.flush
     waiting = 0
 
-    def flush_behind(self: Flusher, lsn: int) -> None:
+    def flush_behind(self: Flusher, lsn: int, when_synced: Callable[[], object] | None = None) -> None:
         nonlocal waiting
         waiting += 1
         if waiting % 4 == 0:  # the fourth syncs for the three that were answered already
-            flush(self, lsn)
+            flush(self, lsn, when_synced)
 
     Flusher.flush = flush_behind  # type: ignore[method-assign]
 

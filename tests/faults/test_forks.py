@@ -20,6 +20,8 @@ from perdure.store import ForkedError, SessionStore
 from perdure.store.backends import BACKENDS
 
 FORKS = 15
+PACE_S = 0.002
+"""Between writes of a thread: a state in memory is made anew from all of them by each child."""
 CHILDREN = 4
 EACH = 60
 DEADLINE_S = 60
@@ -131,7 +133,7 @@ def test_forks_while_threads_write_damage_nothing(tmp_path: Path, backend: str) 
 
         def write() -> None:
             try:
-                while not stopping.is_set():
+                while not stopping.wait(PACE_S):
                     id = store.create({"n": 1}, durability="disk" if len(made) % 50 == 0 else None)
                     store.update(id, lambda session: session.merge({"n": 2}))
                     made.append(id)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from perdure.recovery import migration_plan, takeovers
-from perdure.shipping import cut, faults, install, ports, slots, unmonitored
+from perdure.shipping import cut, faults, install, ports, slots, unmonitored, ways
 from perdure.store import consumers, flush, identity, promise, state, switch, witness
 
 PAGE = Path(__file__).parents[2] / "docs" / "format.md"
@@ -21,6 +21,7 @@ KINDS: list[tuple[bytes, type[msgspec.Struct]]] = [
     (slots.MAGIC, slots.Slot),
     (takeovers.MAGIC, takeovers.TakeoverRecord),
     (ports.MAGIC, ports.NodePorts),
+    (ways.MAGIC, ways.NodeWays),
     (unmonitored.MAGIC, unmonitored.Unmonitored),
     (consumers.MAGIC, consumers.Progress),
     (cut.MAGIC, cut.CutPlan),

@@ -245,9 +245,10 @@ def a_session_that_is_not_found_is_explained(nodes: Nodes) -> None:
     gone = run("session", "get", nodes["n1"], short)
     assert gone.exit_code == 1
     assert run_json("locate", nodes["n1"], short)["exists"] is False
+    with perdure.open(nodes["n1"], write_timeout_ms=30_000) as store:
+        store.cleanup_expired()  # until then its record is in every state, and counts in comparisons
 
 
-@pytest.mark.lab
 def test_the_runbook_from_top_to_bottom(nodes: Nodes, tmp_path: Path) -> None:
     """One cluster for all of it: nodes take long to start, and the last script changes the primary."""
     diagnose(nodes)

@@ -11,7 +11,8 @@ import pytest
 
 from perdure.recovery import summarise, verify
 from perdure.recovery.promises import Why
-from perdure.recovery.promote import PromotionRefusedError, PromotionReport, promote
+from perdure.recovery.promote import SHIPPER_MS, PromotionRefusedError, PromotionReport, promote
+from perdure.shipping.nodelog import take_process_lock
 from perdure.shipping.slots import new_slot, write_slot
 from perdure.store import (
     DivergedError,
@@ -71,6 +72,33 @@ def test_a_replica_with_the_furthest_log_is_promoted_by_the_other_one(tmp_path: 
     replicate(cluster.at["b"], cluster.at["c"])
     with opened(cluster.at["c"]) as node:
         assert node.log.cursor.at.epoch == 2
+
+
+@pytest.mark.parametrize("has_shipper", [True, False])
+def test_a_shipper_in_waiting_that_is_late_is_waited_for_and_none_is_not(
+    tmp_path: Path, has_shipper: bool
+) -> None:
+    cluster = Cluster(tmp_path)
+    lock = take_process_lock(cluster.at["b"], names.SHIPPER_LOCK) if has_shipper else None
+    late: list[threading.Timer] = []
+
+    def commit() -> None:
+        with opened(cluster.at["b"]) as node:
+            node.log.words[Word.COMMITTED] = node.log.cursor.at.lsn
+
+    def on_step(step: str) -> None:
+        if step == "commit":
+            late.append(threading.Timer(4 * SHIPPER_MS / 1000, commit))
+            late[0].start()
+
+    try:
+        report = promote(cluster.at["b"], cluster.voters("c"), on_step=on_step, commit_timeout_ms=30_000)
+    finally:
+        late[0].join()
+        if lock is not None:
+            lock.close()
+    assert report.is_committed is has_shipper
+    assert report.elapsed_ms < 15_000
 
 
 def test_the_old_primary_that_promised_is_fenced(tmp_path: Path) -> None:

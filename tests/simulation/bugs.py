@@ -171,7 +171,7 @@ def _degrade_recorded_late() -> list[Patch]:
     """A primary goes on alone first, and tells the witness afterwards."""
 
     def when_short(scene: availability.Scene) -> availability.Step:
-        is_time = scene.since_ms >= vars(availability)["ALONE_AFTER_MS"] and scene.is_config_committed
+        is_time = scene.since_ms >= scene.alone_after_ms and scene.is_config_committed
         return availability.Step(availability.Act.GO_ALONE) if is_time else availability.NOTHING
 
     return [(availability, "_when_short", when_short)]

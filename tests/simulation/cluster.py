@@ -42,7 +42,17 @@ from .checks import Checker, NodeView
 from .disk import Disk
 from .kernel import MS, Host, Kernel, Process
 from .network import Network, packet_pair, release_sockets
-from .pace import CATCH_UP_MS, COMMIT_MS, ELECTED, MONITORED, RESTART_MS, SHIPPED, WRITE_TIMEOUT_MS, quicken
+from .pace import (
+    ALONE_AFTER_MS,
+    CATCH_UP_MS,
+    COMMIT_MS,
+    ELECTED,
+    MONITORED,
+    RESTART_MS,
+    SHIPPED,
+    WRITE_TIMEOUT_MS,
+    quicken,
+)
 from .seams import System
 from .shapes import Shape
 
@@ -104,7 +114,9 @@ class Node:
             "client": partial(self.cluster.serve_on, self),
         }
         if self.cluster.witness:
-            programs["keeper"] = partial(keep_available, self.store, others, SECRET, lambda: False)
+            programs["keeper"] = partial(
+                keep_available, self.store, others, SECRET, lambda: False, alone_after_ms=ALONE_AFTER_MS
+            )
         if self.cluster.has_electors:
             programs |= {"monitor": self._monitor, "elector": self._elect}
         return programs

@@ -26,6 +26,7 @@ ASK_MS: Final = 60
 COMMIT_MS: Final = 500
 WRITE_TIMEOUT_MS: Final = 500
 CATCH_UP_MS: Final = 500
+ALONE_AFTER_MS: Final = 80
 RESTART_MS: Final = 15
 """So soon a supervisor starts what has died."""
 _LONG_MS: Final = 100
@@ -48,7 +49,7 @@ def quicken() -> None:
         for constant in _LOOKS:
             if hasattr(module, constant):
                 setattr(module, constant, POLL_MS)
-    vars(availability).update(ALONE_AFTER_MS=80, BACK_AFTER_MS=60)
+    vars(availability).update(BACK_AFTER_MS=60)
     defaults = WireVoters.__init__.__kwdefaults__
     assert defaults is not None
     defaults["timeout_ms"] = ASK_MS

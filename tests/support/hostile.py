@@ -122,6 +122,8 @@ class HostileNode:
         self._secret, self._cluster_id, self._act = secret, cluster_id, act
         self._server = socket.create_server((HOST, 0))
         self.port = int(self._server.getsockname()[1])
+        self.proofs = 0
+        """So often a node gave its proof."""
         self.visits = 0
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -146,6 +148,7 @@ class HostileNode:
             link.say(auth.challenge(greet))
             proof = link.hear()
             assert isinstance(proof, Proof)
+            self.proofs += 1
             link.say(auth.check(proof))
             self.visits += 1
             self._act(link)

@@ -38,10 +38,17 @@ def test_a_primary_that_is_left_asks_records_and_only_then_goes_on() -> None:
     assert (ALONE.sync_replicas, ALONE.degraded_from, ALONE.changed_lsn, ALONE.before) == (0, 1, 10, None)
 
 
+def test_it_goes_on_as_soon_as_the_option_says() -> None:
+    held = InSync(1, 1, ("p",))
+    assert next_step(scene(held=held, since_ms=100, alone_after_ms=100)).act is Act.GO_ALONE
+    assert next_step(scene(held=held, since_ms=99, alone_after_ms=100)).act is Act.NOTHING
+
+
 @pytest.mark.parametrize(
     "still",
     [
         scene(since_ms=ALONE_AFTER_MS - 1),
+        scene(since_ms=ALONE_AFTER_MS, alone_after_ms=ALONE_AFTER_MS + 1),
         scene(is_config_committed=False),
         scene(msgspec.structs.replace(CONFIG, policy="strict")),
         scene(Config(("p", "r"), 1, policy="available")),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from perdure.recovery import known_reach
 from perdure.recovery.membership import (
     next_config,
     with_member,
@@ -13,8 +16,9 @@ from perdure.recovery.membership import (
     with_witness,
     without_node,
 )
+from perdure.shipping import open_node_log
 from perdure.shipping.roster import node_addresses, replica_addresses
-from perdure.store import Config, NoQuorumError, UsageError
+from perdure.store import Config, NoQuorumError, UsageError, begin_cluster, init_store
 from perdure.store.control import Electors
 
 THREE = Config(("a", "b", "c"), 1, is_auto=True)
@@ -99,3 +103,19 @@ def test_nodes_are_found_where_the_log_says_else_where_the_configuration_does() 
     witness = with_witness(told, "w", "h:9")
     assert node_addresses(witness, "b", configured) == {"c": ("x", 2), "w": ("h", 9)}
     assert replica_addresses(witness, "b", configured) == {"c": ("x", 2)}
+
+
+def test_a_command_asks_where_it_is_told_then_where_the_log_says_then_where_the_configuration_does(
+    tmp_path: Path,
+) -> None:
+    init_store(tmp_path, node="a", cluster_id=bytes(16), backend="memory", now_ms=1)
+    node = open_node_log(tmp_path, [])
+    try:
+        node.log.lock_any()
+        begin_cluster(node.log, Config(("a", "b", "c"), 1, {"b": "log:1", "c": "log:2"}))
+        node.log.unlock()
+    finally:
+        node.close()
+    stale = {"b": ("stale", 1), "c": ("stale", 2), "d": ("stale", 3)}
+    reach = known_reach(tmp_path, {"c": ("told", 5)}, configured=stale)
+    assert reach.peers == {"b": ("log", 1), "c": ("told", 5)}

@@ -155,6 +155,15 @@ def test_every_flipped_byte_and_every_truncation_of_a_run_is_refused(primary: Pa
         assert is_taken(raw[:size]) is (size in ends)
 
 
+@pytest.mark.parametrize("count", [1, 2], ids=["alone", "in a run"])
+def test_frames_of_another_shard_are_refused(primary: Path, count: int) -> None:
+    run = runs_of(primary)[0]
+    raw = run.data[: run.frames[count][0]]
+    split_frames(raw, NOWHERE, key=KEY, shard=0, epoch_max=1)
+    with pytest.raises(WireError, match="shard 0 out of place"):
+        split_frames(raw, NOWHERE, key=KEY, shard=1, epoch_max=1)
+
+
 def is_taken(raw: bytes) -> bool:
     try:
         split_frames(raw, NOWHERE, key=KEY, shard=0, epoch_max=1)

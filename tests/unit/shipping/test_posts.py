@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from perdure.cli.supervisor import RESTART_S_MAX, RESTART_S_MIN, STEADY_S, Post
+from perdure.shipping.posts import RESTART_S_MAX, RESTART_S_MIN, STEADY_S, Post
 from perdure.store import WireError
 
 TICK_S = 1 / 16  # a binary fraction, so that no sum of them is rounded
