@@ -369,12 +369,17 @@ class Checker:
         self.committed[entry.last_lsn] = entry
         self.committed_in[entry.last_lsn] = view.epoch
         self.committed_tokens.update(TOKEN.findall(entry.raw))
+        config = view.config
+        # A change of voters that stands behind the frame: the shipper may not have seen it yet.
+        is_before = config.before is not None and config.changed_lsn > entry.last_lsn
+        electors = config.before if is_before and config.before is not None else config.electors
+        sync_replicas = electors.sync_replicas if is_before else view.sync_replicas
         holders = []
-        for name in view.config.data_voters:
+        for name in electors.data_voters:
             other = self.nodes[name].by_lsn.get(entry.last_lsn) if name in self.nodes else None
             if other is not None and other.chain == entry.chain and other.is_durable:
                 holders.append(name)
-        if len(holders) <= view.sync_replicas and self.counts_disks:
+        if len(holders) <= sync_replicas and self.counts_disks:
             raise self._broken(
                 "what is committed is on k + 1 disks",
                 f"{view.host.name} committed {entry} with k = {view.sync_replicas}; it is on {holders}",
