@@ -18,10 +18,20 @@ from pathlib import Path
 import msgspec
 
 from .. import open as open_replicated
-from ..recovery import ALONE_AFTER_MS, Policy, apply_retention, keep_available, reconcile_self, take_snapshot
+from ..recovery import (
+    ALONE_AFTER_MS,
+    Policy,
+    apply_retention,
+    keep_available,
+    known_reach,
+    rebuild_log,
+    reconcile_self,
+    take_snapshot,
+)
 from ..shipping import Secret, shipping_status
 from ..shipping.faults import fault_of
 from ..shipping.launching import read_task
+from ..shipping.rebuild import read_log_fault
 from ..store import PerdureError, PoisonedError
 
 logger = logging.getLogger(__name__)
@@ -31,6 +41,7 @@ TICK_S = 0.2
 AGAIN_S = 1.0
 JOIN_S = 2.0
 RECONCILE_S = 0.5
+REBUILD_S = 1.0
 SAME_FAULT_TRIES = 2
 """So often a state is made anew for a fault at one LSN: then the log is wrong there, and not the state."""
 
@@ -49,6 +60,8 @@ class ChoreTask(msgspec.Struct, frozen=True):
     """A replica whose fold stopped with a fault has its state made anew."""
     alone_after_ms: int = ALONE_AFTER_MS
     """With the policy available: so long the primary waits for its replicas before it goes on alone."""
+    auto_rebuild: bool = True
+    """A replica whose log is damaged is made anew from the primary."""
     log_level: str = "WARNING"
     replicas: dict[str, tuple[str, int]] = {}
     """The other nodes; the log may say others."""
@@ -92,6 +105,7 @@ class Chores:
             Chore("sweep", task.sweep_s, self.sweep, now_s),
             Chore("snapshot", task.snapshot_s, self.snapshot, now_s),
             Chore("retention", task.retention_s, self.drop, now_s),
+            Chore("rebuild", REBUILD_S if task.auto_rebuild else 0, self.rebuild, now_s),
             Chore("reconcile", RECONCILE_S if task.auto_reconcile else 0, self.reconcile, now_s),
         )
 
@@ -136,6 +150,17 @@ class Chores:
         reconcile_self(self._directory)
         logger.warning("the state was made anew, folding goes on: lsn=%d", fault.lsn)
         return fault.text
+
+    def rebuild(self) -> str:
+        """Have a damaged log made anew by the primary, if it may be; answers what was done."""
+        if not read_log_fault(self._directory):
+            return ""
+        task = self._task
+        done = rebuild_log(
+            task.directory, known_reach(task.directory, {}, task.secret, configured=task.replicas)
+        )
+        logger.warning("the log is damaged: %s", done)
+        return done
 
 
 class _Keeper(threading.Thread):

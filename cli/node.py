@@ -77,7 +77,8 @@ def node(
     """
     from ..shipping import check_secret, write_ways
     from .chores import ChoreTask
-    from .supervisor import NodePlan, Supervisor
+    from .rebuilding import run_node
+    from .supervisor import NodePlan
 
     if config is not None:
         set_variables(context, {FILE_VARIABLE: str(config.absolute())})
@@ -98,6 +99,7 @@ def node(
         retention_s=settings.seconds(retention_s, "recovery", "retention_interval_ms"),
         policy=policy,
         auto_reconcile=settings.value(None, "recovery", "auto_reconcile"),
+        auto_rebuild=settings.value(None, "failover", "rejoin") == "auto",
         alone_after_ms=settings.value(None, "failover", "alone_after_ms"),
         log_level=level,
     )
@@ -123,7 +125,8 @@ def node(
     )
     write_ways(directory, settings.told(replica, secret_file, host))
     with service.until_stopped(is_verbose=is_verbose) as should_stop:
-        Supervisor(plan).run(
+        run_node(
+            plan,
             should_stop,
             lambda taken: service.ready(
                 {"node": name, "listening": f"{host}:{taken}"},

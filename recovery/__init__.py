@@ -49,6 +49,7 @@ from .primary import Primary
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
 from .promote import PromotionRefusedError, PromotionReport, promote
 from .reach import Reach, known_reach
+from .rebuild_log import rebuild_log
 from .reconcile import Comparison, Difference, NodeVerdict
 from .rejoin import RejoinReport, plan_rejoin, rejoin
 from .repair import RepairReport, repair
@@ -187,6 +188,7 @@ __all__ = [
     "promote",
     "prune_snapshots",
     "read_takeovers",
+    "rebuild_log",
     "reconcile",
     "reconcile_self",
     "rejoin",

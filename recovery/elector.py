@@ -17,10 +17,10 @@ from typing import Final
 
 from ..shipping.credentials import Secret
 from ..shipping.detection import PeerHealth
-from ..shipping.faults import read_fault
 from ..shipping.messages_health import StandReply
 from ..shipping.monitor_pipe import Done, Order, Pipe, Report, Told
 from ..shipping.nodelog import NodeLog, open_node_log
+from ..shipping.rebuild import why_unfit
 from ..shipping.roster import node_addresses
 from ..shipping.unmonitored import NOBODY
 from ..shipping.wire_errors import failed
@@ -150,7 +150,7 @@ class Elector:
         if at_ms - self._fault_ms >= FAULT_MS:
             self._fault_ms = at_ms
             plans = [name for name in _PLANS if (self._store / name).exists()]
-            self._fault = f"{plans[0]} is under way" if plans else read_fault(self._store)
+            self._fault = f"{plans[0]} is under way" if plans else why_unfit(self._store)
         failing, epoch = self._report.failing, int(words[Word.EPOCH])
         has_given_up = bool(epoch) and words[Word.GIVEN_UP] == epoch
         if has_given_up and not failing:

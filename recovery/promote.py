@@ -29,8 +29,8 @@ import msgspec
 
 from ..shipping.credentials import Secret
 from ..shipping.cut import finish_cut
-from ..shipping.faults import read_fault
 from ..shipping.nodelog import NodeLog, is_running, open_node_log
+from ..shipping.rebuild import why_unfit
 from ..shipping.roster import node_addresses
 from ..shipping.slots import read_slots
 from ..store import names
@@ -203,7 +203,7 @@ class _Promotion:
         ):
             if (self.node.store / name).exists():
                 return f"{self.name} is not fit: {fault} ({name})"
-        fault = read_fault(self.node.store)
+        fault = why_unfit(self.node.store)
         return f"{self.name} is not fit: its state does not follow its log: {fault}" if fault else ""
 
     def _next_epoch(self, states: Iterable[VoterState]) -> int:

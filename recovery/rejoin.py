@@ -28,6 +28,8 @@ from ..store.errors import DivergedError, NotPrimaryError, PerdureError, UsageEr
 from ..store.event import Kind
 from ..store.identity import read_identity
 from ..store.ids import Position
+from .reach import Reach
+from .rebuild_log import rebuild_log
 
 POLL_S: Final = 0.1
 WAYS: Final[Mapping[type, str]] = {
@@ -109,6 +111,8 @@ def rejoin(
     """
     path = Path(store)
     permission = Permission(force, anew)
+    if anew:
+        rebuild_log(path, Reach(peers, secret))
     report = plan_rejoin(path, peers, secret, slot_budget_bytes=slot_budget_bytes, permission=permission)
     if report.way == WAYS[Refuse]:
         raise DivergedError(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..shipping.credentials import Secret
-from ..shipping.faults import read_fault
 from ..shipping.messages import Message
 from ..shipping.messages_switchover import (
     SAMPLES_MAX,
@@ -27,6 +26,7 @@ from ..shipping.messages_switchover import (
     Undrained,
 )
 from ..shipping.nodelog import NodeLog, is_running, now_ms, open_node_log
+from ..shipping.rebuild import why_unfit
 from ..shipping.roster import node_addresses
 from ..shipping.server import Handler
 from ..store import names
@@ -92,7 +92,7 @@ class SwitchService:
                 drained_ms=drained_ms(log),
                 has_shipper=is_running(self._directory, names.SHIPPER_LOCK),
                 snapshot_age_ms=self._snapshot_age_ms(),
-                fault=read_fault(self._directory),
+                fault=why_unfit(self._directory),
             ), b""
 
     def _drain(self, asked: DrainAsk, _payload: bytes) -> tuple[Message, bytes]:

@@ -69,6 +69,8 @@ _KNOWN_NAMES = frozenset(
         names.REJOIN,
         names.REJOIN_ALLOWED,
         names.FOLD_FAULT,
+        names.LOG_FAULT,
+        names.REBUILD,
         names.CONFIG_FILE,
         names.SWITCH_PLAN,
         names.STATE_PREVIOUS,

@@ -16,6 +16,7 @@ from .monitor_pipe import Pipe, pipe_pair
 from .nodelog import NodeLog, open_node_log
 from .permission import Permission
 from .ports import NodePorts, read_ports, write_ports
+from .rebuild import check_not_emptied
 from .receiver import serve_receiver
 from .rejoin_plan import decide_rejoin
 from .replica import run_replica
@@ -64,6 +65,7 @@ __all__ = [
     "Unmonitored",
     "Verdict",
     "Way",
+    "check_not_emptied",
     "check_secret",
     "decide_rejoin",
     "merged_handlers",

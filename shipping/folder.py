@@ -21,7 +21,13 @@ from typing import Any, Final
 from ..store import names
 from ..store.backends import shares_state
 from ..store.cursor import LogCursor, list_segments
-from ..store.errors import DivergedError, LockTimeoutError, PositionGoneError, StorageFullError
+from ..store.errors import (
+    CorruptError,
+    DivergedError,
+    LockTimeoutError,
+    PositionGoneError,
+    StorageFullError,
+)
 from ..store.identity import read_identity
 from ..store.ids import StatePosition
 from ..store.keeper import seal_all
@@ -34,6 +40,7 @@ from ..store.state import OWN, mark_state, open_state, set_aside
 from ..store.switch import StatePlace, finish_locked
 from .faults import Fault, clear_fault, read_fault, write_fault
 from .nodelog import NodeLog, monotonic_ms, now_ms, open_node_log
+from .rebuild import confirm_log_fault
 
 logger = logging.getLogger(__name__)
 
@@ -303,7 +310,11 @@ def run_folder(
             path=path,
             hint="`perdure repair DIR` makes the state anew if the log is right; else make the replica anew.",
         )
-    folder = Folder(path)
+    try:
+        folder = Folder(path)
+    except CorruptError as error:
+        confirm_log_fault(path, error, now_ms())
+        raise
     ended = threading.Event()
     poller = select.poll()
     if lifeline is not None:
@@ -317,5 +328,8 @@ def run_folder(
         if on_ready is not None:
             on_ready()
         folder.run(lambda: ended.is_set() or should_stop(), wait)
+    except CorruptError as error:
+        confirm_log_fault(path, error, now_ms())
+        raise
     finally:
         folder.close()

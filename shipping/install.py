@@ -51,6 +51,7 @@ from .faults import clear_fault
 from .messages import Piece, SnapshotOffer, SnapshotWant
 from .nodelog import NodeLog
 from .parted import export_folder, move_snapshots, segments_behind
+from .rebuild import keep_floor, read_rebuild
 from .replacing import move_if_there, renew_page, set_mark, take_write_lock
 
 logger = logging.getLogger(__name__)
@@ -153,6 +154,10 @@ class Incoming:
         kept = export_folder(store, parted_lsn, old.epoch) if parted_lsn >= 0 else ""
         plan = InstallPlan(self._offer.name, self._segment_name, end, end.lsn, folder.name, parted_lsn, kept)
         logger.warning("installing a snapshot: at=%s old_end=%s kept=%s", end, old.position, folder)
+        if end[:2] < old.position[:2] and read_rebuild(store) is None:
+            # Until it has again what it acknowledged, it vouches for nothing.
+            why = f"a snapshot at LSN {end.lsn} replaced a log that ended at LSN {old.lsn}"
+            keep_floor(store, why, old.epoch, old.lsn, self._node.log.now_ms())
         publish_small(store / names.INSTALL_PLAN, PLAN_MAGIC, VERSION, plan)
         finish_install(store)
 
@@ -278,6 +283,7 @@ def _carry_out(store: Path, identity: Identity, plan: InstallPlan) -> None:
     set_mark(store, identity, StatePosition(epoch, lsn, chain, 0, 0).position, plan.committed_lsn)
     renew_page(store, committed_lsn=plan.committed_lsn, keep_folded=False)
     clear_fault(store)
+    remove_durably(store / names.LOG_FAULT)
     shutil.rmtree(incoming, ignore_errors=True)
     sync_directory(store)
     remove_durably(store / names.INSTALL_PLAN)

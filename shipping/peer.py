@@ -138,11 +138,6 @@ class Peer:
         return self._slot.state == slots.STREAMING and self.sender is not None
 
     @property
-    def noted_slot(self) -> Slot:
-        """What was known of it at the last heartbeat, or when its state changed."""
-        return self._slot
-
-    @property
     def slot(self) -> Slot:
         """What is known of it now."""
         if self._newest_ack is not None:

@@ -20,6 +20,7 @@ import msgspec
 
 from ..store import names
 from ..store.errors import (
+    CorruptError,
     DivergedError,
     PerdureError,
     PoisonedError,
@@ -33,7 +34,7 @@ from ..store.promise import Promise
 from .credentials import Secret, check_secret
 from .crossing import Crossing
 from .cut import CommittedError, cut_log, finish_cut
-from .faults import Fault, clear_fault, read_fault, write_fault
+from .faults import Fault, clear_fault, write_fault
 from .install import Incoming, finish_install
 from .link import LinkClosed, accept, listen
 from .messages import (
@@ -53,6 +54,7 @@ from .nodelog import NodeLog, monotonic_ms, now_ms, open_node_log, take_process_
 from .parted import state_lsn
 from .permission import AUTO, end_permission, read_permission
 from .ports import read_ports
+from .rebuild import Rebuilding, finish_rebuild, note_log_fault, why_unfit
 from .rejoin import finish_rejoin
 from .replica_log import ReplicaLog
 from .slices import ask_for_short_slices
@@ -90,6 +92,7 @@ class Receiver:
         self.crossing = Crossing(self)
         self._heard_ms = 0
         self._permission_ms = 0
+        self.rebuilding = Rebuilding(node.store)
         self._primary = ""
         self._full_since_ms = 0
         self._broken: PerdureError | None = None
@@ -147,9 +150,15 @@ class Receiver:
         if self._incoming is not None:
             self._install_if_whole()
         self.crossing.go_on()
+        self._look_at_rebuild()
         if shipper is None:
             self.node.skip_ahead()
         self.node.log.flusher.sync_mark()
+
+    def _look_at_rebuild(self) -> None:
+        if self.rebuilding.is_under_way and self._incoming is None:
+            end = self.node.end_on_disk()
+            self.rebuilding.look(end.epoch, end.lsn)
 
     # -- connections -----------------------------------------------------------------------------
 
@@ -353,7 +362,7 @@ class Receiver:
             cursor.close()
 
     def _fault(self) -> str:
-        return read_fault(self.node.store)
+        return why_unfit(self.node.store)
 
     # -- changing the log ------------------------------------------------------------------------
 
@@ -430,6 +439,7 @@ class Receiver:
             self._broken = error
             raise
         self.replica = ReplicaLog(self.node)
+        self.rebuilding = Rebuilding(self.node.store)
         end_permission(self.node.store)
 
 
@@ -463,7 +473,15 @@ def serve_receiver(
         finish_rejoin(path)
         finish_cut(path)
         finish_install(path)
+        finish_rebuild(path)
         node = open_node_log(path, [lock])
+    except CorruptError as error:
+        lock.close()
+        if note_log_fault(path, error, now_ms()):
+            error.hint = (
+                "`perdure rejoin DIR --anew` makes it anew from the primary; the damaged log is kept."
+            )
+        raise
     except BaseException:
         lock.close()
         raise

@@ -134,7 +134,7 @@ def decide_rejoin(replica: ReplicaFacts, primary: PrimaryFacts) -> Outcome:
         return Bootstrap(None, replica.was_primary, _gone(primary))
     if (refusal := _refuse_parted(replica, primary, fork)) is not None:
         return refusal
-    has_parted = fork is None or fork.lsn < replica.end.lsn
+    has_parted = replica.end.lsn > 0 and (fork is None or fork.lsn < replica.end.lsn)
     if not replica.is_sound:
         return Bootstrap(fork, has_parted, "its log or state is not to be built on")
     if fork is None:

@@ -11,6 +11,7 @@ from ..store.files import remove_durably
 from ..store.ids import Position
 from ..store.page import Word
 from ..store.promise import Promise, read_promise
+from .empty_tail import leave_empty_tail
 from .frames_in import Piece, split_frames
 from .nodelog import NodeLog
 
@@ -143,7 +144,9 @@ class ReplicaLog:
             try:
                 if piece.opens:
                     self._open_segment(piece)
-                elif self._log.must_roll or self._log.cursor.header is None:
+                elif self._log.cursor.header is None or (
+                    self._log.must_roll and not leave_empty_tail(self._log)
+                ):
                     raise WireError(
                         "a frame behind the end of a segment opens none", lsn=piece.first.first_lsn
                     )

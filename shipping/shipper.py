@@ -349,7 +349,7 @@ class Shipper:
         self._ticked_ms = at_ms
         for peer in self._peers:
             peer.tick(at_ms)
-            self._slots.put(peer.noted_slot)
+            self._slots.put(peer.slot)
         streaming = [peer.name for peer in self._peers if peer.is_streaming]
         self._words[Word.VOTERS_CONNECTED] = voters_connected(self._reign.electorate, streaming)
         self._watcher.rest()

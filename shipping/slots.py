@@ -25,8 +25,7 @@ logger = logging.getLogger(__name__)
 
 MAGIC: Final = b"PDRSLOT1"
 VERSION: Final = 1
-WRITE_MS_MIN: Final = 1_000
-"""Each write syncs a file and a directory, for which the log's own syncs wait."""
+WRITE_MS_MIN: Final = 200
 SEEN_MS: Final = 10_000
 
 STREAMING: Final = "streaming"

@@ -248,6 +248,7 @@ class Visitor:
         reign = Promise(hello.epoch, hello.node, hello.alone)
         self.primary, self.reign = hello.node, reign
         self.welcome(reign)
+        self._receiver.rebuilding.meet(hello.epoch, hello.end[1])
 
     def _start(self, after: Position) -> None:
         end = self._receiver.node.log.cursor.at.position

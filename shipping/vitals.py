@@ -20,7 +20,7 @@ from ..store.errors import PerdureError
 from ..store.files import FILE_MODE
 from ..store.page import ControlPage, Word, read_boot_id
 from ..store.promise import NO_PROMISE, Promise, read_promise
-from .faults import read_fault
+from .rebuild import why_unfit
 from .unmonitored import NOBODY, Unmonitored, read_unmonitored, write_unmonitored
 
 DISK_STALL_MS: Final = 3_000
@@ -164,7 +164,7 @@ class VitalSigns:
         store = self._store
         self._promise = read_promise(store)
         plans = [name for name in _PLANS if (store / name).exists()]
-        self._fault = plans[0] if plans else read_fault(store)
+        self._fault = plans[0] if plans else why_unfit(store)
         to_keep, self._to_keep = self._to_keep, None
         if to_keep is not None and to_keep.changed_ms > read_unmonitored(store).changed_ms:
             write_unmonitored(store, to_keep)

@@ -16,7 +16,7 @@ from fcntl import LOCK_UN, flock
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
@@ -271,10 +271,7 @@ class Flusher:
         retired = cursor.retired[:]
         for descriptor in {entry[1] for entry in retired} | {current} if retired else (current,):
             if descriptor >= 0:
-                try:
-                    os.fdatasync(descriptor)
-                except OSError as error:
-                    self._failed(error)
+                self._guarded(partial(os.fdatasync, descriptor))
         header = cursor.header
         if header is not None and words[_FLUSHED] + 1 < header.first_lsn:
             self._sync_older(target.lsn)
@@ -339,11 +336,8 @@ class Flusher:
         try:
             sync()
         except OSError as error:
-            self._failed(error)
-
-    def _failed(self, error: OSError) -> NoReturn:
-        self.poison(str(error))
-        raise self.poisoned() from translate(error, "a sync to disk failed", self.store)
+            self.poison(str(error))
+            raise self.poisoned() from translate(error, "a sync to disk failed", self.store)
 
 
 def is_poisoned(store: Path) -> bool:

@@ -80,8 +80,10 @@ def open_stores(
 
 
 def _open(path: Path, options: dict[str, Any], config: Configuration | None) -> SessionStore:
-    from .shipping import NodeForwarder, open_gate
+    from .shipping import NodeForwarder, check_not_emptied, open_gate
     from .store import SessionStore, StoreMissingError
+
+    check_not_emptied(path)
 
     def opened(gate_missing: bool = False) -> SessionStore:
         gate = None if gate_missing else open_gate(path)

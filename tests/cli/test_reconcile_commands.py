@@ -106,13 +106,15 @@ def test_a_node_whose_fold_diverged_makes_its_state_anew_by_itself(tmp_path: Pat
             damage(second, {b"s07": None})
             store.patch("s07", {"again": True})  # the frame that n2 cannot fold
             digest = store.stats()["digest"]
-            until(lambda: _digest(second) == digest and not read_fault(second), "n2 to put itself right")
+            audit = second / "audit.log"
+            until(lambda: audit.exists() and "made anew" in audit.read_text(), "n2 to put itself right")
+            until(lambda: _digest(second) == digest and not read_fault(second), "n2 to have all again")
         with SessionStore.open(second, create=False) as replica:
             found = replica.peek("s07")
             assert found is not None and found.metadata == {"n": 7, "again": True}
             assert replica.count() == 50
-        audit = (second / "audit.log").read_text()
-        assert "folding stopped" in audit and "the state was made anew: 50 sessions" in audit
+        said = audit.read_text()
+        assert "folding stopped" in said and "the state was made anew: 50 sessions" in said
         assert list((second / "aside").glob("state*"))
     finally:
         nodes.end()

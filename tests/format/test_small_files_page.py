@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from perdure.recovery import migration_plan, takeovers
-from perdure.shipping import cut, faults, install, ports, slots, unmonitored, ways
+from perdure.shipping import cut, faults, install, ports, rebuild, slots, unmonitored, ways
 from perdure.store import consumers, flush, identity, promise, state, switch, witness
 
 PAGE = Path(__file__).parents[2] / "docs" / "format.md"
@@ -27,6 +27,7 @@ KINDS: list[tuple[bytes, type[msgspec.Struct]]] = [
     (cut.MAGIC, cut.CutPlan),
     (install.PLAN_MAGIC, install.InstallPlan),
     (faults.MAGIC, faults.Fault),
+    (rebuild.MAGIC, rebuild.Rebuild),
     (switch.MAGIC, switch.SwitchPlan),
     (migration_plan.PLAN_MAGIC, migration_plan.MigrationPlan),
     (migration_plan.KEPT_MAGIC, migration_plan.KeptState),

@@ -11,14 +11,17 @@ import logging
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 
 if os.environ.get("PYTHONHASHSEED") != "0":  # the order of sets of text depends on it
     os.environ["PYTHONHASHSEED"] = "0"
     os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]])
 
-from tests.simulation.runner import replay_command, run_alone
-from tests.simulation.schedule import run_schedule
+os.register_at_fork = lambda **_: None  # perdure's handlers are for its own processes, which fork never here
+
+from tests.simulation.runner import replay_command, run_all, run_here  # noqa: E402
+from tests.simulation.shapes import seeds_about  # noqa: E402
 
 
 def main() -> int:
@@ -26,6 +29,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="run this schedule, and print its trace")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first seed of many")
     parser.add_argument("--count", type=int, default=100, help="how many schedules, one a seed")
+    parser.add_argument("--flavour", default="", help="only schedules about this, the first --count of them")
     parser.add_argument("--bug", default="", help="put this bug into the code before")
     parser.add_argument("--stop", action="store_true", help="stop at the first that fails")
     parser.add_argument("--json", action="store_true", help="one line of JSON a schedule")
@@ -37,22 +41,26 @@ def main() -> int:
         format="             %(name)s: %(message)s",
     )
     if given.seed is not None:
-        outcome = run_schedule(given.seed, bug=given.bug, trace=print)
+        outcome = run_here(given.seed, given.bug, print)
         print(json.dumps(asdict(outcome)), flush=True)
         os._exit(1 if outcome.rule else 0)  # nothing of what was simulated is to be unwound
     failed, elapsed_ms = 0, 0.0
     counts: Counter[str] = Counter()
-    for seed in range(given.first, given.first + given.count):
-        outcome = run_alone(seed, given.bug)
+    first: int = given.first
+    seeds: Sequence[int] = range(first, first + given.count)
+    if given.flavour:
+        seeds = seeds_about(given.flavour, given.count)
+    for outcome in run_all(seeds, given.bug, stop=given.stop):
         elapsed_ms += outcome.elapsed_ms
         counts.update(outcome.counts)
         failed += bool(outcome.rule)
         if given.json:
             print(json.dumps(asdict(outcome)), flush=True)
         elif outcome.rule:
-            print(f"seed {seed}: {outcome.text}\n    {replay_command(seed, given.bug)}", flush=True)
-        if outcome.rule and given.stop:
-            break
+            print(
+                f"seed {outcome.seed}: {outcome.text}\n    {replay_command(outcome.seed, given.bug)}",
+                flush=True,
+            )
     if not given.json:
         print(f"{given.count} schedules, {failed} failed, {elapsed_ms / given.count:.0f} ms each")
         print(" ".join(f"{name}={count}" for name, count in counts.items()))

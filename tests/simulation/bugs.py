@@ -17,10 +17,12 @@ import msgspec
 from perdure.recovery import availability, members, promises
 from perdure.shipping import nodelog, shipper
 from perdure.shipping.progress import Electorate
+from perdure.shipping.receiver import Receiver
 from perdure.shipping.replica_log import ReplicaLog
 from perdure.store import files
 from perdure.store import promise as promise_file
 from perdure.store.control import Config
+from perdure.store.errors import FencedError
 from perdure.store.ids import Position
 from perdure.store.page import Word
 from perdure.store.promise import Promise
@@ -47,9 +49,16 @@ def _no_fence() -> list[Patch]:
         finally:
             self._log.unlock()
 
+    ended = Receiver.end
+
+    def end(self: Receiver, visitor: Any, error: Exception) -> None:
+        if not isinstance(error, FencedError):
+            ended(self, visitor, error)
+
     return [
         (ReplicaLog, "accept_reign", accept_reign),
         (ReplicaLog, "_check_reign", lambda _self, _reign: None),
+        (Receiver, "end", end),
     ]
 
 
@@ -107,7 +116,7 @@ def _no_majority() -> list[Patch]:
 
 def _lease_by_wall_clock() -> list[Patch]:
     """A primary that k replicas have just answered believes itself alone for a while, by the wall clock."""
-    lease_ms = 1_000
+    lease_ms = 250
     until_ms = {"": 0}
     counted = vars(shipper)["commit_lsn"]
 
@@ -131,7 +140,7 @@ def _lease_by_wall_clock() -> list[Patch]:
 
 def _two_voters_at_once() -> list[Patch]:
     """Two voters go at once, at the word of one CONFIG alone, and without waiting for the change before."""
-    without = vars(members)["without"]
+    without = vars(members)["without_vote"]
 
     def without_two(config: Config, node: str) -> Config:
         changed = without(config, node)
@@ -141,7 +150,7 @@ def _two_voters_at_once() -> list[Patch]:
     def next_config(_config: Config, wanted: Config, _primary: str, *, at_lsn: int, **_known: Any) -> Config:
         return msgspec.structs.replace(wanted, before=None, changed_lsn=at_lsn + 1)
 
-    return [(members, "without", without_two), (members, "next_config", next_config)]
+    return [(members, "without_vote", without_two), (members, "next_config", next_config)]
 
 
 def _older_frames_count() -> list[Patch]:
@@ -160,9 +169,12 @@ def _older_frames_count() -> list[Patch]:
 
 def _degrade_recorded_late() -> list[Patch]:
     """A primary goes on alone first, and tells the witness afterwards."""
-    return [
-        (availability, "_when_short", lambda _scene: availability.Step(availability.Act.GO_ALONE)),
-    ]
+
+    def when_short(scene: availability.Scene) -> availability.Step:
+        is_time = scene.since_ms >= scene.alone_after_ms and scene.is_config_committed
+        return availability.Step(availability.Act.GO_ALONE) if is_time else availability.NOTHING
+
+    return [(availability, "_when_short", when_short)]
 
 
 SHOWN_BY_CONSEQUENCE = {"ack-before-fsync", "lease-by-wall-clock"}
@@ -181,3 +193,18 @@ BUGS: dict[str, Callable[[], list[Patch]]] = {
     "degrade-recorded-late": _degrade_recorded_late,
     "older-frames-count-as-committed": _older_frames_count,
 }
+
+FLAVOUR_OF: dict[str, str] = {
+    "no-fence": "rivals",
+    "promise-not-durable": "mixed",
+    "ack-before-fsync": "power",
+    "shorter-log-promoted": "power",
+    "older-frames-count-as-committed": "power",
+    "lease-by-wall-clock": "rivals",
+    "epoch-reused": "power",
+    "two-promised-in-one-epoch": "rivals",
+    "q-is-n-minus-k-only": "rivals",
+    "two-voters-at-once": "members",
+    "degrade-recorded-late": "witness",
+}
+"""What the schedules are about that look for a bug."""

@@ -10,7 +10,7 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,10 @@ class Checker:
         """LSN of a frame's end -> the frame that was committed there."""
         self.begun: dict[int, tuple[str, int]] = {}
         """Epoch -> (who began it, LSN of its EPOCH_START)."""
+        self.committed_in: dict[int, int] = {}
+        """LSN of a frame's end -> epoch of the primary that counted it as committed."""
+        self.begun_with: dict[int, dict[int, int]] = {}
+        """Epoch -> what was in the log of its primary when it began: LSN of a frame's end -> chain."""
         self.reigns: dict[int, tuple[str, int]] = {}
         """As `begun`, of the epochs whose EPOCH_START is committed."""
         self.tokens: dict[bytes, list[Entry]] = {}
@@ -141,6 +145,8 @@ class Checker:
         self.seen: set[bytes] = set()
         self.changed: dict[str, NodeView] = {}
         self.checks = 0
+        self.on_begin: Callable[[str], None] = lambda _node: None
+        """Called when a node writes an EPOCH_START of its own, before it is synced."""
         self.counts_disks = True
         """Is it a violation by itself that a committed frame is on too few disks?"""
 
@@ -248,6 +254,9 @@ class Checker:
         config = config_of(events)
         if config is not None:
             view.config = config
+            if config.degraded_from:  # what is behind a primary that goes on alone is committed by its word
+                for older in view.entries:
+                    self.committed_tokens.update(TOKEN.findall(older.raw))
         start = epoch_start_of(events)
         if start is None:
             return
@@ -257,12 +266,13 @@ class Checker:
                 raise self._broken("one primary an epoch", f"epoch {entry.epoch}: {known} and {start.node}")
             return
         self.begun[entry.epoch] = (start.node, entry.first_lsn)
+        self.begun_with[entry.epoch] = {lsn: mine.chain for lsn, mine in view.by_lsn.items()}
         self.kernel.note("epoch", entry.epoch, start.node, entry.first_lsn)
+        self.on_begin(start.node)
         for lsn, other in self.committed.items():
             mine = view.by_lsn.get(lsn)
-            if other.epoch > entry.epoch:
-                continue  # of one that was elected meanwhile: who begins so late commits nothing any more
-            if mine is None or mine.chain != other.chain:
+            is_later = self.committed_in[lsn] < entry.epoch
+            if is_later and (mine is None or mine.chain != other.chain):
                 raise self._broken(
                     "a primary has everything acknowledged",
                     f"{start.node} begins epoch {entry.epoch} at LSN {entry.first_lsn} without {other}",
@@ -303,8 +313,8 @@ class Checker:
 
     # -- after each step -------------------------------------------------------------------------
 
-    def step(self) -> None:
-        """Look at what changed."""
+    def step(self, host: Host) -> None:
+        """Look at what changed, when a thread of this host ran."""
         if self.changed:
             changed, self.changed = self.changed, {}
             for view in changed.values():
@@ -312,13 +322,12 @@ class Checker:
                     view.map_page()
                 if view.is_stale:
                     self._read_log(view)
-        for view in self.nodes.values():
-            words = view.words
-            if words is None:
-                continue
-            committed, folded = words[11], words[12]
-            if committed != view.committed or folded != view.folded:
-                self._moved(view, committed, folded)
+        found = self.nodes.get(host.name)
+        if found is None or found.words is None:
+            return
+        committed, folded = found.words[11], found.words[12]
+        if committed != found.committed or folded != found.folded:
+            self._moved(found, committed, folded)
 
     def _moved(self, view: NodeView, committed: int, folded: int) -> None:
         if not view.is_current():
@@ -358,13 +367,19 @@ class Checker:
                 )
             return
         self.committed[entry.last_lsn] = entry
+        self.committed_in[entry.last_lsn] = view.epoch
         self.committed_tokens.update(TOKEN.findall(entry.raw))
+        config = view.config
+        # A change of voters that stands behind the frame: the shipper may not have seen it yet.
+        is_before = config.before is not None and config.changed_lsn > entry.last_lsn
+        electors = config.before if is_before and config.before is not None else config.electors
+        sync_replicas = electors.sync_replicas if is_before else view.sync_replicas
         holders = []
-        for name in view.config.data_voters:
+        for name in electors.data_voters:
             other = self.nodes[name].by_lsn.get(entry.last_lsn) if name in self.nodes else None
             if other is not None and other.chain == entry.chain and other.is_durable:
                 holders.append(name)
-        if len(holders) <= view.sync_replicas and self.counts_disks:
+        if len(holders) <= sync_replicas and self.counts_disks:
             raise self._broken(
                 "what is committed is on k + 1 disks",
                 f"{view.host.name} committed {entry} with k = {view.sync_replicas}; it is on {holders}",
@@ -378,8 +393,18 @@ class Checker:
         node, start_lsn = self.begun.get(entry.epoch, ("", 0))
         if entry.first_lsn == start_lsn:
             self.reigns[entry.epoch] = (node, start_lsn)
+        self._in_later_reigns(entry, view.epoch)
         for epoch, (node, start_lsn) in self.reigns.items():
             self._apart(view, entry, epoch, node, start_lsn)
+
+    def _in_later_reigns(self, entry: Entry, counted_in: int) -> None:
+        """Whoever began an epoch later than the one that counts this as committed had it, ever."""
+        for epoch, had in self.begun_with.items():
+            if epoch > counted_in and had.get(entry.last_lsn) != entry.chain:
+                raise self._broken(
+                    "a primary has everything acknowledged",
+                    f"{self.begun[epoch][0]} began epoch {epoch} without {entry}, which is committed now",
+                )
 
     def _apart(self, view: NodeView, entry: Entry, epoch: int, node: str, start_lsn: int) -> None:
         """What is committed of an older epoch ends before a committed epoch begins."""
@@ -395,25 +420,27 @@ class Checker:
 
     def acknowledged(self, node: str, token: bytes) -> None:
         """A client was told that its write is kept."""
-        self.step()
-        found = [entry for entry in self.tokens.get(token, []) if self._is_committed(entry)]
         view = self.nodes[node]
+        self.step(view.host)
+        found = [entry for entry in self.tokens.get(token, []) if self._is_committed(entry)]
         if not found and view.sync_replicas > 0:
             raise self._broken("acknowledged means committed", f"{node} acknowledged {token.decode()}")
-        self.acked[token] = found[0] if found else self._alone(token)
+        self.acked[token] = found[0] if found else self._alone(view, token)
 
-    def _alone(self, token: bytes) -> Entry:
+    def _alone(self, view: NodeView, token: bytes) -> Entry:
         """A primary without replicas acknowledged this; its own log is what is durable."""
         entry = self.tokens[token][-1]
         known = self.committed.setdefault(entry.last_lsn, entry)
+        self.committed_in.setdefault(entry.last_lsn, view.epoch)
         self.committed_tokens.update(TOKEN.findall(entry.raw))
         if known.chain != entry.chain:
             raise self._broken("one acknowledging epoch", f"{entry} is acknowledged, and {known} was before")
+        self._in_later_reigns(entry, view.epoch)
         return entry
 
     def read(self, node: str, token: bytes) -> None:
         """A client saw this."""
-        self.step()
+        self.step(self.nodes[node].host)
         if token in self.committed_tokens:
             self.seen.add(token)
         elif self.nodes[node].sync_replicas > 0:

@@ -5,28 +5,24 @@ Owns how the code that ships is started: every function run here is the one that
 
 from __future__ import annotations
 
-import contextlib
-import shutil
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import perdure
-from perdure.recovery import ElectionOptions, Quorum, availability, elector, keep_available, run_elector
+from perdure.recovery import Quorum, keep_available, run_elector
 from perdure.recovery.members import add_member, remove_member
 from perdure.recovery.promote import promote
-from perdure.recovery.voters import WireVoters
-from perdure.shipping import folder, monitor, standby
 from perdure.shipping.folder import run_folder
 from perdure.shipping.link import listen
 from perdure.shipping.messages import PromiseReply
-from perdure.shipping.monitor import MonitorOptions, run_monitor
+from perdure.shipping.monitor import run_monitor
 from perdure.shipping.monitor_pipe import Pipe
 from perdure.shipping.nodelog import open_node_log
 from perdure.shipping.ports import NodePorts, write_ports
 from perdure.shipping.receiver import Receiver, serve_receiver
-from perdure.shipping.shipper import ShipperOptions
 from perdure.shipping.standby import run_standby
 from perdure.shipping.witness import serve_witness
 from perdure.store import (
@@ -46,20 +42,25 @@ from .checks import Checker, NodeView
 from .disk import Disk
 from .kernel import MS, Host, Kernel, Process
 from .network import Network, packet_pair, release_sockets
+from .pace import (
+    ALONE_AFTER_MS,
+    CATCH_UP_MS,
+    COMMIT_MS,
+    ELECTED,
+    MONITORED,
+    RESTART_MS,
+    SHIPPED,
+    WRITE_TIMEOUT_MS,
+    quicken,
+)
 from .seams import System
+from .shapes import Shape
 
 CLUSTER: Final = bytes(range(16))
 SECRET: Final = b"the secret of the simulated cluster"
 CREATED_MS: Final = 1_760_000_000_000
 PORT: Final = 7000
 MONITOR_PORT: Final = 7002
-MONITORED: Final = MonitorOptions(heartbeat_ms=100, silence_ms=400, disk_stall_ms=800)
-"""Shorter than by default, so that a schedule has time for several elections."""
-ASK_MS: Final = 300
-WRITE_TIMEOUT_MS: Final = 1500
-RESTART_MS: Final = 50
-POLL_MS: Final = 30
-"""How often idle processes look; more often only costs steps."""
 
 
 class Node:
@@ -107,14 +108,14 @@ class Node:
                 self.store,
                 others,
                 secret=SECRET,
-                options=ShipperOptions(poll_ms=POLL_MS, use_watcher=False),
+                options=SHIPPED,
             ),
             "folder": partial(run_folder, self.store),
             "client": partial(self.cluster.serve_on, self),
         }
         if self.cluster.witness:
             programs["keeper"] = partial(
-                keep_available, self.store, others, SECRET, lambda: False, alone_after_ms=300
+                keep_available, self.store, others, SECRET, lambda: False, alone_after_ms=ALONE_AFTER_MS
             )
         if self.cluster.has_electors:
             programs |= {"monitor": self._monitor, "elector": self._elect}
@@ -136,9 +137,7 @@ class Node:
             self.store,
             self.cluster.addresses(but=self.name),
             pipe=Pipe(self._pipe[1]),
-            coordinator=Quorum(
-                ElectionOptions(silence_ms=MONITORED.silence_ms), lambda most: draw(0, max(0, most))
-            ),
+            coordinator=Quorum(ELECTED, lambda most: draw(0, max(0, most))),
             secret=SECRET,
         )
 
@@ -191,36 +190,31 @@ class Cluster:
         self,
         kernel: Kernel,
         root: Path,
-        nodes: int,
-        sync_replicas: int,
-        *,
-        has_electors: bool = False,
-        has_witness: bool = False,
+        shape: Shape,
     ) -> None:
         self.kernel = kernel
         self.root = str(root)
-        self.has_electors = has_electors
+        self.has_electors = shape.has_electors
         self.network = Network(kernel)
         self.system = System(kernel, self.network)
         self.checker = Checker(kernel)
         self.checker.key = cluster_key(CLUSTER)
-        self.sync_replicas = sync_replicas
+        self.sync_replicas = shape.sync_replicas
         self.tokens = 0
         self.acknowledged = self.refused = self.indeterminate = self.reads = 0
+        self.faults: Counter[str] = Counter()
+        self.slow_winners: dict[str, int] = {}
+        """Candidates that stop for so many ns once they are promised something."""
         self.ids: list[str] = []
         self.ends: list[tuple[str, str, BaseException | None]] = []
         self.is_writing = True
         self.think_ms = 40.0
-        self.names = tuple(f"n{number}" for number in range(1, nodes + 1))
-        self.witness = self.names[-1] if has_witness else ""
+        self.names = tuple(f"n{number}" for number in range(1, shape.nodes + 1))
+        self.witness = self.names[-1] if shape.has_witness else ""
         """The last node, if it keeps promises only; the policy is then `available`."""
         self.nodes = {name: Node(self, name, number, root) for number, name in enumerate(self.names, start=1)}
         self.system.install()
-        vars(availability).update(BACK_AFTER_MS=200)
-        for module in (folder, standby, monitor, elector):
-            for name in ("POLL_MS", "LOOK_MS", "TICK_MS"):
-                if hasattr(module, name):
-                    setattr(module, name, POLL_MS)
+        quicken()
         for node in self.nodes.values():
             self.network.add(node.host)
             self.system.add(node.disk)
@@ -230,8 +224,6 @@ class Cluster:
             if not node.is_witness:
                 node.view = self.checker.add(node.host, node.disk)
         self._watch_promises()
-        defaults: Any = WireVoters.__init__.__kwdefaults__
-        defaults["timeout_ms"] = ASK_MS
         kernel.after_step = self.checker.step
 
     def _make_stores(self) -> None:
@@ -289,9 +281,19 @@ class Cluster:
         def promise(receiver: Receiver, asked: Promise) -> PromiseReply:
             reply = given(receiver, asked)
             checker.answered(receiver.node.node, asked)
+            self._hold_back(asked.candidate)
             return reply
 
         Receiver.promise = promise  # type: ignore[assignment]
+
+    def _hold_back(self, candidate: str) -> None:
+        """A candidate that was promised something stops for a while, if it is one of the slow ones."""
+        process = self.nodes[candidate].host.processes.get("promote")
+        ns = self.slow_winners.pop(candidate, 0)
+        if process is not None and ns:
+            self.kernel.note("pause", process)
+            process.pause()
+            self.kernel.at(ns, process.resume)
 
     # -- promotion by hand -----------------------------------------------------------------------
 
@@ -301,7 +303,7 @@ class Cluster:
             return
 
         def run() -> None:
-            report = promote(node.store, self.addresses(but=node.name), SECRET)
+            report = promote(node.store, self.addresses(but=node.name), SECRET, commit_timeout_ms=COMMIT_MS)
             self.kernel.note("promoted", node.name, report.epoch, report.promisers)
 
         process = self.spawn(node.host, "promote", run)
@@ -319,7 +321,7 @@ class Cluster:
             if is_voter:
                 remove_member(primary.store, node.name)
             else:
-                add_member(primary.store, node.name, f"{node.address}:{PORT}", timeout_ms=1_000)
+                add_member(primary.store, node.name, f"{node.address}:{PORT}", timeout_ms=CATCH_UP_MS)
 
         self.kernel.note("member goes" if is_voter else "member comes", primary.name, node.name)
         process = self.spawn(primary.host, "member", run)
@@ -354,6 +356,7 @@ class Cluster:
             "reads": self.reads,
             "committed": len(self.checker.committed),
             "epochs": len(self.checker.begun),
+            "faults": self.faults.total(),
         }
 
     # -- clients ---------------------------------------------------------------------------------
@@ -397,7 +400,7 @@ class Cluster:
         except PerdureError as error:
             self.refused += 1
             self.kernel.note("refused", node.name, type(error).__name__)
-            self.kernel.pass_time(100 * MS)
+            self.kernel.pass_time(60 * MS)
         else:
             self.acknowledged += 1
             self.kernel.note("acknowledged", node.name, token)
@@ -406,14 +409,8 @@ class Cluster:
     def _read(self, node: Node, store: Any) -> None:
         random = self.kernel.random
         while True:
-            self.kernel.pass_time(int(random.expovariate(1 / 100) * MS) + MS)
+            self.kernel.pass_time(int(random.expovariate(1 / 60) * MS) + MS)
             session = store.get(random.choice(self.ids[-20:])) if self.ids else None
             if session is not None:
                 self.reads += 1
                 self.checker.read(node.name, session.metadata["op"].encode())
-
-
-def remove_all(root: Path) -> None:
-    """Take away the files of a schedule."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(root)

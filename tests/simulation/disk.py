@@ -118,6 +118,12 @@ class Disk:
             return None
         return self.inodes.setdefault(status.st_ino, Inode(status.st_ino))
 
+    def renumber(self, numbers: dict[int, int]) -> None:
+        """The same files, in a copy of the directory: their numbers are others."""
+        self.inodes = {numbers[number]: inode for number, inode in self.inodes.items() if number in numbers}
+        for number, inode in self.inodes.items():
+            inode.number = number
+
     def named(self, old: str | None, new: str | None, inode: Inode | None) -> None:
         self.namings.append(Naming(old, new, inode))
         for path in (old, new):

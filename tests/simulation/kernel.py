@@ -163,7 +163,8 @@ class Kernel:
         self.graves: list[Process] = []
         """Dead processes are kept: were they freed, their greenlets would be unwound."""
         self.steps = 0
-        self.after_step: Callable[[], None] | None = None
+        self.after_step: Callable[[Host], None] | None = None
+        """Called when a thread of a host ran: nothing else changes what the host holds."""
         self.failure: Exception | None = None
         """What ends the schedule, wherever it was raised."""
         self.hash = 0
@@ -188,8 +189,6 @@ class Kernel:
             self.now_ns, _, action, arguments = heapq.heappop(queue)
             self.steps += 1
             action(*arguments)
-            if self.after_step is not None:
-                self.after_step()
             if self.failure is not None:
                 raise self.failure
             if self.steps > STEPS_MAX:
@@ -235,6 +234,8 @@ class Kernel:
             task.greenlet.switch(value)
         finally:
             self.task = None
+        if self.after_step is not None:
+            self.after_step(process.host)
 
     def wait(self, timeout_ns: int | None) -> bool:
         """The running thread waits until it is woken (True) or the time is up (False)."""

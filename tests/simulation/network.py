@@ -23,7 +23,7 @@ FIRST_NUMBER = 1 << 20
 """Descriptors from here on are simulated ones."""
 BUFFER_BYTES = 1 << 20
 PACKETS_MAX = 100
-RETRANSMIT_NS = 200 * MS
+RETRANSMIT_NS = 50 * MS
 LOCAL_NS = 20_000
 _IN = selectors.EVENT_READ
 _OUT = selectors.EVENT_WRITE
@@ -208,7 +208,7 @@ class Socket:
 
     def changed(self) -> None:
         for poller in self.pollers:
-            poller.wake()
+            poller.changed(self)
 
     def reset(self) -> None:
         if not self.is_closed:
@@ -216,11 +216,14 @@ class Socket:
             self.is_connecting = False
             self.changed()
 
-    def ready(self) -> int:
+    def ready(self, events: int) -> int:
+        """Which of these events there are."""
+        if self.error:
+            return events
         mask = 0
-        if self.inbox or self.backlog or self.is_ended or self.error:
-            mask |= _IN
-        if self.error or (self.is_connected and not self.is_connecting and self._room() > 0):
+        if events & _IN and (self.inbox or self.backlog or self.is_ended):
+            mask = _IN
+        if events & _OUT and self.is_connected and not self.is_connecting and self._room() > 0:
             mask |= _OUT
         return mask
 
@@ -384,7 +387,7 @@ class Socket:
         if target is not None:
             source = self.process.host
             self.kernel.at(self.network.delay_ns(source, target), self._greeted, source, target)
-        self.kernel.at(again_ns, self._greet, min(again_ns * 2, 2_000 * MS))
+        self.kernel.at(again_ns, self._greet, min(again_ns * 2, 500 * MS))
 
     def _greeted(self, source: Host, target: Host) -> None:
         if self.is_closed or not self.is_connecting or self.error:
@@ -429,15 +432,15 @@ class Pipe:
         process.sockets[self.number] = self
         self._network, self._process = network, process
 
-    def ready(self) -> int:
-        return (_IN if self.inbox or self.is_ended else 0) | _OUT
+    def ready(self, events: int) -> int:
+        return events & ((_IN if self.inbox or self.is_ended else 0) | _OUT)
 
     def write(self, data: bytes) -> int:
         if self.other is None:
             raise BrokenPipeError
         self.other.inbox += data
         for poller in self.other.pollers:
-            poller.wake()
+            poller.changed(self.other)
         return len(data)
 
     def read(self, size: int) -> bytes:
@@ -453,7 +456,7 @@ class Pipe:
         if self.other is not None:
             self.other.is_ended = True
             for poller in self.other.pollers:
-                poller.wake()
+                poller.changed(self.other)
 
 
 class Packets:
@@ -466,8 +469,8 @@ class Packets:
         self._waiting: deque[bytes] = deque()
         network.files[self.number] = self
 
-    def ready(self) -> int:
-        return (_IN if self._waiting else 0) | _OUT
+    def ready(self, events: int) -> int:
+        return events & ((_IN if self._waiting else 0) | _OUT)
 
     def fileno(self) -> int:
         return self.number
@@ -481,7 +484,7 @@ class Packets:
             raise BlockingIOError(errno.EAGAIN, "full")
         other._waiting.append(bytes(data))
         for poller in other.pollers:
-            poller.wake()
+            poller.changed(other)
         return len(data)
 
     def recv(self, _size: int) -> bytes:
@@ -507,7 +510,7 @@ class _Waiting:
         self._kernel = network.kernel
         self._task: Any = None
 
-    def wake(self) -> None:
+    def _wake(self) -> None:
         if self._task is not None:
             self._kernel.wake(self._task)
 
@@ -572,6 +575,11 @@ class Selector(_Waiting):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         return self._wait(self._ready, timeout)
 
+    def changed(self, file: Any) -> None:
+        """Wake who waits here, if this is something it waits for."""
+        if self._task is not None and file.ready(self._keys[file.number][0].events):
+            self._wake()
+
     def get_map(self) -> dict[int, selectors.SelectorKey]:
         return {number: key for number, (key, _) in self._keys.items()}
 
@@ -583,7 +591,7 @@ class Selector(_Waiting):
     def _ready(self) -> list[tuple[selectors.SelectorKey, int]]:
         found = []
         for key, file in self._keys.values():
-            mask = file.ready() & key.events
+            mask = file.ready(key.events)
             if mask:
                 found.append((key, mask))
         return found
@@ -604,6 +612,11 @@ class Poll(_Waiting):
     def unregister(self, what: Any) -> None:
         del self._wanted[self._file(what).number]
 
+    def changed(self, file: Any) -> None:
+        """As Selector.changed."""
+        if self._task is not None and file.ready(self._wanted[file.number][1]):
+            self._wake()
+
     def poll(self, timeout_ms: float | None = None) -> list[tuple[int, int]]:
         for file, _ in self._wanted.values():
             file.pollers.append(self)
@@ -618,7 +631,7 @@ class Poll(_Waiting):
     def _ready(self) -> list[tuple[int, int]]:
         found = []
         for number, (file, events) in self._wanted.items():
-            mask = file.ready() & events
+            mask = file.ready(events)
             if mask:
                 flags = select.POLLIN if mask & _IN else 0
                 found.append((number, flags | (select.POLLOUT if mask & _OUT else 0)))

@@ -232,7 +232,7 @@ class System:
 
     def _local_path(self, address: str) -> str:
         folder, name = os.path.split(address)
-        return f"{os.path.realpath(folder)}/{name}"
+        return f"{os.path.realpath(folder).removeprefix(os.getcwd())}/{name}"
 
     # -- the modules -----------------------------------------------------------------------------
 

@@ -6,30 +6,41 @@ how many schedules a run has.
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
+from itertools import chain
 
 import pytest
 
+from tests.simulation.bugs import BUGS, FLAVOUR_OF
 from tests.simulation.runner import replay_command, run_many
 from tests.simulation.schedule import Outcome
 
 FROM = int(os.environ.get("PERDURE_SIM_FROM", "0"))
-COUNT = int(os.environ.get("PERDURE_SIM_COUNT", "100"))
+COUNT = int(os.environ.get("PERDURE_SIM_COUNT", "3000"))
 LAB_COUNT = int(os.environ.get("PERDURE_SIM_COUNT", "20000"))
-BATCH = 50
+BATCH = 75
 LAB_BATCH = 500
-BUG_SEEDS = 400
-"""A bug is found within so many schedules."""
-BUGS = (
-    "promise-not-durable",
-    "lease-by-wall-clock",
-    "shorter-log-promoted",
-    "epoch-reused",
-    "two-promised-in-one-epoch",
-    "q-is-n-minus-k-only",
-    "older-frames-count-as-committed",
-)
-BROKEN = ("the simulator works", "the schedule ends")
+BUG_SEEDS = 60
+"""A bug is found within so many of the schedules that are about it."""
+FOUND_BY = {
+    "no-fence": 30,
+    "promise-not-durable": 10,
+    "ack-before-fsync": 200,
+    "shorter-log-promoted": 50,
+    "epoch-reused": 201,
+    "two-promised-in-one-epoch": 29,
+    "q-is-n-minus-k-only": 30,
+    "lease-by-wall-clock": 30,
+    "two-voters-at-once": 109,
+    "degrade-recorded-late": 77,
+    "older-frames-count-as-committed": 50,
+}
+"""Seeds that find them. A change of the code may make them other schedules: then others are looked for."""
+NO_FIND = ("", "the simulator works", "the schedule ends", "the cluster works again")
+"""Outcomes that do not show a bug: what has to be broken is what keeps writes."""
 
 
 def _check(first: int, count: int) -> None:
@@ -37,10 +48,12 @@ def _check(first: int, count: int) -> None:
     assert len(outcomes) == count
     failed = [outcome for outcome in outcomes if outcome.rule]
     assert not failed, "\n".join(f"{replay_command(outcome.seed)}\n    {outcome.text}" for outcome in failed)
-    assert sum(outcome.counts["acknowledged"] for outcome in outcomes) > 10 * count
-    assert sum(outcome.counts["epochs"] for outcome in outcomes) > 1.5 * count
+    assert sum(outcome.counts["acknowledged"] for outcome in outcomes) > 5 * count
+    assert sum(outcome.counts["faults"] for outcome in outcomes) > 5 * count
+    assert sum(outcome.counts["epochs"] for outcome in outcomes) > 1.2 * count
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("first", range(FROM, FROM + COUNT, BATCH))
 def test_every_schedule_keeps_the_invariants(first: int) -> None:
     _check(first, min(BATCH, FROM + COUNT - first))
@@ -60,12 +73,23 @@ def test_a_seed_gives_the_same_schedule_again() -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("bug", BUGS)
+@pytest.mark.parametrize("bug", sorted(BUGS))
 def test_a_bug_that_was_put_in_is_found(bug: str) -> None:
-    found = [outcome for outcome in run_many(FROM, BUG_SEEDS, bug=bug, stop=True) if outcome.rule]
-    assert found, f"no schedule of {BUG_SEEDS} found it"
-    assert found[0].rule not in BROKEN, found[0].text
-    print(f"{replay_command(found[0].seed, bug)}\n    {found[0].text}")
+    known = run_many(FOUND_BY[bug], 1, bug=bug)
+    search = run_many(0, BUG_SEEDS, bug=bug, flavour=FLAVOUR_OF[bug])
+    found = next((outcome for outcome in chain(known, search) if outcome.rule not in NO_FIND), None)
+    assert found is not None, f"no schedule of {BUG_SEEDS} found it"
+    print(f"{replay_command(found.seed, bug)}\n    {found.text}")
+    (without,) = run_many(found.seed, 1)
+    assert not without.rule, without.text
+
+
+def test_a_schedule_is_the_same_in_a_process_of_its_own() -> None:
+    (branched,) = run_many(FROM, 1)
+    command = [sys.executable, "-m", "tests.simulation", "--seed", str(FROM)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    traced = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert _same(Outcome(**json.loads(traced.splitlines()[-1]))) == _same(branched)
 
 
 def _same(outcome: Outcome) -> tuple[object, ...]:

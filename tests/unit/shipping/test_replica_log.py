@@ -20,6 +20,8 @@ from perdure.store.ids import NOWHERE
 from perdure.store.log import EventLog
 from perdure.store.page import Word
 from perdure.store.promise import Promise, read_promise
+from perdure.store.sealing import footer_up_to
+from perdure.store.segment import encode_footer
 from tests.support.fuzz import fuzz
 from tests.unit.shipping.logs import (
     CLUSTER,
@@ -70,6 +72,39 @@ def test_a_run_that_spans_segments_is_cut_where_they_begin(primary: Path, replic
     assert len(list_segments(replica / "log")) == 2
 
 
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_an_epoch_goes_on_behind_a_segment_whose_first_frame_was_lost_with_the_power(
+    primary: Path, replica: Path, is_sealed: bool
+) -> None:
+    runs = runs_of(primary)
+    first, rest = runs[0], runs[1:]
+    half = first.frames[3][0]
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        end = log.append(REIGN, [first.data[:half]])
+        if is_sealed:
+            file = list_segments(replica / "log")[-1]
+            cursor = node.cursor()
+            with open(file.path, "ab") as segment:
+                segment.write(encode_footer(footer_up_to(cursor, file, end.lsn)))
+            cursor.close()
+        node.log.lock_any()
+        node.log.begin_segment(2, "n2", NOW_MS)  # and no EPOCH_START: it was not synced
+        node.log.unlock()
+    with opened(replica) as node, opened(replica) as other:
+        other.log.look_anew()
+        log, reign = ReplicaLog(node), Promise(3, "n1")
+        assert log.accept_reign(reign) == end
+        log.append(reign, [first.data[half : first.frames[-1][0] + first.frames[-1][1].size_bytes]])
+        end = log.append(reign, [run.raw for run in rest])
+        assert end == end_of(primary)
+        assert other.end_on_disk() == end
+    assert [file.path.name for file in list_segments(replica / "log")] == [
+        file.path.name for file in list_segments(primary / "log")
+    ]
+
+
 @pytest.mark.parametrize("lost", ["first", "middle", "chain", "cut", "doubled"])
 def test_frames_that_do_not_follow_are_refused_and_nothing_is_written(
     primary: Path, replica: Path, lost: str
@@ -118,6 +153,15 @@ def test_every_flipped_byte_and_every_truncation_of_a_run_is_refused(primary: Pa
     ends = {0, *(offset for offset, _ in run.frames)}
     for size in range(len(raw)):
         assert is_taken(raw[:size]) is (size in ends)
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["alone", "in a run"])
+def test_frames_of_another_shard_are_refused(primary: Path, count: int) -> None:
+    run = runs_of(primary)[0]
+    raw = run.data[: run.frames[count][0]]
+    split_frames(raw, NOWHERE, key=KEY, shard=0, epoch_max=1)
+    with pytest.raises(WireError, match="shard 0 out of place"):
+        split_frames(raw, NOWHERE, key=KEY, shard=1, epoch_max=1)
 
 
 def is_taken(raw: bytes) -> bool:

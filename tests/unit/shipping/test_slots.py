@@ -77,7 +77,7 @@ def test_a_changed_state_is_written_at_once_and_a_position_no_more_often_than_sa
     put(lsn=1)
     put(lsn=2)
     put(lsn=3, state=slots.CATCH_UP)
-    now[0] += 1.1
+    now[0] += 0.3
     put(lsn=4, state=slots.CATCH_UP)
     put(lsn=4, state=slots.CATCH_UP, lag_ms=99)
     writer.close()

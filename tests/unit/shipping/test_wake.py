@@ -268,3 +268,22 @@ def test_a_wait_outlives_the_shipper_that_it_began_with(store: Path) -> None:
         waiting.join(WAIT_S)
     assert results == [True]
     gate.close()
+
+
+def test_a_writer_that_waits_wakes_the_shipper_without_a_poke(tmp_path: Path) -> None:
+    store = make_primary(tmp_path / "n1", k=1)
+    options = ShipperOptions(poll_ms=50, use_pokes=False, use_watcher=False)
+    with shipping(store, options) as shipper, SessionStore.open(store) as sessions:
+        gate = open_gate(store)
+        deadline = time.monotonic() + WAIT_S
+        while not shipper.wakes[Wake.POKE]:  # the first one is found when the gate is connected
+            assert time.monotonic() < deadline
+            sessions._log.lock()  # nobody is there to confirm: append as a writer would
+            try:
+                position = sessions._log.append_control(None, sessions._log.config, 0)
+            finally:
+                sessions._log.unlock()
+            assert not gate.wait(position, 100)
+            assert sessions._log.words[Word.FLUSHED] >= position.lsn
+        assert not shipper._unannounced
+        gate.close()

@@ -314,3 +314,34 @@ def test_bytes_that_a_process_left_behind_at_an_interval_are_flushed_by_another(
             dead.create({"n": 1})
             words = other._log.words
             until(lambda: words[Word.FLUSHED] == words[Word.APPENDED])
+
+
+def test_who_asks_hears_of_the_sync_before_the_mark_says_so(store: SessionStore) -> None:
+    flusher, lsn = flusher_of(store), append(store)
+    marks = flusher.mark.path
+    seen: list[tuple[int, bool]] = []
+
+    def look() -> None:
+        mark = read_marks(marks, flusher._cursor.key)[0]
+        seen.append((flusher.words[Word.FLUSHED], mark is not None and mark.position.lsn >= lsn))
+
+    flusher.flush(lsn, look)
+    assert len(seen) == 1
+    assert seen[0][0] < lsn
+    assert not seen[0][1]
+    mark = read_marks(marks, flusher._cursor.key)[0]
+    assert mark is not None
+    assert mark.position.lsn == lsn
+    flusher.flush(lsn, look)
+    assert len(seen) == 1, "it was on disk before: nobody had to sync it"
+
+
+def test_who_asks_does_not_hear_of_a_sync_that_failed(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, heard = Disk(monkeypatch), list[int]()
+    disk.is_broken = True
+    disk.open()
+    with pytest.raises(PoisonedError):
+        flusher_of(store).flush(append(store), lambda: heard.append(1))
+    assert not heard
