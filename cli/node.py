@@ -123,14 +123,15 @@ def node(
         health=settings.health(),
         log_level=level,
     )
-    write_ways(directory, settings.told(replica, secret_file, host))
-    with service.until_stopped(is_verbose=is_verbose) as should_stop:
-        run_node(
-            plan,
-            should_stop,
-            lambda taken: service.ready(
-                {"node": name, "listening": f"{host}:{taken}"},
-                f"{name} listens on {host}:{taken}",
-                as_json=as_json,
-            ),
+    told = settings.told(replica, secret_file, host)
+
+    def ready(taken: int) -> None:
+        write_ways(directory, told)  # not sooner: a second start beside a node that runs changes nothing
+        service.ready(
+            {"node": name, "listening": f"{host}:{taken}"},
+            f"{name} listens on {host}:{taken}",
+            as_json=as_json,
         )
+
+    with service.until_stopped(is_verbose=is_verbose) as should_stop:
+        run_node(plan, should_stop, ready)

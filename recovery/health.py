@@ -33,10 +33,17 @@ def ask_health(store: str | os.PathLike[str], host: str, reach: Reach) -> Health
         raise WireError(
             "no monitor ever ran here", node=identity.node, hint="Start the node: `perdure node DIR`."
         )
-    with ServerClient(
-        host, port, cluster_id=identity.cluster_id, secret=reach.secret, node=identity.node
-    ) as client:
-        return client.ask(HealthAsk(), HealthReply, timeout_ms=reach.timeout_ms)[0]
+    try:
+        with ServerClient(
+            host, port, cluster_id=identity.cluster_id, secret=reach.secret, node=identity.node
+        ) as client:
+            return client.ask(HealthAsk(), HealthReply, timeout_ms=reach.timeout_ms)[0]
+    except WireError as error:
+        raise WireError(
+            f"the monitor of {identity.node} does not answer: {error.message}",
+            node=identity.node,
+            hint=error.hint or "Does `perdure node` run? Is its secret known here, are its certificates?",
+        ) from error
 
 
 def order_to_stand(

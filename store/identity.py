@@ -66,6 +66,12 @@ def read_identity(store: Path) -> Identity:
     """
     identity = read_small_file(store / names.IDENTITY, MAGIC, VERSION, Identity)
     if identity is None:
+        if (store / names.WITNESS).exists():
+            raise StoreMissingError(
+                "here is a witness, which keeps no sessions",
+                path=store,
+                hint="Ask a node of its cluster: `perdure status DIR` tells of its witnesses, too.",
+            )
         raise StoreMissingError("there is no store here", path=store, hint="`perdure init DIR` makes one.")
     return identity
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
-from perdure.shipping import read_unmonitored
+from perdure.shipping import NodePorts, read_unmonitored, write_ports
 from tests.cli.runner import run_json
 
 
@@ -20,6 +21,15 @@ def node(tmp_path: Path) -> Path:
 def test_health_of_a_node_that_does_not_run_says_so(node: Path) -> None:
     said = run_json("health", node, code=5)["error"]
     assert "no monitor ever ran here" in said["message"]
+    assert "perdure node" in said["hint"]
+
+
+def test_health_of_a_node_that_has_ended_says_what_to_look_at(node: Path) -> None:
+    with socket.socket() as taken:  # bound and not listening: whoever connects is refused
+        taken.bind(("127.0.0.1", 0))
+        write_ports(node, NodePorts(monitor=taken.getsockname()[1]))
+        said = run_json("health", node, code=5)["error"]
+    assert "the monitor of n1 does not answer" in said["message"]
     assert "perdure node" in said["hint"]
 
 

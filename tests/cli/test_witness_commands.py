@@ -137,5 +137,6 @@ def test_a_witness_is_no_store_and_is_not_made_twice(pair: Pair) -> None:
     assert run(*again).exit_code == 5
     assert run("init", pair.root / "x", "--node", "x", "--witness-of", "abc").exit_code == 2
     assert run(*again, "--primary").exit_code == 2
-    assert run("status", pair.root / "w").exit_code != 0
+    said = run_json("status", pair.root / "w", code=5)["error"]
+    assert "here is a witness" in said["message"] and "perdure init" not in said["hint"]
     assert run("witness", pair.root / "n1", "--listen", f"{HOST}:0").exit_code != 0
