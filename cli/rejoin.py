@@ -35,7 +35,8 @@ def rejoin(
 ) -> None:
     """Make this node a replica of the primary that its peers know, while both run.
 
-    A node does so by itself unless [failover] rejoin is "manual", or unless two primaries have committed.
+    A node does so by itself unless `rejoin` of the section failover is "manual", or unless two primaries have
+    committed.
     What only it has is exported to DIR/diverged first. Exit code 1 says that a dry run found it refused.
 
     \b

@@ -60,7 +60,7 @@ def failback(
     secret_file: SecretFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hand the role back to the preferred primary (`preferred` in [failover] of the configuration).
+    """Hand the role back to the preferred primary (`preferred` of the section failover in the configuration).
 
     As `perdure switchover`; nothing is done where it is primary already.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from perdure.shipping import NodePorts, read_unmonitored, write_ports
-from tests.cli.runner import run_json
+from tests.cli.runner import run, run_json
 
 
 @pytest.fixture
@@ -91,3 +91,8 @@ def test_a_node_with_a_coordinator_that_cannot_work_does_not_start(
 def test_an_etcd_endpoint_that_is_no_url_is_refused(node: Path) -> None:
     (node / "perdure.toml").write_text('[failover]\netcd_endpoints = ["10.0.0.9:2379"]\n')
     assert "is no URL" in run_json("config", "show", node, code=2)["error"]["message"]
+
+
+@pytest.mark.parametrize("command", ["failback", "rejoin"])
+def test_help_names_the_section_of_an_option_of_the_configuration(command: str) -> None:
+    assert "section failover" in " ".join(run(command, "--help").output.split())
