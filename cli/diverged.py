@@ -76,7 +76,8 @@ def show(
             damaged.append(event["damage"])
         return line_of(event)
 
-    render.stream(diverged_events(directory, name, key=session), as_json=as_json, line=line)
+    if not render.stream(diverged_events(directory, name, key=session), as_json=as_json, line=line):
+        render.note("no events", as_json=as_json)
     leave(Exit.CORRUPT if damaged else Exit.FINE)
 
 

@@ -94,8 +94,14 @@ def unmonitor(directory: Directory, node: Node, as_json: AsJson = False) -> None
 
 
 def _decide(directory: Directory, node: str, is_monitored: bool, as_json: bool) -> None:
-    from ..shipping import set_monitored
+    from ..recovery import node_names
+    from ..shipping import read_unmonitored, set_monitored
+    from ..store import UsageError
 
+    peers = {*Settings(directory).peers(None), *read_unmonitored(directory).nodes}
+    known = node_names(directory) | peers
+    if len(known) > 1 and node not in known:  # a replica that has received nothing yet may know nobody
+        raise UsageError(f"{node} is no node of this cluster: {', '.join(sorted(known))}")
     decided = set_monitored(directory, node, is_monitored)
     render.result(
         {"node": node, "is_monitored": is_monitored, "unmonitored": list(decided.nodes)}, as_json=as_json

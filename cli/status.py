@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from ..store import PerdureError, read_identity
+from ..shipping.nodelog import is_running
+from ..store import PerdureError, names, read_identity
 from . import render
 from .exits import Exit, code_of, leave, reporting
 from .options import AsJson, Directory, Peers, SecretFile
@@ -96,7 +97,7 @@ def _look(directory: Path, reach: Reach, host: str) -> tuple[dict[str, Any], Exi
     found = cluster_status(directory, reach, monitor_host=host)
     own = found.own
     opened, code = _opened(directory)
-    opened["problem"] = opened["problem"] or _problem(own)
+    opened["problem"] = opened["problem"] or _problem(own, is_running(directory, names.RECEIVER_LOCK))
     values: dict[str, Any] = {
         "node": own.node,
         "cluster_id": identity.cluster_id.hex(),
@@ -143,12 +144,12 @@ def _opened(directory: Path) -> tuple[dict[str, Any], Exit]:
     return {name: stats[name] for name in OPENED} | {"problem": ""}, Exit.FINE
 
 
-def _problem(own: NodeReport) -> str:
+def _problem(own: NodeReport, receives: bool) -> str:
     """What is not as it should be with this node, empty if nothing."""
     if own.fault:
         return f"folding stopped: {own.fault}"
     if not own.is_primary:
-        return ""
+        return "" if receives else "its receiver does not run: start its node process"
     for replica in own.replicas:
         if replica.state in WRONG_STATES:
             return f"replica {replica.node} is {replica.state}: {replica.error}"

@@ -48,7 +48,7 @@ from .ops_service import OpsService
 from .primary import Primary
 from .promises import Answer, Decision, Voters, VoterState, Why, count_promises
 from .promote import PromotionRefusedError, PromotionReport, promote
-from .reach import Reach, known_reach
+from .reach import Reach, known_reach, node_names
 from .rebuild_log import rebuild_log
 from .reconcile import Comparison, Difference, NodeVerdict
 from .rejoin import RejoinReport, plan_rejoin, rejoin
@@ -175,6 +175,7 @@ __all__ = [
     "keep_available",
     "key_use",
     "known_reach",
+    "node_names",
     "list_diverged",
     "list_members",
     "locate",

@@ -96,3 +96,10 @@ def known_reach(
     source = open_source(store)
     known = node_addresses(newest_config(source), source.identity.node, configured or {})
     return Reach(known | dict(given), secret)
+
+
+def node_names(store: str | os.PathLike[str]) -> set[str]:
+    """The nodes that the newest CONFIG in the log names, and this one. Raises as open_source."""
+    source = open_source(store)
+    config = newest_config(source)
+    return {source.identity.node, *config.voters, *config.members}

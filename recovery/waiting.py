@@ -10,10 +10,13 @@ import os
 import time
 from collections.abc import Callable
 from enum import Enum
+from pathlib import Path
 from typing import Final, TypeAlias
 
 import msgspec
 
+from ..shipping.nodelog import is_running
+from ..store import names
 from ..store.errors import StoreMissingError
 from .cluster_status import ClusterStatus, cluster_status
 from .reach import NOBODY, Reach
@@ -96,7 +99,8 @@ def _look(
 ) -> tuple[NodeReport, ClusterStatus | None, str]:
     if target is Target.READY:
         own = report_node(store, is_brief=True)
-        return own, None, why_not_ready(own, has_peers=bool(reach.peers))
+        receives = is_running(Path(store), names.RECEIVER_LOCK)
+        return own, None, why_not_ready(own, has_peers=bool(reach.peers), receives=receives)
     status = cluster_status(store, reach)
     if target is Target.SYNCED:
         return status.own, status, why_not_synced(status)
@@ -105,7 +109,7 @@ def _look(
     return status.own, status, why_not_recovered(status)
 
 
-def why_not_ready(own: NodeReport, *, has_peers: bool) -> str:
+def why_not_ready(own: NodeReport, *, has_peers: bool, receives: bool = True) -> str:
     """What this node still lacks to do its work; empty if nothing. Pure."""
     if own.fault:
         return f"folding stopped: {own.fault}"
@@ -115,6 +119,8 @@ def why_not_ready(own: NodeReport, *, has_peers: bool) -> str:
         if (len(own.voters) > 1 or has_peers) and not own.shipper_pid:
             return "no shipper runs"
         return ""
+    if not receives:
+        return "its receiver does not run"
     if not own.appended_lsn:
         return "nothing was received from a primary yet"
     reached = own.folded_lsn or 0

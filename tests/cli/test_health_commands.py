@@ -48,6 +48,7 @@ def test_what_is_not_monitored_is_kept_and_taken_back(node: Path) -> None:
 
 def test_a_name_that_no_node_can_have_is_refused_and_changes_nothing(node: Path) -> None:
     assert run_json("unmonitor", node, "Not a node", code=2)["error"]["error"] == "UsageError"
+    assert "n1, n2, n3" in run_json("unmonitor", node, "n77", code=2)["error"]["message"]
     assert read_unmonitored(node).nodes == ()
 
 

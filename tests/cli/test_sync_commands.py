@@ -39,6 +39,7 @@ def shipped(cluster: Cluster) -> list[str]:
     cluster.ship_here("n1")
     both = peers(cluster, "n2", "n3")
     assert run_json("wait", "ready", cluster.path("n1"), *both, "--timeout", "30")["is_reached"]
+    assert run_json("wait", "ready", cluster.path("n3"), "--timeout", "30")["is_reached"]
     until(
         lambda: {cluster.slot_state("n1", name)[0] for name in ("n2", "n3")} == {"streaming"}, "both follow"
     )
@@ -89,6 +90,10 @@ def test_a_replica_that_is_away_has_the_age_of_the_oldest_event_that_it_lacks_as
         ids = [store.create({"n": number}) for number in range(5)]
         assert len(ids) == 5
         time.sleep(0.3)  # an age that can be told from 0
+        assert "does not run" in run_json("status", cluster.path("n3"), code=1)["problem"]
+        assert (
+            "does not run" in run_json("wait", "ready", cluster.path("n3"), "--timeout", "0", code=1)["why"]
+        )
         said = run_json("status", cluster.path("n1"), *both, code=1)
         waited_ms = (time.monotonic() - lacked_ms) * 1000
         rows = {row["node"]: row for row in said["replicas"]}
