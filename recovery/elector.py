@@ -300,6 +300,7 @@ class Elector:
             is_standing=False,
             hears=primary is not None,
             lag_events=max(0, primary.lsn - own.lsn) if primary else 0,
+            is_empty=not own.lsn,
         )
         if self.states.state is NodeState.INITIALIZING and not (own.is_primary or self._report.clock_ms):
             return

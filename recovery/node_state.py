@@ -61,6 +61,8 @@ class NodeFacts(msgspec.Struct, frozen=True):
     """A primary is heard."""
     lag_events: int
     """What the primary said that it has on disk, less what this node has."""
+    is_empty: bool = False
+    """It has no log at all, and so does not vote yet."""
 
 
 class IllegalTransitionError(PerdureError):
@@ -77,7 +79,8 @@ def state_of(facts: NodeFacts, lag_events_max: int = 1_000) -> NodeState:
         return NodeState.ACTIVE
     if facts.is_suspicious or not facts.hears:
         return NodeState.FAILOVER
-    return NodeState.SYNCING if facts.lag_events > lag_events_max else NodeState.ACTIVE
+    is_behind = facts.is_empty or facts.lag_events > lag_events_max
+    return NodeState.SYNCING if is_behind else NodeState.ACTIVE
 
 
 class NodeStates:

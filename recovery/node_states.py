@@ -41,14 +41,17 @@ def node_states(
 
 def _by_status(reply: StatusReply, end_lsn: int) -> NodeState:
     hears = reply.role == "primary" or 0 <= reply.primary_heard_ms <= HEARD_MS_MAX
-    return _word(reply.role == "primary", reply.fault, hears, max(0, end_lsn - reply.end[1]))
+    return _word(
+        reply.role == "primary", reply.fault, hears, max(0, end_lsn - reply.end[1]), not reply.end[1]
+    )
 
 
 def _by_report(own: NodeReport, end_lsn: int, *, has_primary: bool) -> NodeState:
-    return _word(own.is_primary, own.fault, own.is_primary or has_primary, max(0, end_lsn - own.flushed_lsn))
+    hears = own.is_primary or has_primary
+    return _word(own.is_primary, own.fault, hears, max(0, end_lsn - own.flushed_lsn), not own.appended_lsn)
 
 
-def _word(is_primary: bool, fault: str, hears: bool, lag_events: int) -> NodeState:
+def _word(is_primary: bool, fault: str, hears: bool, lag_events: int, is_empty: bool) -> NodeState:
     return state_of(
         NodeFacts(
             is_primary=is_primary,
@@ -57,5 +60,6 @@ def _word(is_primary: bool, fault: str, hears: bool, lag_events: int) -> NodeSta
             is_standing=False,
             hears=hears,
             lag_events=lag_events,
+            is_empty=is_empty,
         )
     )

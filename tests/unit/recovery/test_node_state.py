@@ -55,6 +55,7 @@ def test_a_node_never_begins_again_and_nothing_follows_its_end() -> None:
         (facts(is_primary=True, hears=False), NodeState.ACTIVE),
         (facts(lag_events=1_000), NodeState.ACTIVE),
         (facts(lag_events=1_001), NodeState.SYNCING),
+        (facts(is_empty=True), NodeState.SYNCING),
         (facts(hears=False), NodeState.FAILOVER),
         (facts(is_suspicious=True), NodeState.FAILOVER),
         (facts(is_standing=True, fault="broken"), NodeState.FAILOVER),
