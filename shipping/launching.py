@@ -3,7 +3,7 @@
 Owns the two ways to start a module's `main()` with a task, and the handle on what was started. Both give the
 child the same face: the task on standard input (nothing is on a command line or in the environment), which
 stays open for as long as the parent lives, standard output as a pipe back, and a session of its own. A fork
-takes a hundredth of the processor time of an exec, which is a Python's start and every import again.
+takes a fiftieth of the processor time of an exec, which is a Python's start and every import again.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def execute(module: str, task: msgspec.Struct, passed: Sequence[int] = (), *, na
         [sys.executable, "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=_environment(),
+        env=package_environment(),
         start_new_session=True,
         pass_fds=passed,
     )
@@ -103,7 +103,6 @@ def fork(module: str, task: msgspec.Struct, passed: Sequence[int] = (), *, name:
     parent_in, child_out = os.pipe()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()  # or the child says again what is still in a buffer
-    gc.freeze()  # pages stay shared, and nothing that is the parent's is finalized in the child
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()
@@ -219,6 +218,7 @@ def become_child(
     `mask` are the signals that are held back from then on.
     """
     code = 1
+    gc.freeze()  # pages stay shared, and nothing that is the parent's is finalized here
     try:
         os.setsid()
         os.dup2(stdin, _STDIN)
@@ -231,7 +231,7 @@ def become_child(
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         code = main() or 0
     except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 1
+        code = 0 if ended.code is None else ended.code if isinstance(ended.code, int) else 1
     except BaseException:  # noqa: BLE001  (said, as a Python's last words)
         traceback.print_exc()
     finally:
@@ -258,8 +258,8 @@ def _close_others(kept: set[int]) -> None:
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
 
 
-def _environment() -> dict[str, str]:
-    """The environment, with the way to this very package in front."""
+def package_environment() -> dict[str, str]:
+    """The environment of a process that has to find this very package, whether it is installed or not."""
     package = Path(__file__).absolute().parent.parent.parent
     environment = dict(os.environ)
     path = environment.get("PYTHONPATH", "")

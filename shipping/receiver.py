@@ -475,6 +475,7 @@ def serve_receiver(
         finish_install(path)
         finish_rebuild(path)
         node = open_node_log(path, [lock])
+        node.log.page.bump()  # the receiver before it may have ended amid a change of files
     except CorruptError as error:
         lock.close()
         if note_log_fault(path, error, now_ms()):

@@ -17,9 +17,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Protocol
 
+from ...shipping.launching import package_environment
 from ...store import StorageError, UsageError
 from .leash import PARENT_VARIABLE
-from .machines import package_environment, python
+from .machines import python
 
 HOST = "127.0.0.1"
 MEMBERS = 3

@@ -17,6 +17,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Protocol, TypeVar
 
+from ...shipping.launching import package_environment
 from ...store import StorageError
 from .leash import PARENT_VARIABLE
 
@@ -118,13 +119,6 @@ class LoopbackMachines:
                     if stream is not None:
                         stream.close()
             self._started[name].clear()
-
-
-def package_environment() -> dict[str, str]:
-    """What a process needs to find this package, whether it is installed or not."""
-    package = Path(__file__).absolute().parents[3]
-    path = os.environ.get("PYTHONPATH", "")
-    return {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{path}" if path else str(package)}
 
 
 def python(module: str, *words: object) -> tuple[object, ...]:

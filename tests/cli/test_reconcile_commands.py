@@ -103,6 +103,7 @@ def test_a_node_whose_fold_diverged_makes_its_state_anew_by_itself(tmp_path: Pat
                 store.put(f"s{number:02}", {"n": number})
             digest = store.stats()["digest"]
             until(lambda: _digest(second) == digest, "n2 to have all")
+            until(lambda: stored(second, b"s07"), "n2 to fold it")  # its log is ahead of its state
             damage(second, {b"s07": None})
             store.patch("s07", {"again": True})  # the frame that n2 cannot fold
             digest = store.stats()["digest"]

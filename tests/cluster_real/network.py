@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TypeVar
 
-from perdure.cli.demo.machines import SERVICES, package_environment, process_state
+from perdure.cli.demo.machines import SERVICES, process_state
+from perdure.shipping.launching import package_environment
 
 TOOLS = ("ip", "nft", "nsenter", "setpriv", "unshare")
 SUBNET = "10.99.0"

@@ -10,9 +10,16 @@ import msgspec
 import pytest
 from hypothesis import strategies as st
 
+from perdure.shipping import serve_receiver
 from perdure.shipping.frames_in import split_frames
 from perdure.shipping.replica_log import ReplicaLog
-from perdure.store import FencedError, PoisonedError, PromiseRefusedError, StorageFullError, WireError
+from perdure.store import (
+    FencedError,
+    PoisonedError,
+    PromiseRefusedError,
+    StorageFullError,
+    WireError,
+)
 from perdure.store.cursor import list_segments
 from perdure.store.event import Kind, Reason, encode_event
 from perdure.store.frame import cluster_key
@@ -103,6 +110,40 @@ def test_an_epoch_goes_on_behind_a_segment_whose_first_frame_was_lost_with_the_p
     assert [file.path.name for file in list_segments(replica / "log")] == [
         file.path.name for file in list_segments(primary / "log")
     ]
+
+
+def test_a_receiver_that_dies_amid_leaving_an_empty_segment_leaves_no_process_on_the_removed_file(
+    primary: Path, replica: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = runs_of(primary)[0]
+    half = first.frames[3][0]
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        end = log.append(REIGN, [first.data[:half]])
+        node.log.lock_any()
+        node.log.begin_segment(2, "n2", NOW_MS)
+        node.log.unlock()
+    reign = Promise(3, "n1")
+    behind = first.data[half : first.frames[-1][0] + first.frames[-1][1].size_bytes]
+    with opened(replica) as other:
+        with opened(replica) as node, monkeypatch.context() as patched:
+            log = ReplicaLog(node)
+            log.accept_reign(reign)
+            assert other.end_on_disk() == end  # and has the empty segment open
+            patched.setattr(type(node.log.page), "bump", _die)
+            with pytest.raises(KeyboardInterrupt):
+                log.append(reign, [behind])
+        serve_receiver(replica, "127.0.0.1", 0, should_stop=lambda: True)
+        with opened(replica) as node:
+            log = ReplicaLog(node)
+            log.accept_reign(reign)
+            new_end = log.append(reign, [behind])
+            assert other.end_on_disk() == new_end != end
+
+
+def _die(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("lost", ["first", "middle", "chain", "cut", "doubled"])
