@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import select
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
+from typing import Final
 
 from ..store.errors import WireError
 from .link import Link
 from .messages import Message
 
+LOOK_S: Final = 0.05
+
 
 class Conversation:
     """A link that one thread at a time speaks over."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, is_over: Callable[[], bool] | None = None) -> None:
+        """`is_over` is asked now and then, while this waits, whether to wait no longer."""
         self.link = link
+        self.is_over = is_over
         self._waiting: deque[tuple[Message, bytes]] = deque()
         """Messages that were received and not taken; no more are read while there are any."""
 
@@ -57,6 +63,9 @@ class Conversation:
     def _wait(self, events: int, deadline: float) -> None:
         poller = select.poll()
         poller.register(self.link.fileno(), events)
-        left_s = deadline - monotonic()
-        if left_s <= 0 or not poller.poll(left_s * 1000):
-            raise WireError(f"{self.link.peer} did not answer in time", node=self.link.peer)
+        while (left_s := deadline - monotonic()) > 0:
+            if poller.poll((left_s if self.is_over is None else min(left_s, LOOK_S)) * 1000):
+                return
+            if self.is_over is not None and self.is_over():
+                break
+        raise WireError(f"{self.link.peer} did not answer in time", node=self.link.peer)

@@ -8,7 +8,6 @@ no configuration read, before the first call.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,10 +22,11 @@ from ..store.identity import Identity, read_identity
 from ..store.ids import Position
 from ..store.option import parse_address
 from ..store.ports import Sought, Submitted
-from .asking import NodeClient
+from ..store.promise import read_promise
 from .credentials import Secret
+from .finding import Search
 from .forward_service import wire_position
-from .messages import Message, StatusReply
+from .messages import Message
 from .messages_forward import (
     ForwardAsk,
     ForwardReply,
@@ -47,8 +47,6 @@ IDLE_CLIENTS_MAX: Final = 16
 """Connections to the primary that are kept while nobody asks."""
 STATUS_MS: Final = 1_000
 """How long one node may take to say what it is."""
-OTHERS_S: Final = 0.1
-"""Once one node says that it is the primary, the others have so long to say that there is a newer one."""
 NODES_MAX: Final = 64
 AGAIN_S: Final = 0.02
 """After a search that found none, the next one begins at the earliest so much later."""
@@ -177,7 +175,9 @@ class NodeForwarder:
         client = primary.take()
         left_ms = max(1, int((deadline - monotonic()) * 1000))
         try:
-            answer = client.ask(question, wanted, payload, timeout_ms=left_ms)
+            answer = client.ask(
+                question, wanted, payload, timeout_ms=left_ms, is_over=lambda: self._is_over(primary.epoch)
+            )
         except (WireError, ForeignError, NotPrimaryError):
             client.close()
             self._forget(primary)
@@ -190,6 +190,23 @@ class NodeForwarder:
             raise
         primary.give(client)
         return answer
+
+    def _is_over(self, epoch: int) -> bool:
+        """Has this node promised a later epoch than that of the primary that was asked?
+
+        Then the answer may never come, and another one will know it.
+        """
+        try:
+            return read_promise(self._store).epoch > epoch
+        except PerdureError:
+            return False
+
+    def _may_be_here(self) -> bool:
+        """Is this node the candidate of the latest epoch, or its primary by now?"""
+        try:
+            return read_promise(self._store).candidate == self._ways()[1].node
+        except PerdureError:
+            return False
 
     # -- finding ---------------------------------------------------------------------------------
 
@@ -222,27 +239,10 @@ class NodeForwarder:
     def _search(self, deadline: float) -> _Primary:
         way, identity = self._ways()
         addresses = self._addresses()
-        answers: queue.SimpleQueue[tuple[str, StatusReply | None, str]] = queue.SimpleQueue()
         timeout_ms = min(STATUS_MS, max(1, int((deadline - monotonic()) * 1000)))
-        for node, (host, port) in addresses.items():
-            asking = (answers, node, host, port, identity.cluster_id, way.secret, timeout_ms)
-            threading.Thread(target=_ask_status, args=asking, name="perdure-find", daemon=True).start()
-        best: tuple[int, str, int] | None = None
-        until, problem = monotonic() + timeout_ms / 1000, ""
-        for _ in addresses:
-            try:
-                node, status, why = answers.get(timeout=max(0.0, until - monotonic()))
-            except queue.Empty:
-                break
-            problem = why or problem
-            if status is None or status.role != "primary":
-                continue
-            if best is None or status.end[0] > best[0]:
-                best = (status.end[0], node, status.serve_port)
-            until = min(until, monotonic() + OTHERS_S)
-        if best is None:
-            raise NotPrimaryError("no node says that it is the primary" + (f": {problem}" if problem else ""))
-        epoch, node, port = best
+        search = Search(addresses, identity.cluster_id, way.secret, timeout_ms, self._may_be_here)
+        node, status = search.run()
+        epoch, port = status.end[0], status.serve_port
         if not port:
             raise NotPrimaryError(f"the primary {node} runs no server", node=node)
         logger.info("primary found: node=%s epoch=%d", node, epoch)
@@ -263,22 +263,3 @@ class NodeForwarder:
         if self._identity is None:
             self._identity = read_identity(self._store)
         return way, self._identity
-
-
-def _ask_status(
-    answers: queue.SimpleQueue[tuple[str, StatusReply | None, str]],
-    node: str,
-    host: str,
-    port: int,
-    cluster_id: bytes,
-    secret: Secret,
-    timeout_ms: int,
-) -> None:
-    """Ask one node what it is, in a thread of its own: one that does not answer holds up nobody."""
-    try:
-        with NodeClient(
-            host, port, cluster_id=cluster_id, secret=secret, timeout_ms=timeout_ms, node=node
-        ) as client:
-            answers.put((node, client.status(), ""))
-    except (PerdureError, OSError) as error:
-        answers.put((node, None, str(error)))

@@ -7,6 +7,7 @@ never asked (any other WireError): only the first one may have been carried out.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from time import monotonic
 from types import TracebackType
 from typing import Final, TypeVar
@@ -49,15 +50,23 @@ class ServerClient:
         self._talk: Conversation | None = None
 
     def ask(
-        self, question: Message, wanted: type[M], payload: bytes = b"", *, timeout_ms: int = ANSWER_MS
+        self,
+        question: Message,
+        wanted: type[M],
+        payload: bytes = b"",
+        *,
+        timeout_ms: int = ANSWER_MS,
+        is_over: Callable[[], bool] | None = None,
     ) -> tuple[M, bytes]:
         """The answer to a question, and its payload.
+
+        While there is none, `is_over` is asked now and then whether to give up as if `timeout_ms` had passed.
 
         Raises the error that the handler raised; AnswerLost if the link broke or `timeout_ms` passed after
         the question was sent; WireError or ForeignError if it could not be asked.
         """
         deadline = monotonic() + timeout_ms / 1000
-        talk = self._connected(deadline)
+        talk = self._connected(deadline, is_over)
         try:
             talk.send(question, payload, deadline)
             answer, data = talk.take(deadline)
@@ -90,14 +99,15 @@ class ServerClient:
     ) -> None:
         self.close()
 
-    def _connected(self, deadline: float) -> Conversation:
+    def _connected(self, deadline: float, is_over: Callable[[], bool] | None) -> Conversation:
         if self._talk is not None:
             if self._talk.is_quiet():
+                self._talk.is_over = is_over
                 return self._talk
             self.close()  # the server hung up meanwhile, or it said what nobody asked
         deadline = min(deadline, monotonic() + CONNECT_MS / 1000)
         link = begin_connect(self._host, self._port, self.name, self._secret, node=self._node)
-        talk = Conversation(link)
+        talk = Conversation(link, is_over)
         try:
             talk.wait_writable(deadline)
             check_connected(link)

@@ -105,6 +105,24 @@ def test_a_question_that_no_handler_takes_is_an_error() -> None:
         assert ask(one)[0].raw_bytes == 1
 
 
+@pytest.mark.timeout(20)
+def test_an_answer_that_has_become_pointless_is_not_waited_for() -> None:
+    gate, asked = threading.Event(), threading.Event()
+
+    def wait(message: FetchAsk, payload: bytes) -> tuple[Message, bytes]:
+        asked.set()
+        gate.wait()
+        return echo(message, payload)
+
+    with serving({FetchAsk: wait}) as server, client(server) as one:
+        try:
+            with pytest.raises(AnswerLost):
+                one.ask(FetchAsk((1, 2, 3), 1), FetchReply, timeout_ms=60_000, is_over=asked.is_set)
+        finally:
+            gate.set()
+        assert ask(one, 2)[0].raw_bytes == 2
+
+
 def test_an_answer_that_takes_too_long_is_lost_and_the_next_question_gets_its_own() -> None:
     gate = threading.Event()
 

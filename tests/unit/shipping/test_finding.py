@@ -1,0 +1,132 @@
+"""Finding the primary while nodes are silent, slow, or in the middle of an election."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+
+from perdure.shipping import finding
+from perdure.shipping.finding import Search
+from perdure.shipping.messages import StatusReply
+from perdure.store import NotPrimaryError, WireError
+
+PATIENT_MS = 60_000
+"""Longer than the test may take: who waits for a silent node fails by its time-out."""
+Says = Callable[[], StatusReply]
+
+
+def says(node: str, role: str, epoch: int) -> StatusReply:
+    return StatusReply(node, 0, role, (epoch, 1, 1), 1, 1, epoch, "n9", ("n1",), 1, 1, "n9", 0, "", 1)
+
+
+@pytest.fixture
+def silence() -> Iterator[threading.Event]:
+    """Set when the test ends: then the silent nodes give up."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Says]:
+    """What each node answers; to be filled by the test."""
+    answers: dict[str, Says] = {}
+
+    class Client:
+        def __init__(self, _host: str, _port: int, *, node: str, **_: object) -> None:
+            self._node = node
+
+        def __enter__(self) -> Client:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def status(self) -> StatusReply:
+            return answers[self._node]()
+
+    monkeypatch.setattr(finding, "NodeClient", Client)
+    return answers
+
+
+def search(
+    nodes: Mapping[str, Says], *, timeout_ms: int = PATIENT_MS, is_over: Callable[[], bool] = lambda: False
+) -> tuple[str, int]:
+    addresses = dict.fromkeys(nodes, ("127.0.0.1", 1))
+    node, status = Search(addresses, bytes(16), b"", timeout_ms, is_over).run()
+    return node, status.end[0]
+
+
+def silent(silence: threading.Event) -> Says:
+    def wait() -> StatusReply:
+        silence.wait()
+        raise WireError("it gave up")
+
+    return wait
+
+
+@pytest.mark.timeout(20)
+def test_a_primary_that_is_elected_while_another_node_is_silent_is_found(
+    nodes: dict[str, Says], silence: threading.Event
+) -> None:
+    asked: list[int] = []
+
+    def elected_later() -> StatusReply:
+        asked.append(1)
+        return says("n3", "primary" if len(asked) > 3 else "replica", 2)
+
+    nodes.update(n2=silent(silence), n3=elected_later)
+    assert search(nodes) == ("n3", 2)
+    assert len(asked) == 4
+
+
+@pytest.mark.timeout(20)
+def test_the_primary_of_the_highest_epoch_is_taken_and_a_silent_node_not_waited_for(
+    nodes: dict[str, Says], silence: threading.Event
+) -> None:
+    newer = threading.Event()
+
+    def old() -> StatusReply:
+        newer.set()
+        return says("n1", "primary", 1)
+
+    def new() -> StatusReply:
+        newer.wait()
+        return says("n3", "primary", 2)
+
+    nodes.update(n1=old, n2=silent(silence), n3=new)
+    assert search(nodes) == ("n3", 2)
+
+
+@pytest.mark.timeout(20)
+def test_a_node_that_may_be_the_primary_itself_does_not_wait_for_a_silent_one(
+    nodes: dict[str, Says], silence: threading.Event
+) -> None:
+    nodes.update(n2=silent(silence), n3=lambda: says("n3", "replica", 2))
+    with pytest.raises(NotPrimaryError, match="no node says that it is the primary"):
+        search(nodes, is_over=lambda: True)
+
+
+def test_nobody_is_asked_again_where_all_have_answered(nodes: dict[str, Says]) -> None:
+    asked: list[str] = []
+
+    def replica() -> StatusReply:
+        asked.append("n2")
+        return says("n2", "replica", 1)
+
+    def gone() -> StatusReply:
+        asked.append("n3")
+        raise WireError("refused")
+
+    nodes.update(n2=replica, n3=gone)
+    with pytest.raises(NotPrimaryError, match="refused"):
+        search(nodes)
+    assert sorted(asked) == ["n2", "n3"]
+
+
+@pytest.mark.timeout(20)
+def test_the_search_ends_with_its_time(nodes: dict[str, Says], silence: threading.Event) -> None:
+    nodes.update(n2=silent(silence))
+    with pytest.raises(NotPrimaryError):
+        search(nodes, timeout_ms=1)
