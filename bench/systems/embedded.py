@@ -1,4 +1,4 @@
-"""What is common to the systems that live in the processes that use them: a folder, and no process of their own."""
+"""What is common to systems that live in the processes that use them: a folder, no process of their own."""
 
 from __future__ import annotations
 

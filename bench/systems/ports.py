@@ -27,7 +27,7 @@ LIFETIME_MS: Final = 3_600_000
 
 
 class Durability(Enum):
-    """What a change that was answered survives at least. A system may be set up to keep more than its class."""
+    """What a change that was answered survives at least. A system may keep more than its class."""
 
     NONE = "none"
     """Nothing: it is in the memory of one process."""
@@ -52,13 +52,13 @@ class Sessions(Protocol):
     def get(self, id: str) -> Fields | None:
         """The fields, decoded; None if there is no such session or it has expired."""
 
-    def update(self, id: str, changes: Fields) -> None:
-        """Read-modify-write as one atomic step: set these fields of a session that is there, leave the others."""
+    def update(self, id: str, changes: Fields) -> object:
+        """Read-modify-write as one atomic step: set these fields of a session, leave the others."""
 
-    def touch(self, id: str) -> None:
+    def touch(self, id: str) -> object:
         """Let the session live LIFETIME_MS from now."""
 
-    def delete(self, id: str) -> None: ...
+    def delete(self, id: str) -> object: ...
 
     def create_many(self, many: list[Fields]) -> list[str]:
         """New sessions in one go, the way that this system does it best; all are kept when it returns."""
@@ -131,7 +131,7 @@ class System(Protocol):
         """Why it can't run here; empty if it can."""
 
     def version(self) -> str:
-        """Of the system and of its client, as `redis 7.0.15, redis-py 6.4.0`. Only where why_not() is empty."""
+        """Of the system and of its client. Only where why_not() is empty."""
 
     def start(self, folder: Path, durability: Durability) -> Running:
         """Start it, empty, in a folder that is there and empty; servers listen on loopback only."""

@@ -13,7 +13,7 @@ from its beginning, with a function of ours that merges the stored BLOB.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import apsw
@@ -43,7 +43,7 @@ _decode = msgspec.msgpack.Decoder(Fields).decode
 
 class Sqlite:
     name = "sqlite"
-    settings = {
+    settings: Mapping[Durability, str] = {
         Durability.OS: "WAL, synchronous=NORMAL",
         Durability.DISK: "WAL, synchronous=FULL",
     }
