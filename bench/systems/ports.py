@@ -145,8 +145,8 @@ class DriverCase(NamedTuple):
 
     operation: str
     """create, get, update, touch, delete, create_many, ids or expire_due."""
-    count: int
-    """Calls in all; of create_many and expire_due: sessions."""
+    calls: int
+    """In all; of create_many and expire_due: sessions."""
     callers: int = 1
 
 
@@ -154,8 +154,8 @@ class DriverRun(NamedTuple):
     """How a case went."""
 
     seconds: float
-    count: int
-    """Of create_many, ids and expire_due: sessions."""
+    units: int
+    """Calls; of create_many, ids and expire_due: sessions."""
     latencies_ns: array[int]
     """Of each call."""
 

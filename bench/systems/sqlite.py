@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import apsw
 import msgspec
@@ -142,7 +143,8 @@ class SqliteClient:
         return ids
 
 
-def _merged(stored: bytes, changes: bytes) -> bytes:
+def _merged(*values: Any) -> bytes:
+    stored, changes = values
     return _encode({**_decode(stored), **_decode(changes)})
 
 
