@@ -7,11 +7,19 @@ from __future__ import annotations
 
 from .perdure import Perdure
 from .ports import System
+from .postgresql import PostgreSql, PostgreSqlApplying, PostgreSqlPair
 from .redis import Redis, RedisPair
 from .sqlite import Sqlite
 
 OURS: tuple[System, ...] = (Perdure("lmdb"), Perdure("sqlite"), Perdure("memory"))
-PEERS: tuple[System, ...] = (Sqlite(), Redis(), RedisPair())
+PEERS: tuple[System, ...] = (
+    Sqlite(),
+    Redis(),
+    RedisPair(),
+    PostgreSql(),
+    PostgreSqlPair(),
+    PostgreSqlApplying(),
+)
 SYSTEMS: tuple[System, ...] = OURS + PEERS
 
 
