@@ -5,6 +5,8 @@ Owns the list of them. Packages and programs that an adapter needs are looked fo
 
 from __future__ import annotations
 
+from .diskcache import DiskCache
+from .django import DjangoDb, DjangoFile
 from .perdure import Perdure
 from .ports import System
 from .postgresql import PostgreSql, PostgreSqlApplying, PostgreSqlPair
@@ -15,8 +17,11 @@ OURS: tuple[System, ...] = (Perdure("lmdb"), Perdure("sqlite"), Perdure("memory"
 PEERS: tuple[System, ...] = (
     Sqlite(),
     Redis(),
-    RedisPair(),
     PostgreSql(),
+    DiskCache(),
+    DjangoDb(),
+    DjangoFile(),
+    RedisPair(),
     PostgreSqlPair(),
     PostgreSqlApplying(),
 )
