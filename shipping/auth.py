@@ -22,7 +22,8 @@ CLIENT: Final = "client"
 MONITOR: Final = "monitor"
 ROLES: Final = frozenset({SHIPPER, CLIENT, MONITOR})
 SECRET_HINT: Final = (
-    "Give every node and command the same secret: --secret-file, PERDURE_SECRET, or secret_file in [node]."
+    "Give every node and command the same shared secret: "
+    "--secret-file, PERDURE_SECRET, or secret_file in [node]."
 )
 _CONNECTING: Final = b"perdure 1 connecting"
 _LISTENING: Final = b"perdure 1 listening"
