@@ -27,6 +27,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from ..store.errors import names_node
+
 REFRESH_HZ = 8
 
 Advance = Callable[[int], None]
@@ -110,8 +112,13 @@ def failure(known: Mapping[str, Any], *, as_json: bool) -> None:
         write_json({"error": known})
         return
     console = _stderr()
-    where = ", ".join(f"{name} {known[name]}" for name in ("path", "offset", "lsn", "node") if name in known)
-    text = Text.assemble(("error: ", "bold red"), str(known["message"]), f" ({where})" if where else "")
+    message = str(known["message"])
+    where = ", ".join(
+        f"{name} {known[name]}"
+        for name in ("path", "offset", "lsn", "node")
+        if name in known and not (name == "node" and names_node(message, str(known[name])))
+    )
+    text = Text.assemble(("error: ", "bold red"), message, f" ({where})" if where else "")
     console.print(text, soft_wrap=True)
     if known.get("hint"):
         console.print(Text.assemble(("hint: ", "bold"), str(known["hint"])), soft_wrap=True)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from .perdure import Perdure
 from .ports import System
+from .redis import Redis, RedisPair
 from .sqlite import Sqlite
 
 OURS: tuple[System, ...] = (Perdure("lmdb"), Perdure("sqlite"), Perdure("memory"))
-PEERS: tuple[System, ...] = (Sqlite(),)
+PEERS: tuple[System, ...] = (Sqlite(), Redis(), RedisPair())
 SYSTEMS: tuple[System, ...] = OURS + PEERS
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 
 def own_bytes(pids: Iterable[int]) -> int:
     """Anonymous and shared memory (not mapped files), what several of them share counted once.
 
-    Raises OSError for a process that is gone or another user's.
+    One that has ended meanwhile counts as nothing. Raises PermissionError for another user's.
     """
     total_kb = 0
     for pid in pids:
-        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+        with (
+            contextlib.suppress(FileNotFoundError, ProcessLookupError),
+            open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file,
+        ):
             for line in file:
                 name, _, rest = line.partition(":")
                 if name in ("Pss_Anon", "Pss_Shmem"):
