@@ -47,7 +47,8 @@ class Measured:
 
 
 def measure(case: Case, contestants: Sequence[Contestant], plan: Plan) -> dict[str, Measured]:
-    """Run the rounds of a case: what each contestant that takes it gave. One that fails is asked no further."""
+    """Run the rounds of a case: what each contestant that takes it gave. One that fails is asked no
+    further."""
     taking = [one for one in contestants if not takes(one, case)]
     measured = {one.name: Measured() for one in taking}
     seconds = plan.open_s if case.rate_per_s else plan.slice_s
@@ -74,8 +75,8 @@ def rows_of(
 ) -> list[Row]:
     """A row for each contestant that took the case, the limit's last."""
     by_name = {one.name: one for one in contestants if one.name in measured}
-    limit = next((one.name for one in by_name.values() if is_limit(one)), "")
-    ours = next((one.name for one in by_name.values() if is_ours(one)), "")
+    limit = next((one.name for one in by_name.values() if is_limit(one.name)), "")
+    ours = next((one.name for one in by_name.values() if is_ours(one.name)), "")
     rows: list[Row] = []
     for name, one in by_name.items():
         row = _row(case, one, measured[name], plan)

@@ -1,5 +1,5 @@
-"""Started systems, ready to be measured in turn: the same few methods whether Python clients call them or they
-drive themselves.
+"""Started systems, ready to be measured in turn: the same few methods whether Python clients call them or
+they drive themselves.
 
 Owns a started system with its clients, and the end of both. No figures are compared here.
 """
@@ -92,7 +92,7 @@ class Served:
 
 
 class Bound(Served):
-    """The limit. Several clients of the class `disk` could share each sync: one client then writes for all."""
+    """The limit. Several clients of class `disk` could share each sync: one client writes for all."""
 
     def why_not(self, case: Case) -> str:
         if case.clients == 1:
@@ -143,10 +143,11 @@ class Driven:
 
     def slice(self, case: Case, number: int, seconds: float) -> tuple[float, Histogram]:
         self._have(case.value_bytes)
-        run = self._driving.run(DriverCase(case.operation, self._count(case, seconds), case.clients))
+        asked = DriverCase(case.operation, self._count(case, seconds), case.clients)
+        took_s, units, latencies_ns = self._driving.run(asked)
         latencies = Histogram()
-        latencies.record(run.latencies_ns)
-        rate = run.count / run.seconds
+        latencies.record(latencies_ns)
+        rate = units / took_s
         self._rates[case.name] = rate
         return rate, latencies
 
@@ -170,19 +171,17 @@ class Driven:
         return max(unit, min(wanted, most) // unit * unit)
 
 
-def _growth(
-    memory: int, memory_then: int, disk: Mapping[str, int], disk_then: Mapping[str, int]
-) -> Growth:
+def _growth(memory: int, memory_then: int, disk: Mapping[str, int], disk_then: Mapping[str, int]) -> Growth:
     added = {part: size - disk.get(part, 0) for part, size in disk_then.items()}
     return Growth(memory_then - memory, added, sum(disk.values()))
 
 
-def is_limit(contestant: Contestant) -> bool:
-    return contestant.name == LIMIT
+def is_limit(name: str) -> bool:
+    return name == LIMIT
 
 
-def is_ours(contestant: Contestant) -> bool:
-    return contestant.name.startswith("perdure")
+def is_ours(name: str) -> bool:
+    return name.startswith("perdure")
 
 
 def takes(contestant: Contestant, case: Case) -> str:

@@ -1,7 +1,7 @@
 """The client processes of one system: started when a case needs them, and begun all at the same moment.
 
-Owns the processes and their end. Invariant: a client process that no case in progress needs is not there, so that
-it can't be in the way of those that are.
+Owns the processes and their end. Invariant: a client process that no case in progress needs is not there,
+so that it can't be in the way of those that are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -29,7 +29,7 @@ HEAD_START_NS: Final = 3_000_000
 """From the order to begin until the beginning."""
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Reply).decode
+_decode: Callable[[bytes], Reply] = msgspec.json.Decoder(Reply).decode
 
 
 class ClientError(Exception):
@@ -86,7 +86,6 @@ class ClientProcess:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
-
 
     def kill(self) -> None:
         self._process.kill()
@@ -189,7 +188,7 @@ class Crew:
 
 
 def _answers(clients: Sequence[ClientProcess]) -> list[Reply]:
-    """Of each client, so that none is left with an answer that nobody took; then the first error is raised."""
+    """Of each client, so that no answer is left that nobody took; then the first error is raised."""
     replies: list[Reply] = []
     error: ClientError | None = None
     for client in clients:

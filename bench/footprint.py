@@ -1,4 +1,5 @@
-"""What a session takes, in memory and on disk: rows of what the systems have grown by when they were filled."""
+"""What a session takes, in memory and on disk: rows of what the systems have grown by when they were
+filled."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ def footprint_rows(
     contestants: Sequence[Contestant], growths: Mapping[str, Growth], plan: Plan
 ) -> Iterator[Row]:
     """Bytes a session, in memory and on disk; ratios are those of one measurement."""
-    ours = next((one.name for one in contestants if is_ours(one)), "")
+    ours = next((one.name for one in contestants if is_ours(one.name)), "")
     for one in contestants:
-        if is_limit(one):
+        if is_limit(one.name):
             continue
         growth = growths[one.name]
         parts = {"memory": growth.memory_bytes}

@@ -1,8 +1,8 @@
 """Has something become slower? Compares a run's ratios with those of the committed baseline.
 
-Owns what is kept of a run, and what counts as worse. Times and rates are another machine's or another hour's; ratios
-are of one run, to the limit and to the peers, and can be held against each other. A ratio has got worse when it is
-lower than before by more than both runs' own spread explains.
+Owns what is kept of a run, and what counts as worse. Times and rates are another machine's or another
+hour's; ratios are of one run, to the limit and to the peers, and can be held against each other. A ratio
+has got worse when it is lower than before by more than both runs' own spread explains.
 
 `python -m bench.gate [RESULT]` compares build/bench.json, or another result, with bench/baseline.json.
 Exit codes: 0 nothing is worse, 1 something is, 2 there is nothing to compare.
@@ -137,7 +137,9 @@ def write_baseline(baseline: Baseline, path: Path = BASELINE) -> None:
 
 
 def _told(one: Change) -> str:
-    return f"{one.name}: {one.before:.2f} -> {one.now:.2f} ({one.by:+.0%}, the spread allows {one.allowed:.0%})"
+    return (
+        f"{one.name}: {one.before:.2f} -> {one.now:.2f} ({one.by:+.0%}, the spread allows {one.allowed:.0%})"
+    )
 
 
 def _ratios(rows: Iterable[Row]) -> Iterable[tuple[str, Kept]]:

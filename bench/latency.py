@@ -53,7 +53,7 @@ class Histogram:
         self.max_ns = max(self.max_ns, other.max_ns)
 
     def percentile_us(self, share: float) -> float | None:
-        """The latency in us that `share` (0 to 1) of the calls did not exceed; None if there were no calls."""
+        """The latency in us that `share` (0 to 1) of the calls did not exceed; None if there were none."""
         total = self.total
         if not total:
             return None

@@ -1,8 +1,9 @@
 """What the machine allows: the bare calls of each durability class, in the clothes of a system.
 
-Owns those calls. No ids are agreed on, nothing is checked, nothing could be found again after a crash: a write is
-the bytes in a log of one's own, a get is one look into LMDB and one decode. Measured in turn with the systems,
-in the same loop, so that a ratio to it says what is left between a system and the hardware with this interpreter.
+Owns those calls. No ids are agreed on, nothing is checked, nothing could be found again after a crash: a
+write is the bytes in a log of one's own, a get is one look into LMDB and one decode. Measured in turn with
+the systems, in the same loop, so that a ratio to it says what is left between a system and the hardware
+with this interpreter.
 
 | class | a write is |
 |---|---|
@@ -16,7 +17,7 @@ in the same loop, so that a ratio to it says what is left between a system and t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -71,7 +72,8 @@ class BareClient:
     """A log, and an LMDB environment for what is read."""
 
     def __init__(self, folder: Path, durability: Durability, together: int = 1) -> None:
-        """`together` sessions are written at once by each write: as many as there are clients to share a sync."""
+        """`together` sessions are written at once by each write: as many as there are clients to share a
+        sync."""
         self._log = os.open(folder / f"log-{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._is_synced = durability is Durability.DISK
         self._together = together
@@ -163,7 +165,7 @@ class ChainClient(BareClient):
         self._chain.write()
 
 
-def bare_calls(folder: Path) -> dict[str, partial[object]]:
+def bare_calls(folder: Path) -> dict[str, Callable[[], object]]:
     """The single calls that limits are made of, each ready to be called again and again: what
     the table of limits shows. What they hold open ends with this process."""
     client = BareClient(folder, Durability.OS)
@@ -186,9 +188,9 @@ def bare_calls(folder: Path) -> dict[str, partial[object]]:
         os.fdatasync(log)
 
     return {
-        "raw LMDB get": partial(raw_get),
+        "raw LMDB get": raw_get,
         "raw LMDB get + decode": partial(client.get, id),
-        "LMDB commit of one put, no sync": partial(commit),
+        "LMDB commit of one put, no sync": commit,
         "MessagePack decode": partial(_decode, value),
         "MessagePack encode": partial(_encode, fields),
         "raw append write": partial(os.write, log, record),

@@ -1,8 +1,9 @@
 """The measuring loop: prepared calls, one after the other, for a limited time.
 
-Owns how calls are timed, the same way for all systems. Their arguments are prepared beforehand, and the loop
-runs in C (`starmap`), so that it takes some 30 ns a call; `overhead_ns` measures what it takes here. Every so many
-calls one is timed by itself: latencies and throughput are of the same calls under the same load.
+Owns how calls are timed, the same way for all systems. Their arguments are prepared beforehand, and the
+loop runs in C (`starmap`), so that it takes some 30 ns a call; `overhead_ns` measures what it takes here.
+Every so many calls one is timed by itself: latencies and throughput are of the same calls under the same
+load.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ STRIDE_MAX: Final = 61
 _CALIBRATION_CALLS: Final = 20
 
 
-class Slice(msgspec.Struct, frozen=True):
+class Slice(msgspec.Struct, frozen=True, tag=True):
     """What one client did in one slice."""
 
     units: int
@@ -54,8 +55,8 @@ def slice_of(units: int, elapsed_ns: int, latencies: Histogram) -> Slice:
 def run_calls(calls: Calls, seconds: float, *, units: int = 1, stride: int = 0, at_ns: int = 0) -> Slice:
     """Run the calls from the first one on until the time is over or there are none left.
 
-    `units` is what each counts for; `stride` how many calls there are to each that is timed by itself (0: as many
-    as suits their speed); the first one begins at `at_ns` of the monotonic clock.
+    `units` is what each counts for; `stride` how many calls there are to each that is timed by itself (0:
+    as many as suits their speed); the first one begins at `at_ns` of the monotonic clock.
     """
     function, clock, consume = calls.function, time.perf_counter_ns, deque[Any](maxlen=0).extend
     waiting = iter(calls.arguments)

@@ -13,7 +13,9 @@ def machine(directory: Path) -> dict[str, str | int | float]:
     memory_kb = next(
         (int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0
     )
-    cpu = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "")
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), ""
+    )
     return {
         "cpu": cpu,
         "cores": os.cpu_count() or 0,

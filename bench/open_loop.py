@@ -1,8 +1,9 @@
 """Latency under a rate: calls arrive when they are due, whether or not the system has answered earlier ones.
 
-Owns the schedule and the run. A latency counts from the time at which the call was due, not from when a client
-that was still waiting got round to it: otherwise a stall of one second would be counted once instead of for each
-call that fell into it (coordinated omission). Arrivals are those of a Poisson process with a printed seed.
+Owns the schedule and the run. A latency counts from the time at which the call was due, not from when a
+client that was still waiting got round to it: otherwise a stall of one second would be counted once instead
+of for each call that fell into it (coordinated omission). Arrivals are those of a Poisson process with a
+printed seed.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ def arrivals_ns(rate_per_s: float, seconds: float, seed: int) -> list[int]:
 def run_open(calls: Calls, due_ns: Sequence[int], clock: Clock, *, at_ns: int = 0) -> Slice:
     """Make each call when it is due, or as soon as the one before it is answered.
 
-    The slice's time is that until the last answer: a system that can't keep up shows a lower rate than was asked
-    for, and latencies that grow with the length of the slice. A system that has fallen behind by as much as the whole
-    schedule is not asked further.
+    The slice's time is that until the last answer: a system that can't keep up shows a lower rate than was
+    asked for, and latencies that grow with the length of the slice. A system that has fallen behind by as
+    much as the whole schedule is not asked further.
     """
     began = max(clock.now_ns(), at_ns)
     give_up = began + 2 * (due_ns[-1] if due_ns else 0)

@@ -1,7 +1,7 @@
 """How a run is written down: JSON for programs, Markdown for people.
 
-Owns both forms, and the one line a row that is printed while the run goes on. Invariant: a table holds rows of one
-durability class only.
+Owns both forms, and the one line a row that is printed while the run goes on. Invariant: a table holds rows
+of one durability class only.
 """
 
 from __future__ import annotations
@@ -79,8 +79,9 @@ def _machine(result: Result) -> str:
         f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB, Linux "
         f"{machine.get('kernel')}, {machine.get('file_system')}, CPython {machine.get('python')}, "
         f"{machine.get('at')}, load before {machine.get('load_1min')}.\n\n"
-        "Medians of interleaved rounds. *of the limit*: the system's rate as a share of the bare calls' of the same"
-        " round; *ours ahead*: perdure's rate over the system's, round by round, with the lowest and highest."
+        "Medians of interleaved rounds. *of the limit*: the system's rate as a share of the bare calls' "
+        "of the same round; *ours ahead*: perdure's rate over the system's, round by round, with the "
+        "lowest and the highest."
     )
 
 
@@ -90,7 +91,8 @@ def _summary(rows: Sequence[Row]) -> str:
     if not compared:
         return ""
     behind = sorted((row for row in compared if _ratio(row) < 1), key=_ratio)
-    text = f"Ahead in {len(compared) - len(behind)} of {len(compared)} comparisons with systems of the same class."
+    ahead = len(compared) - len(behind)
+    text = f"Ahead in {ahead} of {len(compared)} comparisons with systems of the same class."
     if behind:
         text += " Not ahead:\n\n" + "\n".join(
             f"- {row.group}: {row.case}, `{row.durability}`, {row.system}: {_ratio(row):.2f}"

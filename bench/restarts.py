@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from functools import partial
 from typing import Protocol, cast
 
 from .comparison import Plan
@@ -24,8 +24,8 @@ KEPT = (Durability.DISK, Durability.SECOND, Durability.OS)
 """Classes that keep something over a restart, in the order in which one of them is chosen for a system."""
 REPLICATED = (Durability.TWO_DISKS, Durability.TWO)
 
-Starter = Callable[[System, Durability, str], Served]
-"""Starts a system in a folder of this name."""
+Starter = Callable[[System, Durability], Served]
+"""Starts a system in a folder of its own."""
 
 
 class Times(Protocol):
@@ -85,7 +85,7 @@ def reopening(
             if durability is None:
                 continue
             try:
-                its = start(system, durability, f"reopen-{sessions}-{system.name}")
+                its = start(system, durability)
                 stack.callback(its.close)
                 again = Reopened(its, sessions, plan.fill_s)
                 stack.callback(again.close)
@@ -100,12 +100,10 @@ class TakenOver:
     """Pairs whose primary is killed; each round has a new one."""
 
     def __init__(self, system: System, durability: Durability, start: Starter) -> None:
-        self._start = lambda number: start(system, durability, f"take-over-{system.name}-{number}")
-        self._number = 0
+        self._start = partial(start, system, durability)
 
     def round(self) -> dict[str, float]:
-        self._number += 1
-        served = self._start(self._number)
+        served = self._start()
         try:
             served.fill(SMALL_BYTES, 100, limit_s=30.0)
             client = ClientProcess()
@@ -138,7 +136,7 @@ def taking_over(
         if durability is None:
             continue
         try:
-            served[system.name] = its = start(system, durability, f"pair-{system.name}")
+            served[system.name] = its = start(system, durability)
             its.close()
         except Exception as error:  # noqa: BLE001  as above
             skip(f"take-over, {system.name}", str(error))
@@ -170,9 +168,7 @@ def _rows(
             row = _amount(group, f"{case}, {what}", its, ratio_of([one[what] for one in rounds]), plan)
             peers = [other for other in taken if other.startswith("perdure")]
             if peers and not name.startswith("perdure") and what in taken[peers[0]][0]:
-                ours = next(
-                    (one for one in peers if served[one].durability is its.durability), None
-                )
+                ours = next((one for one in peers if served[one].durability is its.durability), None)
                 if ours is not None:
                     pairs = zip(rounds, taken[ours], strict=True)
                     row = with_ours(row, ours, ratio_of([a[what] / b[what] for a, b in pairs]))

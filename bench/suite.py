@@ -1,7 +1,7 @@
 """A whole comparison: class by class, every system that can run here, every case that was chosen.
 
-Owns what is started when, and its end. Invariant: all systems of one durability class are up and filled before the
-first of its cases, and gone before the next class begins.
+Owns what is started when, and its end. Invariant: all systems of one durability class are up and filled
+before the first of its cases, and gone before the next class begins.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ class Choice(msgspec.Struct, frozen=True):
             and (not self.durabilities or not durability or durability in self.durabilities)
         )
 
-
     def has_any(self, keys: Iterable[str]) -> bool:
         return any(self.only in key for key in keys)
 
@@ -66,6 +65,7 @@ class Suite:
         self.skipped: dict[str, str] = {}
         self._systems = [one for one in systems if self._can(one)]
         self._drivers = [one for one in drivers if self._can(one)]
+        self._all: list[System | Driver] = [*self._systems, *self._drivers]
         self._numbers = count()
 
     def rows(self) -> Iterator[Row]:
@@ -101,9 +101,7 @@ class Suite:
         growths: dict[str, Growth] = {}
         for one in list(contestants):
             try:
-                growths[one.name] = one.fill(
-                    SMALL_BYTES, self._plan.sessions, limit_s=self._plan.fill_s
-                )
+                growths[one.name] = one.fill(SMALL_BYTES, self._plan.sessions, limit_s=self._plan.fill_s)
                 if any(case.value_bytes == LARGE_BYTES and not takes(one, case) for case in cases):
                     one.fill(LARGE_BYTES, self._plan.large_sessions, limit_s=self._plan.fill_s)
             except Exception as error:  # noqa: BLE001  what a system can't do is part of the result
@@ -119,7 +117,7 @@ class Suite:
         key = f"{case.group}: {case.name}, {durability.value}"
         return [
             one.name
-            for one in (*self._systems, *self._drivers)
+            for one in self._all
             if durability in one.settings
             and case.is_replicated == (durability in (Durability.TWO, Durability.TWO_DISKS))
             and self._choice.has(f"{key}, {one.name}", one.name, durability.value)
@@ -128,11 +126,9 @@ class Suite:
     def _sized(self, durability: Durability) -> list[str]:
         return [
             one.name
-            for one in (*self._systems, *self._drivers)
+            for one in self._all
             if durability in one.settings
-            and self._choice.has(
-                f"{FOOTPRINT}: {durability.value}, {one.name}", one.name, durability.value
-            )
+            and self._choice.has(f"{FOOTPRINT}: {durability.value}, {one.name}", one.name, durability.value)
         ]
 
     def _contestants(
@@ -145,7 +141,7 @@ class Suite:
         if not asked:
             return []
         reference = next(
-            (one.name for one in self._systems if durability in one.settings and is_ours(one)), ""
+            (one.name for one in self._systems if durability in one.settings and is_ours(one.name)), ""
         )
         starters: list[tuple[str, Callable[[Path], Contestant]]] = [
             (one.name, partial(Served, one, durability=durability))
@@ -172,15 +168,13 @@ class Suite:
 
     def _folder(self, stack: ExitStack) -> Path:
         prefix = f"perdure-bench-{next(self._numbers)}-"
-        folder = tempfile.TemporaryDirectory(
-            prefix=prefix, dir=self._directory, ignore_cleanup_errors=True
-        )
+        folder = tempfile.TemporaryDirectory(prefix=prefix, dir=self._directory, ignore_cleanup_errors=True)
         return Path(stack.enter_context(folder))
 
     def _restarts(self) -> Iterator[Row]:
         with ExitStack() as stack:
 
-            def start(system: System, durability: Durability, _: str) -> Served:
+            def start(system: System, durability: Durability) -> Served:
                 return Served(system, self._folder(stack), durability)
 
             chosen = self._asked_restarts
@@ -197,4 +191,4 @@ class Suite:
 
     @property
     def _ours(self) -> System | None:
-        return next((one for one in self._systems if is_ours(one)), None)
+        return next((one for one in self._systems if is_ours(one.name)), None)

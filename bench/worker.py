@@ -1,8 +1,8 @@
 """A client process of the comparison: it connects to one running system and does what it is told.
 
 Owns what a case means in calls of the ports, the same for all systems, and the conversation over stdin and
-stdout: a JSON object a line each way. Invariant: what is prepared for a slice (ids, fields, order) follows from
-the case, the slice's number and the client's number alone, so that every system gets the same work.
+stdout: a JSON object a line each way. Invariant: what is prepared for a slice (ids, fields, order) follows
+from the case, the slice's number and the client's number alone, so that every system gets the same work.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Close(msgspec.Struct, frozen=True, tag=True):
     pass
 
 
-class Failed(msgspec.Struct, frozen=True):
+class Failed(msgspec.Struct, frozen=True, tag=True):
     """The answer of a request that raised."""
 
     error: str
