@@ -97,15 +97,16 @@ def left_over(directory: Path, others: Sequence[HealthRow]) -> list[str]:
     members, own = {*config.voters, *config.members}, source.identity.node
     hints = [
         f"{row.node} is no node of the cluster any more (see `perdure member list`). Take it out of "
-        "--replica, or of peers in [node], and start this node again; until then: "
-        f"perdure unmonitor {directory} {row.node}"
+        "--replica, or of peers in [node], and start this node again"
+        + (f"; until then: perdure unmonitor {directory} {row.node}" if row.is_monitored else ".")
         for row in others
         if row.node not in members
     ]
     if own not in config.voters and not any(row.verdict in GOOD for row in others):
         hints.append(
-            f"{own} does not vote, and hears no other node. If it was removed from the cluster (see "
-            "`perdure member list` on another node), end its processes; its directory is not needed any more."
+            f"{own} does not vote{', and hears no other node' if others else ''}. If it was removed from the "
+            "cluster (see `perdure member list` on another node), "
+            f"{'end its processes; ' if others else ''}its directory is not needed any more."
         )
     return hints
 

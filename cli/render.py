@@ -243,7 +243,9 @@ def _as_text(value: Any) -> Any:
 
 def _stdout() -> Console:
     # In a pipe nothing is wrapped: a line is a line.
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
+    # What is shown is data: neither [words] in brackets nor :words: between colons mean anything.
+    width = None if sys.stdout.isatty() else 200
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
 
 
 def _stderr() -> Console:

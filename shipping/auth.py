@@ -22,7 +22,8 @@ CLIENT: Final = "client"
 MONITOR: Final = "monitor"
 ROLES: Final = frozenset({SHIPPER, CLIENT, MONITOR})
 SECRET_HINT: Final = (
-    "Give every node and command the same secret: --secret-file, PERDURE_SECRET, or secret_file in [node]."
+    "Give every node and command the same shared secret: "
+    "--secret-file, PERDURE_SECRET, or secret_file in [node]."
 )
 _CONNECTING: Final = b"perdure 1 connecting"
 _LISTENING: Final = b"perdure 1 listening"
@@ -62,12 +63,12 @@ class Connecting:
         if not self._peer_nonce or self._is_proved:
             return closed
         why = (
-            "it seems to have another secret, or none"
+            "the other side seems to have another one, or none"
             if self._secret
-            else "this side has no secret, and the other one seems to ask for one"
+            else "this side has none, and the other one seems to ask for one"
         )
         return LinkClosed(
-            f"{closed.message} when this side proved itself: {why}", node=closed.node, hint=SECRET_HINT
+            f"{closed.message} at the proof of the shared secret: {why}", node=closed.node, hint=SECRET_HINT
         )
 
 

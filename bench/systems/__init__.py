@@ -5,13 +5,26 @@ Owns the list of them. Packages and programs that an adapter needs are looked fo
 
 from __future__ import annotations
 
+from .diskcache import DiskCache
+from .django import DjangoDb, DjangoFile
 from .perdure import Perdure
 from .ports import System
+from .postgresql import PostgreSql, PostgreSqlApplying, PostgreSqlPair
 from .redis import Redis, RedisPair
 from .sqlite import Sqlite
 
 OURS: tuple[System, ...] = (Perdure("lmdb"), Perdure("sqlite"), Perdure("memory"))
-PEERS: tuple[System, ...] = (Sqlite(), Redis(), RedisPair())
+PEERS: tuple[System, ...] = (
+    Sqlite(),
+    Redis(),
+    PostgreSql(),
+    DiskCache(),
+    DjangoDb(),
+    DjangoFile(),
+    RedisPair(),
+    PostgreSqlPair(),
+    PostgreSqlApplying(),
+)
 SYSTEMS: tuple[System, ...] = OURS + PEERS
 
 

@@ -32,16 +32,24 @@ class ServerProcess:
     """One server: started again and again with the same command."""
 
     def __init__(
-        self, command: Sequence[str], said: Path, *, before: Sequence[str] = (), end_by: int
+        self,
+        command: Sequence[str],
+        said: Path,
+        *,
+        before: Sequence[str] = (),
+        end_by: signal.Signals = signal.SIGTERM,
+        abandon_by: signal.Signals = signal.SIGKILL,
     ) -> None:
-        """`said` takes its output; `before` stands before the command (a namespace); `end_by` is the signal
-        that ends it in order, and by which the kernel ends it if it is left alone.
+        """`said` takes its output; `before` stands before the command (a namespace). `end_by` is the signal
+        that ends it in order, `abandon_by` the one that ends it when its data are not needed any more; the
+        kernel sends that, too, if it is left alone.
         """
-        name = signal.Signals(end_by).name.removeprefix("SIG")
+        name = abandon_by.name.removeprefix("SIG")
         orphaned = ["setpriv", "--pdeathsig", name] if shutil.which("setpriv") else []
         self._command = [*before, *orphaned, *command]
         self._said = said
         self._end_by = end_by
+        self._abandon_by = abandon_by
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -75,6 +83,10 @@ class ServerProcess:
     def stop(self) -> None:
         """End it in order; kill it if it does not."""
         self._end(self._end_by)
+
+    def abandon(self) -> None:
+        """End it at once; its data need not be kept. Nothing to do if it has ended."""
+        self._end(self._abandon_by)
 
     def kill(self) -> None:
         self._end(signal.SIGKILL)

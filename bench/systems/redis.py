@@ -21,7 +21,6 @@ expire_due.
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -115,7 +114,7 @@ class _Node:
         words = ["--port", str(port), "--bind", "127.0.0.1", "--unixsocket", self._socket]
         words += ["--dir", str(folder), "--save", "", "--appendonly", appends, "--appendfsync", syncs]
         words += ["--enable-debug-command", "local", "--repl-diskless-sync-delay", "0", *options]
-        self._process = ServerProcess(["redis-server", *words], folder / "redis.out", end_by=signal.SIGTERM)
+        self._process = ServerProcess(["redis-server", *words], folder / "redis.out")
         self.address: Address = {"socket": self._socket, "replicas": 0}
 
     @property
@@ -138,7 +137,7 @@ class _Node:
         self.start()
 
     def close(self) -> None:
-        self._process.kill()
+        self._process.abandon()
         if self._sockets is not None:
             self._sockets.cleanup()
 

@@ -127,7 +127,7 @@ def test_health_says_what_to_do_with_a_node_that_was_removed_itself(node: Path) 
     own = msgspec.structs.replace(read_identity(node), node="n9")
     publish_small(node / names.IDENTITY, identity.MAGIC, identity.VERSION, own)
     (hint,) = left_over(node, [_row("n1", "silent"), _row("n2", "gone")])
-    assert "n9 does not vote" in hint
+    assert "n9 does not vote, and hears no other node" in hint
     assert "member list" in hint
     assert "n9 does not vote" in run_json("health", node, code=5)["error"]["hint"]
     assert left_over(node, [_row("n1", "alive")]) == []

@@ -134,7 +134,7 @@ def test_a_short_secret_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("secret", "why"),
-    [(SECRET, "it seems to have another secret, or none"), (b"", "this side has no secret")],
+    [(SECRET, "the other side seems to have another one, or none"), (b"", "this side has none")],
 )
 def test_an_end_of_the_connection_at_the_proof_names_the_secret_as_the_likely_cause(
     secret: bytes, why: str
@@ -145,7 +145,7 @@ def test_an_end_of_the_connection_at_the_proof_names_the_secret_as_the_likely_ca
     listening = Listening(secret, CLUSTER, TWO)
     proof = connecting.answer(listening.challenge(connecting.greet()))
     told = connecting.explained(closed)
-    assert told.message.startswith("n2 closed the connection when this side proved itself")
+    assert told.message.startswith("n2 closed the connection at the proof of the shared secret")
     assert why in told.message
     assert "--secret-file" in told.hint
     connecting.check(listening.check(proof))
