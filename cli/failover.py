@@ -34,11 +34,13 @@ def failover(
 ) -> None:
     """Take the primary out, so that the furthest other voter takes over, or say who takes over.
 
+    Without --from and --to that is whichever node is primary, healthy or not; --from refuses another one.
     It does not wait for the old primary, which is fenced; for a hand-over in order see `perdure switchover`.
     Returns once the new primary has begun its epoch. Exit code 3 says that it may not, and why.
 
     \b
     Example:
+      perdure failover /srv/n1
       perdure failover /srv/n1 --from n2
       perdure failover /srv/n1 --to n3
     """

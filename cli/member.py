@@ -158,4 +158,7 @@ def _members(directory: Path, peer: list[str] | None, secret_file: Path | None) 
 
 
 def _show(found: Membership, as_json: bool) -> None:
-    render.result(msgspec.to_builtins(found), as_json=as_json)
+    values = msgspec.to_builtins(found)
+    if found.streaming is None and not as_json:
+        values["streaming"] = "only the primary knows"
+    render.result(values, as_json=as_json)

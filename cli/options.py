@@ -64,7 +64,7 @@ Directory: TypeAlias = Annotated[
     Path,
     typer.Argument(
         metavar="DIR",
-        help="The store's directory, or @NAME for a named store of the configuration.",
+        help="The store's directory, or @NAME for a named store of the file that `perdure --config` names.",
         callback=find_store,
     ),
 ]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 import typer
 
+from ..shipping.nodelog import is_running
+from ..store import names
 from . import render
 from .exits import reporting
 from .options import AsJson, Directory, Peers, SecretFile
 from .settings import Settings
+
+_START: Final = (
+    "The processes of {node} do not run: it ships nothing, and no other node can ask it. Start them: "
+    "perdure node {directory} --listen HOST:PORT, with --replica NODE=HOST:PORT for each other node."
+)
 
 
 @reporting
@@ -34,8 +41,8 @@ def promote(
 
     Name every other voter with --peer; those that answer promise it the next epoch, and fence the old
     primary. What one of them has more of the log is fetched first. Exit code 3 says that it may not be
-    promoted, and why: promote another node instead, or bring back enough voters. Afterwards ship from it:
-    `perdure ship`.
+    promoted, and why: promote another node instead, or bring back enough voters. Its processes
+    (`perdure node`) then ship from it; where they do not run, that is said.
 
     \b
     Example:
@@ -59,8 +66,18 @@ def promote(
             alone=is_alone,
             on_step=on_step,
         )
-    values = msgspec.to_builtins(report) | {"start": str(report.start), "before": str(report.before)}
+    is_up = is_running(directory, names.RECEIVER_LOCK)
+    values = msgspec.to_builtins(report) | {
+        "start": str(report.start),
+        "before": str(report.before),
+        "is_running": is_up,
+    }
+    hint = "" if is_up else _START.format(node=report.node, directory=directory)
+    if hint and as_json:
+        values["hint"] = hint
     render.result(values, as_json=as_json, title=_title(report.node, report.epoch, report.was_primary))
+    if hint:
+        render.note(hint, as_json=as_json)
 
 
 def _title(node: str, epoch: int, was_primary: bool) -> str:

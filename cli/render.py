@@ -27,6 +27,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from ..store.errors import names_node
+
 REFRESH_HZ = 8
 
 Advance = Callable[[int], None]
@@ -110,8 +112,13 @@ def failure(known: Mapping[str, Any], *, as_json: bool) -> None:
         write_json({"error": known})
         return
     console = _stderr()
-    where = ", ".join(f"{name} {known[name]}" for name in ("path", "offset", "lsn", "node") if name in known)
-    text = Text.assemble(("error: ", "bold red"), str(known["message"]), f" ({where})" if where else "")
+    message = str(known["message"])
+    where = ", ".join(
+        f"{name} {known[name]}"
+        for name in ("path", "offset", "lsn", "node")
+        if name in known and not (name == "node" and names_node(message, str(known[name])))
+    )
+    text = Text.assemble(("error: ", "bold red"), message, f" ({where})" if where else "")
     console.print(text, soft_wrap=True)
     if known.get("hint"):
         console.print(Text.assemble(("hint: ", "bold"), str(known["hint"])), soft_wrap=True)
@@ -236,7 +243,9 @@ def _as_text(value: Any) -> Any:
 
 def _stdout() -> Console:
     # In a pipe nothing is wrapped: a line is a line.
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
+    # What is shown is data: neither [words] in brackets nor :words: between colons mean anything.
+    width = None if sys.stdout.isatty() else 200
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
 
 
 def _stderr() -> Console:

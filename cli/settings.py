@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -156,15 +157,25 @@ class Settings:
         as the node process was told."""
         from ..recovery import known_reach
 
+        return known_reach(
+            self._directory, parse_nodes(given), self.proof(secret_file), configured=self.listed()
+        )
+
+    def listed(self) -> dict[str, tuple[str, int]]:
+        """The other nodes' addresses by name as configured, else as the node process was told."""
         listed = self.peers(None)
         if not listed and has_identity(self._directory):
             listed = self._told().addresses(read_identity(self._directory).node)
-        return known_reach(self._directory, parse_nodes(given), self.proof(secret_file), configured=listed)
+        return listed
 
     def proof(self, secret_file: Path | None) -> Credentials:
         """As secret(), of a command that asks nodes: what neither the command line nor the configuration says
-        is as the node process was told. A secret that cannot be read is missing, and that is said."""
-        from ..shipping import Credentials
+        is as the node process was told. A secret that cannot be read is missing, and that is said.
+
+        Raises UsageError for certificates or a secret that are no good. Files that this user cannot read are
+        told where they are needed: what a node says of itself takes none.
+        """
+        from ..shipping import Credentials, check_secret
 
         said, told = self.secret(secret_file), self._told()
         secret = said.secret
@@ -173,7 +184,10 @@ class Settings:
                 secret = _told_secret(told, "command")
             except UsageError as error:
                 note(f"{error.message}. {error.hint}")
-        return Credentials(secret, said.tls or told.tls, said.allow_plain or told.allow_plain)
+        proof = Credentials(secret, said.tls or told.tls, said.allow_plain or told.allow_plain)
+        with suppress(StorageError):
+            check_secret(proof, LOOPBACK)
+        return proof
 
     def way(self) -> Way:
         """The way to the other nodes for an application on this one: as its configuration says, else as the

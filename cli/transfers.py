@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -11,6 +11,7 @@ from ..store import UsageError
 from . import render
 from .exits import Exit, leave, reporting
 from .options import AsJson, Directory, Keys, Peers, SecretFile
+from .reconcile import COLUMNS as COMPARED_COLUMNS
 from .reconcile import values_of as compared
 from .settings import Settings, open_store
 from .sync import TimeoutS
@@ -95,7 +96,7 @@ def transfer(
             repairs=not is_dry,
             on_look=on_look,
         )
-    values = {
+    values: dict[str, Any] = {
         "node": found.node,
         "is_done": found.is_done,
         "sessions": found.sessions,
@@ -103,8 +104,15 @@ def transfer(
         "lsn": found.sync.lsn,
         "is_synced": found.sync.is_synced,
         "differing": found.differing,
+        "not_asked": found.not_asked,
         "comparison": compared(found.comparison) if found.comparison else None,
         "elapsed_ms": found.elapsed_ms,
     }
-    render.result(values, as_json=as_json)
+    if as_json:
+        render.write_json(values)
+    else:
+        nodes = values.pop("comparison")
+        render.result(values, as_json=False)
+        if nodes is not None:
+            render.rows(nodes["nodes"], as_json=False, columns=COMPARED_COLUMNS, key="nodes")
     leave(Exit.FINE if found.is_done else Exit.FINDINGS)

@@ -16,7 +16,7 @@ from ..shipping.messages_health import StandAsk
 from ..store.errors import NoQuorumError, PerdureError, UsageError, WireError
 from ..store.identity import read_identity
 from .health import order_to_stand
-from .reach import Reach
+from .reach import Reach, node_names
 
 
 class FailoverReport(msgspec.Struct, frozen=True):
@@ -50,6 +50,7 @@ def fail_over(
     if from_node and to_node:
         raise UsageError("--from and --to cannot both be given", hint="--to alone says who takes over.")
     everybody = msgspec.structs.replace(reach, peers={**reach.peers, identity.node: own_address})
+    _check_known({*everybody.peers, *node_names(store)}, from_node, to_node)
     answers = everybody.ask_all(lambda node: _status(everybody, node, identity.cluster_id))
     states = {node: answer for node, answer in answers.items() if isinstance(answer, StatusReply)}
     primary = _primary(states)
@@ -66,6 +67,13 @@ def fail_over(
         chosen, address, identity.cluster_id, reach, StandAsk(reason, accept_data_loss=accept_data_loss)
     )
     return FailoverReport(chosen, reply.epoch, primary, reply.was_primary)
+
+
+def _check_known(known: set[str], *named: str | None) -> None:
+    """Refuse a node that nothing tells of. A replica that has received nothing yet may know nobody."""
+    for node in named:
+        if node and node not in known and len(known) > 1:
+            raise UsageError(f"there is no node {node}: {', '.join(sorted(known))}", node=node)
 
 
 def _status(reach: Reach, node: str, cluster_id: bytes) -> StatusReply:

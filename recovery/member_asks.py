@@ -94,7 +94,7 @@ class Members:
         found = self._ask(MemberAsk(MemberStep.MEMBER, name, address))
         if votes and name not in found.voters:
             on_step("follow")
-            self._await_following(name, time.monotonic() + timeout_ms / 1000)
+            self._await_following(name, timeout_ms)
             on_step("vote")
             found = self._ask(MemberAsk(MemberStep.VOTE, name))
         return found
@@ -145,14 +145,15 @@ class Members:
             error.hint = HINT
             raise
 
-    def _await_following(self, name: str, deadline: float) -> None:
+    def _await_following(self, name: str, timeout_ms: int) -> None:
+        deadline = time.monotonic() + timeout_ms / 1000
         while True:
             try:
                 self._ask(MemberAsk(MemberStep.FOLLOW, name))
                 return
-            except NoQuorumError:
+            except NoQuorumError as error:
                 if time.monotonic() >= deadline:
-                    raise
+                    raise members.not_in_time(error, timeout_ms) from error
 
     def _ask(self, asked: MemberAsk) -> Membership:
         if self._server is None:

@@ -58,8 +58,8 @@ class Membership(msgspec.Struct, frozen=True):
     changed_lsn: int
     is_committed: bool
     """The CONFIG is known to be committed here; the next change may be made."""
-    streaming: tuple[str, ...]
-    """Replicas that follow closely, where the node is primary and ships."""
+    streaming: tuple[str, ...] | None
+    """Replicas that follow closely, where the node is primary and ships; None: only the primary knows."""
 
 
 def list_members(store: str | os.PathLike[str]) -> Membership:
@@ -91,7 +91,10 @@ def add_member(
             _change(node, lambda config: with_member(config, name, address))
         if votes and name not in node.log.config.voters:
             say("follow")
-            _await_streaming(node, name, timeout_ms)
+            try:
+                _await_streaming(node, name, timeout_ms)
+            except NoQuorumError as error:
+                raise not_in_time(error, timeout_ms) from error
             say("vote")
             _change(node, lambda config: with_voter(config, name))
         return _membership(node)
@@ -102,6 +105,12 @@ def await_following(store: str | os.PathLike[str], name: str, *, timeout_ms: int
     with _opened(store) as node:
         _await_streaming(node, name, timeout_ms)
         return _membership(node)
+
+
+def not_in_time(error: NoQuorumError, timeout_ms: int) -> NoQuorumError:
+    """The error of await_following, to whoever has waited for so long in all."""
+    text = f"{error.message} (waited {timeout_ms} ms)"
+    return NoQuorumError(text, node=error.node, hint=error.hint)
 
 
 def let_vote(store: str | os.PathLike[str], name: str) -> Membership:
@@ -198,7 +207,7 @@ def _await_streaming(node: NodeLog, name: str, timeout_ms: int) -> None:
             slot = next((slot for slot in read_slots(node.store) if slot.node == name), None)
             why = f"{slot.state} {slot.error}".strip() if slot else "no shipper has connected to it"
             raise NoQuorumError(
-                f"{name} does not follow closely within {timeout_ms} ms: {why}",
+                f"{name} does not follow closely: {why}",
                 node=name,
                 hint="It is a member that does not vote yet. Start it, then run the same command again.",
             )
@@ -226,7 +235,7 @@ def _membership(node: NodeLog) -> Membership:
         degraded_from=config.degraded_from,
         changed_lsn=config.changed_lsn,
         is_committed=config.is_committed(node.committed_lsn()),
-        streaming=tuple(sorted(_streaming(node))) if log.is_primary else (),
+        streaming=tuple(sorted(_streaming(node))) if log.is_primary else None,
     )
 
 

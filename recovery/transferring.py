@@ -15,12 +15,12 @@ from typing import TypeAlias
 import msgspec
 
 from ..store.errors import UsageError
-from ..store.identity import read_identity
 from .consistency import reconcile
 from .locate import find_last_change, key_of
 from .node_sessions import OwnSessions, PeerSessions
 from .reach import Reach
 from .reconcile import Comparison, differing_keys
+from .report import report_node
 from .source import open_source
 from .syncing import PENDING_SYNCS_MAX, OnLook, SyncReport, sync_to
 
@@ -39,7 +39,9 @@ class TransferReport(msgspec.Struct, frozen=True):
     differing: list[str]
     """Ids that were not the same there, at first."""
     comparison: Comparison | None
-    """Of all sessions: where all were asked for, or some differed."""
+    """Of all sessions, here and there: where all were asked for, or some differed."""
+    not_asked: list[str]
+    """Other nodes that keep the log, of which nothing is said here."""
     elapsed_ms: int
 
     @property
@@ -49,7 +51,8 @@ class TransferReport(msgspec.Struct, frozen=True):
             return False
         if self.comparison is None:
             return not self.differing
-        return any(verdict.is_right for verdict in self.comparison.nodes if verdict.node == self.node)
+        compared = {verdict.node for verdict in self.comparison.nodes}
+        return self.node in compared and self.comparison.is_consistent
 
 
 def force_transfer(
@@ -76,19 +79,21 @@ def force_transfer(
     only = msgspec.structs.replace(reach, peers={to: reach.peers[to]})
     keys = {id: key_of(id) for id in ids or ()}
     source = open_source(store)
+    own = source.identity.node
     changes = {id: find_last_change(source, key) for id, key in keys.items()}
     lsn = None if ids is None else max((change.lsn for change in changes.values() if change), default=0)
     sync = sync_to(store, to, only, lsn=lsn, timeout_ms=timeout_ms, on_look=on_look)
     differing: list[str] = []
     comparison: Comparison | None = None
     if sync.is_synced and ids is not None:
-        identity = read_identity(Path(store))
-        own = OwnSessions(Path(store), identity.node)
-        with only.server(to, identity.cluster_id) as server:
-            found = set(differing_keys(own, PeerSessions(server, to), list(keys.values())))
+        here = OwnSessions(Path(store), own)
+        with only.server(to, source.identity.cluster_id) as server:
+            found = set(differing_keys(here, PeerSessions(server, to), list(keys.values())))
         differing = [id for id, key in keys.items() if key in found]
     if sync.is_synced and (ids is None or differing):
         comparison = reconcile(store, only, repairs=repairs)
+        asked = [verdict for verdict in comparison.nodes if verdict.node in (own, to)]
+        comparison = msgspec.structs.replace(comparison, nodes=asked)
     return TransferReport(
         node=to,
         sessions=None if ids is None else len(ids),
@@ -96,5 +101,6 @@ def force_transfer(
         sync=sync,
         differing=differing,
         comparison=comparison,
+        not_asked=sorted({*report_node(Path(store), is_brief=True).expected} - {own, to}),
         elapsed_ms=round((time.monotonic() - started) * 1000),
     )

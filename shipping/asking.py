@@ -18,7 +18,7 @@ from ..store.ids import Position
 from ..store.promise import Promise
 from .auth import CLIENT, NONCE_BYTES, Connecting
 from .credentials import Secret, check_secret
-from .link import Link, begin_connect, check_connected
+from .link import Link, LinkClosed, begin_connect, check_connected
 from .messages import (
     FENCED,
     FOREIGN,
@@ -65,16 +65,18 @@ class NodeClient:
         self._timeout_ms = timeout_ms
         deadline = self._deadline()
         self._link: Link = begin_connect(host, port, self._name, secret, node=node)
+        auth = Connecting(secret, cluster_id, CLIENT, os.urandom(NONCE_BYTES))
         try:
             self._wait(select.POLLOUT, deadline)
             check_connected(self._link)
-            auth = Connecting(secret, cluster_id, CLIENT, os.urandom(NONCE_BYTES))
             self._link.send(auth.greet())
             self._link.send(auth.answer(self._answer(Challenge, deadline)[0]))
             auth.check(self._answer(Proof, deadline)[0])
             self._link.trust()
-        except BaseException:
+        except BaseException as error:
             self._link.close()
+            if isinstance(error, LinkClosed):
+                raise auth.explained(error) from error
             raise
 
     def status(self) -> StatusReply:

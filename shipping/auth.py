@@ -13,6 +13,7 @@ from typing import Final
 
 from ..store.errors import ForeignError, WireError
 from .credentials import Secret, secret_of
+from .link import LinkClosed
 from .messages import Challenge, Greet, Proof
 
 NONCE_BYTES: Final = 32
@@ -20,6 +21,10 @@ SHIPPER: Final = "shipper"
 CLIENT: Final = "client"
 MONITOR: Final = "monitor"
 ROLES: Final = frozenset({SHIPPER, CLIENT, MONITOR})
+SECRET_HINT: Final = (
+    "Give every node and command the same shared secret: "
+    "--secret-file, PERDURE_SECRET, or secret_file in [node]."
+)
 _CONNECTING: Final = b"perdure 1 connecting"
 _LISTENING: Final = b"perdure 1 listening"
 _CLUSTER: Final = b"perdure 1 cluster"
@@ -34,6 +39,7 @@ class Connecting:
         self._role = role
         self._nonce = nonce
         self._peer_nonce = b""
+        self._is_proved = False
 
     def greet(self) -> Greet:
         return Greet(self._role, self._nonce)
@@ -47,6 +53,23 @@ class Connecting:
     def check(self, proof: Proof) -> None:
         """Raises WireError for a wrong secret, ForeignError for another cluster."""
         _check(proof, self._secret, _LISTENING, self._role, self._nonce, self._peer_nonce, self._cluster_id)
+        self._is_proved = True
+
+    def explained(self, closed: LinkClosed) -> LinkClosed:
+        """What the end of the connection most likely means: who hangs up on a proof has another secret.
+
+        It is told from this side's steps alone; the other one says nothing to whom it does not know.
+        """
+        if not self._peer_nonce or self._is_proved:
+            return closed
+        why = (
+            "the other side seems to have another one, or none"
+            if self._secret
+            else "this side has none, and the other one seems to ask for one"
+        )
+        return LinkClosed(
+            f"{closed.message} at the proof of the shared secret: {why}", node=closed.node, hint=SECRET_HINT
+        )
 
 
 class Listening:

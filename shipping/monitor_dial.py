@@ -21,7 +21,7 @@ from .asking import NodeClient
 from .auth import MONITOR, NONCE_BYTES, Connecting
 from .credentials import Secret
 from .detection import Detector
-from .link import Link, begin_connect, check_connected
+from .link import Link, LinkClosed, begin_connect, check_connected
 from .messages import Challenge, Message, Proof, StatusReply
 from .messages_health import Beat
 from .nodelog import monotonic_ms
@@ -283,6 +283,8 @@ class Dial:
         self._fail(error)
 
     def _fail(self, error: Exception) -> None:
+        if isinstance(error, LinkClosed) and self._auth is not None:
+            error = self._auth.explained(error)
         was_speaking = self._stage is Stage.SPEAKING
         logger.info("connection ended: node=%s stage=%s error=%s", self.node, self._stage.value, error)
         self._disconnect()

@@ -491,13 +491,9 @@ class Peer:
         raise WireError(f"the replica refuses: {refusal.text}", node=self.name)
 
     def _fail(self, error: Exception) -> None:
-        closed_on_proof = isinstance(error, LinkClosed) and self._stage is Stage.PROVING
-        if closed_on_proof:
-            error = WireError(
-                "the replica closed the connection when this node proved itself",
-                node=self.name,
-                hint="Give every node of the cluster the same shared secret.",
-            )
+        closed_on_proof = False
+        if isinstance(error, LinkClosed) and self._stage is Stage.PROVING and self._auth is not None:
+            closed_on_proof, error = True, self._auth.explained(error)
         text, state = str(error)[:ERROR_CHARS_MAX], self._state_after(error)
         self._retry_ms = min(max(RETRY_MS_MIN, self._retry_ms * 2), RETRY_MS_MAX)
         is_first = closed_on_proof and text != self._failed_with  # it may have died just then

@@ -17,7 +17,7 @@ from .asking import refused
 from .auth import CLIENT, NONCE_BYTES, Connecting
 from .conversation import Conversation
 from .credentials import Secret, check_secret
-from .link import begin_connect, check_connected
+from .link import LinkClosed, begin_connect, check_connected
 from .messages import Challenge, Message, Proof, Refusal
 from .messages_server import Failed
 from .wire_errors import error_of
@@ -108,16 +108,18 @@ class ServerClient:
         deadline = min(deadline, monotonic() + CONNECT_MS / 1000)
         link = begin_connect(self._host, self._port, self.name, self._secret, node=self._node)
         talk = Conversation(link, is_over)
+        auth = Connecting(self._secret, self._cluster_id, CLIENT, os.urandom(NONCE_BYTES))
         try:
             talk.wait_writable(deadline)
             check_connected(link)
-            auth = Connecting(self._secret, self._cluster_id, CLIENT, os.urandom(NONCE_BYTES))
             talk.send(auth.greet(), b"", deadline)
             talk.send(auth.answer(self._expect(talk, Challenge, deadline)), b"", deadline)
             auth.check(self._expect(talk, Proof, deadline))
             link.trust()
-        except BaseException:
+        except BaseException as error:
             talk.close()
+            if isinstance(error, LinkClosed):
+                raise auth.explained(error) from error
             raise
         self._talk = talk
         return talk

@@ -30,6 +30,7 @@ _READ_BYTES: Final = 64 << 10
 _NOT_TLS: Final = frozenset(
     {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG", "BAD_RECORD_TYPE"}
 )
+_NOT_ITS_KEY: Final = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"})
 _Stamp: TypeAlias = tuple[tuple[int, int, int], ...]
 
 
@@ -99,6 +100,12 @@ def _context(files: TlsFiles, protocol: int) -> ssl.SSLContext:
         path = files.ca
         context.load_verify_locations(cafile=files.ca)
     except ssl.SSLError as error:
+        if error.reason in _NOT_ITS_KEY:
+            raise UsageError(
+                f"the key {files.key} does not belong to this certificate",
+                path=path,
+                hint="Name the certificate and the key that were made together (tls_cert, tls_key).",
+            ) from error
         what = f"certificate and key ({files.key})" if path == files.cert else "CA"
         raise UsageError(
             f"not a {what} that can be used: {error.reason or error}",

@@ -103,11 +103,14 @@ class Configuration:
         """The directory of a named store. Raises UsageError, with the nearest name, if there is none."""
         path = self.stores.get(name)
         if path is None:
-            where = self.file or "no configuration file was found"
+            hint = f"Named stores stand as [stores.NAME] with a path in the configuration: {self.file}."
+            if self.file is None:
+                hint = (
+                    f"No configuration is named. Say which file has [stores.{name}] with its path: "
+                    f"`perdure --config FILE COMMAND @{name}`, {FILE_VARIABLE}, or config=FILE in Python."
+                )
             raise UsageError(
-                f"there is no store @{name}{nearest(name, self.stores)}",
-                path=self.file,
-                hint=f"Named stores stand as [stores.NAME] with a path in the configuration: {where}.",
+                f"there is no store @{name}{nearest(name, self.stores)}", path=self.file, hint=hint
             )
         return path
 

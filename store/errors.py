@@ -42,6 +42,7 @@ what to do next.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final
 
@@ -49,6 +50,11 @@ import msgspec
 
 DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """All that msgspec raises for bytes that are not what they should be: bad text and endless nesting too."""
+
+
+def names_node(message: str, node: str) -> bool:
+    """Does a message name this node already?"""
+    return re.search(rf"(?<![\w.-]){re.escape(node)}(?![\w-]|\.\w)", message) is not None
 
 
 class PerdureError(Exception):
@@ -79,7 +85,7 @@ class PerdureError(Exception):
                 ("file", self.path),
                 ("offset", self.offset),
                 ("lsn", self.lsn),
-                ("node", self.node),
+                ("node", None if self.node and names_node(self.message, self.node) else self.node),
             )
             if value is not None
         ]

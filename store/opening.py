@@ -188,11 +188,16 @@ def init_store(
 ) -> Identity:
     """Make the directory of a node. It has no log yet: it becomes primary by an epoch, or a replica.
 
-    Raises ForeignError if there is something else, StorageError if there is a store already, UsageError
-    for a back end that there is not.
+    Raises UsageError if there is a store already, or for a back end that there is not; ForeignError if there
+    is something else.
     """
     if has_identity(store):
-        raise StorageError("there is a store already", path=store, hint="Take an empty directory.")
+        raise UsageError(
+            f"there is a store already, of node {read_identity(store).node}",
+            path=store,
+            hint="`perdure status DIR` tells of it. To start with nothing, give a directory that is empty or "
+            "does not exist yet.",
+        )
     backend_kind(backend)
     identity = Identity(cluster_id or new_cluster_id(), node, 0, now_ms, backend)
     write_identity(store, identity)

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from . import names
-from .errors import ForeignError, PromiseRefusedError, StorageError, StoreMissingError, UsageError
+from .errors import ForeignError, PromiseRefusedError, StoreMissingError, UsageError
 from .files import translated
 from .identity import CLUSTER_ID_BYTES
 from .promise import NO_PROMISE, Promise, decide_promise, decide_reign
@@ -79,7 +79,7 @@ def recorded(state: WitnessState, asked: Promise, expected: InSync, nodes: tuple
 def make_witness(path: Path, node: str, cluster_id: bytes, now_ms: int) -> WitnessState:
     """Make the directory of a witness.
 
-    Raises UsageError for a bad name or id, StorageError if there is a witness already (made anew it would
+    Raises UsageError for a bad name or id, and if there is a witness already (made anew it would
     have forgotten its promises), ForeignError if something else is in the directory.
     """
     if not names.is_node_name(node):
@@ -90,7 +90,12 @@ def make_witness(path: Path, node: str, cluster_id: bytes, now_ms: int) -> Witne
         path.mkdir(parents=True, exist_ok=True)
         strange = [name for name in os.listdir(path) if name not in (names.CONFIG_FILE, "lost+found")]
     if names.WITNESS in strange:
-        raise StorageError("there is a witness already", path=path, hint="Take an empty directory.")
+        raise UsageError(
+            "there is a witness already",
+            path=path,
+            hint="`perdure witness DIR` runs it. To make another one, give a directory that is empty or does "
+            "not exist yet.",
+        )
     if strange:
         raise ForeignError(f"the directory holds other files ({strange[0]!r}, ...)", path=path)
     state = WitnessState(cluster_id, node, now_ms)

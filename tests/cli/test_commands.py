@@ -16,6 +16,7 @@ import typer
 import perdure
 from perdure.cli.app import app, narrowed
 from perdure.store import SessionStore, names
+from perdure.store.lock import FileLock
 from tests.cli.runner import COMMAND, environment, process, run, run_json
 
 
@@ -269,8 +270,34 @@ def test_a_directory_of_somebody_else_is_code_4_and_is_left_alone(tmp_path: Path
 
 
 def test_a_second_init_is_refused(replica: Path) -> None:
-    error = run_json("init", replica, "--node", "n2", "--cluster-id", "ab" * 16, code=5)["error"]
-    assert error["error"] == "StorageError"
+    error = run_json("init", replica, "--node", "n2", "--cluster-id", "ab" * 16, code=2)["error"]
+    assert error["error"] == "UsageError"
+    assert "a store already, of node n2" in error["message"]
+    assert "perdure status" in error["hint"]
+
+
+def test_a_second_init_of_a_witness_is_refused_as_usage(tmp_path: Path) -> None:
+    words = ("init", tmp_path / "w", "--node", "w", "--witness-of", "ab" * 16)
+    run_json(*words)
+    assert "perdure witness" in run_json(*words, code=2)["error"]["hint"]
+
+
+def test_a_promotion_of_a_node_that_does_not_run_says_how_to_start_it(tmp_path: Path) -> None:
+    voters = [word for name in ("n1", "n2") for word in ("--voter", name)]
+    run_json("init", tmp_path / "n1", "--node", "n1", "--primary", *voters)
+    alone = ("promote", tmp_path / "n1", "--alone", "--accept-data-loss")
+    said = run_json(*alone)
+    assert said["is_running"] is False
+    assert f"perdure node {tmp_path / 'n1'}" in said["hint"]
+    assert "perdure node" in run(*alone).stderr
+    receiver = FileLock(tmp_path / "n1" / names.RECEIVER_LOCK)
+    receiver.acquire(1000)
+    try:
+        said = run_json(*alone)
+    finally:
+        receiver.close()
+    assert said["is_running"] is True
+    assert "hint" not in said
 
 
 def test_shipping_from_a_node_that_is_no_primary_is_code_3(replica: Path) -> None:

@@ -226,3 +226,12 @@ snapshots_kept = 2
         running.communicate(timeout=30)
     assert running.returncode == 0
     assert len(list((tmp_path / "web" / "snapshots").glob("*.snap"))) <= 3
+
+
+def test_a_named_store_without_a_configuration_says_how_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PERDURE_CONFIG", raising=False)
+    message = run_json("config", "show", "@web", code=2)["error"]["hint"]
+    assert "perdure --config FILE" in message
+    assert "PERDURE_CONFIG" in message
+    shown = " ".join(run("session", "count", "@web").output.split())
+    assert "perdure --config" in shown

@@ -5,9 +5,14 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from perdure.shipping import NodePorts, read_unmonitored, write_ports
+from perdure.cli.health import left_over
+from perdure.shipping import NodePorts, NodeWays, read_unmonitored, write_ports, write_ways
+from perdure.shipping.messages_health import HealthRow
+from perdure.store import identity, names, read_identity
+from perdure.store.smallfile import publish_small
 from tests.cli.runner import run, run_json
 
 
@@ -97,3 +102,32 @@ def test_an_etcd_endpoint_that_is_no_url_is_refused(node: Path) -> None:
 @pytest.mark.parametrize("command", ["failback", "rejoin"])
 def test_help_names_the_section_of_an_option_of_the_configuration(command: str) -> None:
     assert "section failover" in " ".join(run(command, "--help").output.split())
+
+
+def test_a_failover_from_or_to_a_node_that_there_is_not_names_those_that_there_are(node: Path) -> None:
+    for word in ("--from", "--to"):
+        said = run_json("failover", node, word, "n9", code=2)["error"]
+        assert said["message"] == "there is no node n9: n1, n2, n3"
+
+
+def _row(node: str, verdict: str) -> HealthRow:
+    return HealthRow(node, verdict, 0, 0, 0, True, "", 0, 0, "", False, "")
+
+
+def test_health_says_what_to_do_about_a_node_that_was_removed_and_is_still_watched(node: Path) -> None:
+    (hint,) = left_over(node, [_row("n2", "alive"), _row("n7", "gone")])
+    assert "n7 is no node of the cluster any more" in hint
+    assert f"perdure unmonitor {node} n7" in hint
+    write_ways(node, NodeWays({"n7": "127.0.0.1:9"}))  # as --replica told the node process
+    assert run_json("unmonitor", node, "n7")["unmonitored"] == ["n7"]
+    assert left_over(node, [_row("n2", "gone"), _row("n3", "gone")]) == []
+
+
+def test_health_says_what_to_do_with_a_node_that_was_removed_itself(node: Path) -> None:
+    own = msgspec.structs.replace(read_identity(node), node="n9")
+    publish_small(node / names.IDENTITY, identity.MAGIC, identity.VERSION, own)
+    (hint,) = left_over(node, [_row("n1", "silent"), _row("n2", "gone")])
+    assert "n9 does not vote, and hears no other node" in hint
+    assert "member list" in hint
+    assert "n9 does not vote" in run_json("health", node, code=5)["error"]["hint"]
+    assert left_over(node, [_row("n1", "alive")]) == []

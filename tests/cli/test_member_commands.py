@@ -70,6 +70,8 @@ def test_members_are_changed_from_any_node(tmp_path: Path) -> None:
         assert "needs a witness" in refused["error"]["message"]  # as the primary says
         late = run_json("member", "add", second, "n4=127.0.0.1:1", "--timeout", "0.1", *given, code=3)
         assert "n4 does not follow closely" in late["error"]["message"]
+        assert late["error"]["message"].count("n4") <= 2  # the second one in why it cannot be reached
+        assert "(waited 100 ms)" in late["error"]["message"]
         assert run_json("member", "remove", second, "n4", *given)["members"].keys() == {"n3"}
 
 
@@ -85,3 +87,19 @@ def test_without_a_primary_that_answers_nothing_is_changed_and_it_is_said(tmp_pa
         assert "none of this node and n1 is it" in refused["error"]["message"]
         alone = run_json("member", "remove", second, "n1", code=3)
         assert "--peer" in alone["error"]["hint"]
+
+
+def test_a_replica_says_that_only_the_primary_knows_who_follows(tmp_path: Path, node: Path) -> None:
+    run_json("init", tmp_path / "n2", "--node", "n2", "--cluster-id", "ab" * 16)
+    assert run_json("member", "list", tmp_path / "n2")["streaming"] is None
+    assert "only the primary knows" in run("member", "list", tmp_path / "n2").stdout
+    assert run_json("member", "list", node)["streaming"] == []
+
+
+def test_a_member_that_does_not_follow_is_named_once_with_the_time_that_was_given(tmp_path: Path) -> None:
+    run_json("init", tmp_path / "one", "--node", "n1", "--primary")
+    late = run("member", "add", tmp_path / "one", "n2=127.0.0.1:7001", "--timeout", "0.2")
+    assert late.exit_code == 3
+    message = late.stderr.splitlines()[0]
+    assert message.count("n2") == 1
+    assert "waited 200 ms" in message

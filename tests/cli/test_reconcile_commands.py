@@ -91,6 +91,20 @@ def test_sessions_are_transferred_and_located(cluster: Cluster) -> None:
     assert missing["error"]["error"] == "SessionNotFoundError"
 
 
+def test_a_transfer_tells_of_the_two_nodes_alone_and_names_those_that_were_not_asked(
+    cluster: Cluster,
+) -> None:
+    words = ("transfer", cluster.path("n1"), "--to", "n2", *peers(cluster, "n2", "n3"))
+    said = run_json(*words, "--all")
+    assert (said["is_done"], said["not_asked"]) == (True, ["n3"])
+    assert [row["node"] for row in said["comparison"]["nodes"]] == ["n1", "n2"]
+    assert said["comparison"]["is_consistent"]
+    assert run_json(*words, "s010")["not_asked"] == ["n3"]
+    damage(cluster.path("n2"), {b"s011": None})
+    differs = run_json(*words, "--all", "--dry-run", code=1)
+    assert (differs["is_done"], differs["comparison"]["is_consistent"]) == (False, False)
+
+
 def test_a_node_whose_fold_diverged_makes_its_state_anew_by_itself(tmp_path: Path) -> None:
     nodes = ByHand(tmp_path)
     nodes.make()

@@ -231,3 +231,12 @@ def test_orphans_are_listed_counted_adopted_and_cleaned_up(labelled: Path) -> No
 def test_no_members_are_a_usage_error_and_never_all_sessions(labelled: Path) -> None:
     assert run("orphans", "cleanup", labelled, "--members", ",", "--yes").exit_code == 2
     assert run_json("session", "count", labelled)["sessions"] == 6
+
+
+def test_brackets_and_colons_are_shown_as_they_are(store: Path) -> None:
+    metadata = {"roles": "[node] and [/bold]", "mood": ":smile:"}
+    run_json("session", "put", store, "a[bold]:key:b", json.dumps(metadata), "--group", "[red]")
+    for words in (("get", store, "a[bold]:key:b"), ("list", store)):
+        assert "a[bold]:key:b" in run("session", *words).stdout
+    shown = run("session", "get", store, "a[bold]:key:b").stdout
+    assert all(text in shown for text in ("[node] and [/bold]", ":smile:", "[red]"))

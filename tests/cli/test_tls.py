@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import stat
 import sys
@@ -93,3 +94,23 @@ def test_half_of_the_files_is_said(tmp_path: Path) -> None:
         "--tls-cert", tmp_path / "n1.crt", "receive", tmp_path / "n1", "--listen", "127.0.0.1:0", code=2
     )
     assert "tls_key, tls_ca" in said["error"]["message"]
+
+
+def test_a_key_of_another_certificate_is_refused_before_anybody_is_asked(tmp_path: Path) -> None:
+    made = run_json("tls", "test-ca", tmp_path / "tls", "--node", "n1", "--node", "n2")
+    first, second = made["nodes"]
+    mixed = ("--tls-cert", first["cert"], "--tls-key", second["key"], "--tls-ca", made["ca"])
+    run_json("init", tmp_path / "n1", "--node", "n1", "--primary")
+    with socket.create_server(("127.0.0.1", 0)) as peer:
+        peer.setblocking(False)
+        asked = ("--peer", f"n2=127.0.0.1:{peer.getsockname()[1]}")
+        for command in (
+            ("status", tmp_path / "n1", *asked),
+            ("promote", tmp_path / "n1", *asked),
+            ("receive", tmp_path / "n1", "--listen", "127.0.0.1:0"),
+        ):
+            said = run_json(*mixed, *command, code=2)["error"]
+            assert (said["error"], said["path"]) == ("UsageError", first["cert"])
+            assert f"the key {second['key']} does not belong to this certificate" in said["message"]
+        with pytest.raises(BlockingIOError):
+            peer.accept()

@@ -40,14 +40,24 @@ def test_a_shipper_with_another_secret_is_refused_and_ships_nothing(tmp_path: Pa
         cluster.open("n1").create({"n": 1})
         cluster.ship_here("n1", secret=OTHER_SECRET)
         until(lambda: cluster.slot_state("n1", "n2")[0] == "refused", "the slot says refused")
+        assert "another one, or none" in cluster.slot_state("n1", "n2")[1]
         assert cluster.end("n2").lsn == 0
 
 
 def test_a_client_with_another_secret_learns_nothing(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 2) as cluster:
         cluster.serve_here("n2")
-        with pytest.raises(WireError, match="closed the connection"):
+        with pytest.raises(WireError, match=r"closed the connection at the proof .* another one, or none"):
             cluster.client("n2", secret=OTHER_SECRET)
+        with pytest.raises(WireError, match="this side has none"):
+            cluster.client("n2", secret=b"")
+
+
+def test_a_client_with_a_secret_is_told_that_the_other_side_may_have_none(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        cluster.serve_here("n2", secret=b"")
+        with pytest.raises(WireError, match="another one, or none"):
+            cluster.client("n2")
 
 
 def test_the_secret_is_never_on_the_wire(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from perdure.shipping.auth import CLIENT, SHIPPER, Connecting, Listening
 from perdure.shipping.credentials import Credentials, check_secret, is_loopback
+from perdure.shipping.link import LinkClosed
 from perdure.shipping.messages import Challenge, Greet, Proof
 from perdure.store import ForeignError, UsageError, WireError
 
@@ -129,3 +130,23 @@ def test_a_secret_without_tls_is_for_loopback_unless_told_otherwise() -> None:
 def test_a_short_secret_is_refused() -> None:
     with pytest.raises(UsageError, match="15 bytes"):
         check_secret(b"x" * 15, "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("secret", "why"),
+    [(SECRET, "the other side seems to have another one, or none"), (b"", "this side has none")],
+)
+def test_an_end_of_the_connection_at_the_proof_names_the_secret_as_the_likely_cause(
+    secret: bytes, why: str
+) -> None:
+    connecting = Connecting(secret, CLUSTER, CLIENT, ONE)
+    closed = LinkClosed("n2 closed the connection", node="n2")
+    assert connecting.explained(closed) is closed  # it was not asked for a proof yet
+    listening = Listening(secret, CLUSTER, TWO)
+    proof = connecting.answer(listening.challenge(connecting.greet()))
+    told = connecting.explained(closed)
+    assert told.message.startswith("n2 closed the connection at the proof of the shared secret")
+    assert why in told.message
+    assert "--secret-file" in told.hint
+    connecting.check(listening.check(proof))
+    assert connecting.explained(closed) is closed  # the secret was right

@@ -11,7 +11,6 @@ from perdure.store import (
     FormatError,
     Promise,
     PromiseRefusedError,
-    StorageError,
     StoreMissingError,
     UsageError,
     names,
@@ -81,7 +80,7 @@ def test_what_was_written_is_read_and_a_damaged_file_is_refused(tmp_path: Path) 
 
 def test_a_witness_is_never_made_anew_and_not_among_other_files(tmp_path: Path) -> None:
     make_witness(tmp_path / "w", "w", CLUSTER, 0)
-    with pytest.raises(StorageError, match="there is a witness already"):
+    with pytest.raises(UsageError, match="there is a witness already"):
         make_witness(tmp_path / "w", "w", CLUSTER, 0)
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "identity").write_bytes(b"")

@@ -1,0 +1,33 @@
+"""The systems that are compared: an adapter each, behind the ports of this package.
+
+Owns the list of them. Packages and programs that an adapter needs are looked for only when it is asked.
+"""
+
+from __future__ import annotations
+
+from .diskcache import DiskCache
+from .django import DjangoDb, DjangoFile
+from .perdure import Perdure
+from .ports import System
+from .postgresql import PostgreSql, PostgreSqlApplying, PostgreSqlPair
+from .redis import Redis, RedisPair
+from .sqlite import Sqlite
+
+OURS: tuple[System, ...] = (Perdure("lmdb"), Perdure("sqlite"), Perdure("memory"))
+PEERS: tuple[System, ...] = (
+    Sqlite(),
+    Redis(),
+    PostgreSql(),
+    DiskCache(),
+    DjangoDb(),
+    DjangoFile(),
+    RedisPair(),
+    PostgreSqlPair(),
+    PostgreSqlApplying(),
+)
+SYSTEMS: tuple[System, ...] = OURS + PEERS
+
+
+def system_named(name: str) -> System:
+    """Raises KeyError if there is none."""
+    return {system.name: system for system in SYSTEMS}[name]

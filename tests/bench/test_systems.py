@@ -1,0 +1,158 @@
+"""What every compared system must do, so that the comparison compares the same things.
+
+A system that can't run here is skipped with the reason that it gives itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+from _pytest.mark import ParameterSet
+
+from bench.systems import SYSTEMS, system_named
+from bench.systems.memory import own_bytes
+from bench.systems.ports import Client, Durability, Fields, Pair, RandomIds, Running, System
+from bench.systems.processes import ServerError, ServerProcess
+
+ROOT = Path(__file__).parents[2]
+FIELDS: Fields = {"user": 7, "name": "Zoë", "roles": ["reader", "writer"], "none": None, "on": True}
+DEADLINE_S = 10.0
+
+QUICK = {"redis": Durability.DISK, "postgresql": Durability.DISK}
+"""Of systems whose start takes long, the one setting that every run of the tests tries."""
+
+
+def settings(*, pairs_only: bool = False) -> list[ParameterSet]:
+    """Each system in each of its durability classes; those that take long are marked."""
+    found = []
+    for system in SYSTEMS:
+        for durability in system.settings:
+            is_pair = durability in (Durability.TWO, Durability.TWO_DISKS)
+            is_long = is_pair or QUICK.get(system.name, durability) is not durability
+            if is_pair or not pairs_only:
+                marks = [pytest.mark.lab] if is_long else []
+                found.append(
+                    pytest.param(system, durability, id=f"{system.name}-{durability.value}", marks=marks)
+                )
+    return found
+
+
+@pytest.fixture
+def running(system: System, durability: Durability, tmp_path: Path) -> Iterator[Running]:
+    reason = system.why_not()
+    if reason:
+        pytest.skip(reason)
+    started = system.start(tmp_path, durability)
+    try:
+        yield started
+    finally:
+        started.close()
+    for pid in started.pids:
+        assert not Path(f"/proc/{pid}").exists(), f"{system.name} left process {pid} behind"
+
+
+@pytest.mark.parametrize(("system", "durability"), settings())
+def test_a_system_keeps_sessions_as_the_comparison_needs_it(
+    system: System, durability: Durability, running: Running
+) -> None:
+    client, other = system.connect(running.address), system.connect(running.address)
+    id = client.create(FIELDS)
+    assert client.get(id) == FIELDS
+    client.update(id, {"on": False, "visits": 3})
+    client.touch(id)
+    assert other.get(id) == {**FIELDS, "on": False, "visits": 3}
+
+    kept = client.create_many([{**FIELDS, "user": number} for number in range(100)])
+    assert len(set(kept)) == 100
+    assert other.get(kept[99]) == {**FIELDS, "user": 99}
+    due = client.create_due([FIELDS] * 50)
+    assert _removed(client, len(due)) == 50
+    assert client.get(due[0]) is None
+    client.delete(id)
+    assert client.get(id) is None
+    assert sorted(client.ids()) == sorted(kept)
+
+    assert durability is Durability.NONE or sum(running.disk_bytes().values()) > 0
+    assert own_bytes(running.pids or [os.getpid()]) > 0
+    client.close()
+    other.close()
+    running.stop()
+    running.start_again()
+    if durability is not Durability.NONE:
+        client = system.connect(running.address)
+        assert client.get(kept[0]) == {**FIELDS, "user": 0}
+        client.close()
+
+
+@pytest.mark.parametrize(("system", "durability"), settings(pairs_only=True))
+def test_the_second_node_has_what_was_answered_and_takes_writes_after_the_first_was_killed(
+    system: System, durability: Durability, running: Running
+) -> None:
+    pair = cast(Pair, running)
+    client = system.connect(pair.address)
+    id = client.create(FIELDS)
+    pair.kill()
+    pair.take_over()
+    client = system.connect(pair.address)
+    assert client.get(id) == FIELDS
+    assert client.get(client.create(FIELDS)) == FIELDS
+    client.close()
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv is not installed (Debian: util-linux)")
+def test_a_server_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from bench.systems.processes import ServerProcess\n"
+        "server = ServerProcess(['sleep', '600'], Path(sys.argv[1]) / 'said')\n"
+        "server.start(lambda: Path(f'/proc/{server.pids[0]}/comm').read_text() == 'sleep\\n')\n"
+        "print(server.pids[0], flush=True); time.sleep(600)"
+    )
+    starter = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT, text=True
+    )
+    with starter:
+        assert starter.stdout is not None
+        pid = int(starter.stdout.readline())
+        starter.kill()
+    deadline_s = time.monotonic() + DEADLINE_S
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline_s, f"process {pid} outlived the one that started it"
+        time.sleep(0.01)
+
+
+def test_a_server_that_does_not_start_says_its_last_words(tmp_path: Path) -> None:
+    server = ServerProcess(["sh", "-c", "echo no such option; exit 3"], tmp_path / "said")
+    with pytest.raises(ServerError, match="no such option"):
+        server.start(lambda: False)
+    assert server.pids == ()
+
+
+def test_every_system_has_a_name_of_its_own_by_which_it_is_found() -> None:
+    assert len({system.name for system in SYSTEMS}) == len(SYSTEMS)
+    for system in SYSTEMS:
+        assert system_named(system.name) is system
+        assert system.settings
+
+
+def test_random_ids_are_of_128_bits_and_differ() -> None:
+    ids = RandomIds()
+    taken = {ids.take() for _ in range(600)}
+    assert len(taken) == 600
+    assert {len(id) for id in taken} == {32}
+
+
+def _removed(client: Client, count: int) -> int:
+    """Cleans up until so many are gone: the clock of a system may not have passed their time yet."""
+    deadline_s = time.monotonic() + DEADLINE_S
+    removed = 0
+    while removed < count and time.monotonic() < deadline_s:
+        removed += client.expire_due()
+    return removed
