@@ -43,7 +43,7 @@ pyright: $(DEV) ## a second type checker, in its strict mode
 format: $(DEV) ## put the code into its standard form
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-bench: $(DEV) ## measure; prints a table and writes JSON
+bench: $(DEV) ## measure beside peers and limits; prints rows, writes build/bench.json, .md and plots
 	$(BIN)/python -m bench $(ARGS)
 
 lab: $(DEV) ## the long fault runs: every kill point, power cuts, crash images

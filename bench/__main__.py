@@ -1,69 +1,161 @@
-"""`python -m bench`: measure perdure beside its limits and peers, print a table, write JSON.
+"""`python -m bench`: perdure beside its peers and its limits, on this machine, in one run.
 
-Options: `--only NAME` (part of a figure's name), `--json FILE` (default bench-results.json), `--quick`.
+Prints a line a row as it is measured; writes the rows as JSON and as Markdown tables, and plots of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
+import tempfile
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 import msgspec
 
 from . import failover_figures, process_figures, replicated_figures, session_figures, store_figures
+from .comparison import Plan
+from .gate import baseline_of, exit_code_of, judge, read_baseline, text_of, write_baseline
+from .machine import machine
 from .measure import Figure
+from .plots import write_plots
+from .report import Result, line, markdown, write_json
+from .rows import Row
+from .suite import Choice, Suite
+from .systems import SYSTEMS
+from .systems.ports import Durability
+
+QUICK = Plan(slice_s=0.03, open_s=0.2, sessions=10_000, large_sessions=1_000, reopened=(10_000,), fill_s=8.0)
+FIGURES = "figures"
 
 
-def machine() -> dict[str, str | int | float]:
-    """What the figures were measured on, and how busy it is by now."""
-    model = ""
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    return {
-        "cpu": model,
-        "cores": os.cpu_count() or 0,
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "load_1min": round(os.getloadavg()[0], 1),
-    }
-
-
-def table(figures: list[Figure]) -> str:
-    """The figures as text."""
-    lines = [f"{'figure':44} {'per s':>10} {'peer per s':>11} {'ratio':>6}  peer; aim"]
-    for figure in figures:
-        met = "met" if figure.is_met else "MISSED"
-        lines.append(
-            f"{figure.name:44} {figure.rate_per_s:>10,.0f} {figure.peer_rate_per_s:>11,.0f} "
-            f"{figure.ratio:>6.2f}  {figure.peer}; {figure.aim}: {met}"
-        )
-    return "\n".join(lines)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", default="", help="measure only figures whose name holds this text")
-    parser.add_argument("--json", default="bench-results.json", help="where the figures are written")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter slices")
-    parser.add_argument("--directory", default=None, help="where the stores are made")
-    options = parser.parse_args()
-    figures: list[Figure] = []
-    arguments = (options.only, options.quick, options.directory)
+def figures(only: str, quick: bool, directory: str | None) -> Iterator[Row]:
+    """Each of perdure's own figures, beside the limit or the peer that it is measured with."""
     rooms = (store_figures, session_figures, process_figures, replicated_figures, failover_figures)
-    for figure in chain.from_iterable(room.measure_all(*arguments) for room in rooms):
-        figures.append(figure)
-        print(table([figure]).splitlines()[-1] if len(figures) > 1 else table([figure]), flush=True)
-    result = {"machine": machine(), "figures": msgspec.to_builtins(figures)}
-    Path(options.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return 0
+    for figure in chain.from_iterable(room.measure_all(only, quick, directory) for room in rooms):
+        yield _row(figure)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Exit codes: 0 measured, 1 something is worse than the baseline (only with --gate), 2 usage."""
+    options = _parser().parse_args(words)
+    plan = _plan(options)
+    choice = Choice(options.only, _words(options.systems), _words(options.durabilities))
+    directory = Path(options.directory or tempfile.gettempdir())
+    rows: list[Row] = []
+    before = machine(directory)
+    suite = Suite(SYSTEMS, (), plan, choice, options.directory, _say)
+    sources: list[Iterator[Row]] = []
+    if options.part in ("all", "comparison"):
+        sources.append(suite.rows())
+    if options.part in ("all", FIGURES) and not (choice.systems or choice.durabilities):
+        sources.append(figures(options.only, options.quick, options.directory))
+    try:
+        for row in chain.from_iterable(sources):
+            rows.append(row)
+            print(line(row), flush=True)
+    except KeyboardInterrupt:
+        _say("interrupted: what was measured is written")
+    if not rows:
+        _say("nothing has that name")
+        return 2
+    result = Result(before, {**msgspec.to_builtins(plan), "only": options.only}, rows, suite.skipped)
+    write_json(result, Path(options.json))
+    Path(options.json).with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+    write_plots(result, Path(options.json).parent / "plots")
+    return _gated(result, options)
+
+
+def _gated(result: Result, options: argparse.Namespace) -> int:
+    if options.save_baseline:
+        write_baseline(baseline_of(result))
+    if not options.gate:
+        return 0
+    try:
+        verdict = judge(read_baseline(), result)
+    except (OSError, msgspec.DecodeError) as error:
+        _say(f"there is no baseline to compare with: {error}")
+        return 2
+    print(text_of(verdict))
+    return exit_code_of(verdict)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        epilog="example: python -m bench --quick --only 'single: create' --systems redis --durabilities disk",
+    )
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="rows whose 'group: case, durability, system' holds it"
+    )
+    parser.add_argument(
+        "--systems", default="", metavar="NAMES", help="these peers only, separated by commas"
+    )
+    parser.add_argument(
+        "--durabilities",
+        default="",
+        metavar="CLASSES",
+        help=f"these classes only, separated by commas: {', '.join(one.value for one in Durability)}",
+    )
+    parser.add_argument(
+        "--part",
+        choices=("all", "comparison", FIGURES),
+        default="all",
+        help="the comparison with peers, perdure's own figures, or both",
+    )
+    parser.add_argument("--quick", action="store_true", help="a tenth of the sessions, and shorter slices")
+    parser.add_argument("--rounds", type=int, default=None, help="after the warm-up; at least 5")
+    parser.add_argument("--slice-ms", type=int, default=None, help="of one system in one round")
+    parser.add_argument("--sessions", type=int, default=None, help="that are there while calls are measured")
+    parser.add_argument(
+        "--directory", default=None, help="where everything is stored; it should be on the disk that counts"
+    )
+    parser.add_argument(
+        "--json", default="build/bench.json", help="where the rows are written, tables and plots beside it"
+    )
+    parser.add_argument("--gate", action="store_true", help="compare the ratios with bench/baseline.json")
+    parser.add_argument("--save-baseline", action="store_true", help="make this run's ratios the baseline")
+    return parser
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    plan = QUICK if options.quick else Plan()
+    changes: dict[str, object] = {}
+    if options.rounds is not None:
+        changes["rounds"] = max(5, options.rounds)
+    if options.slice_ms is not None:
+        changes["slice_s"] = options.slice_ms / 1000
+    if options.sessions is not None:
+        changes["sessions"] = options.sessions
+        changes["large_sessions"] = max(100, options.sessions // 10)
+    return msgspec.structs.replace(plan, **changes)
+
+
+def _row(figure: Figure) -> Row:
+    return Row(
+        group=FIGURES,
+        case=figure.name,
+        system="perdure",
+        durability="",
+        ops_per_s=figure.rate_per_s,
+        ops_per_s_high=figure.best_per_s,
+        limit=figure.peer,
+        ratio_to_limit=figure.ratio,
+        ratio_to_limit_low=figure.ratio_min,
+        ratio_to_limit_high=figure.ratio_max,
+        unit="",
+        note=f"{figure.aim}: {'met' if figure.is_met else 'missed'}",
+    )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (word.strip() for word in text.split(","))))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

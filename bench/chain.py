@@ -25,7 +25,8 @@ link, _ = listener.accept()
 link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 while data := link.recv(65536):
     os.write(file, data)
-    os.fdatasync(file)
+    if sys.argv[2] == "sync":
+        os.fdatasync(file)
     link.send(b"+")
 """
 
@@ -37,7 +38,8 @@ link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 app = socket.socket(fileno=int(sys.argv[3]))
 at = 0
 while app.recv(1):
-    os.fdatasync(file)
+    if sys.argv[4] == "sync":
+        os.fdatasync(file)
     data = os.pread(file, 65536, at)
     at += len(data)
     link.sendall(data)
@@ -49,16 +51,18 @@ while app.recv(1):
 class BareChain:
     """The application's end of a chain in a directory. Its processes end with it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, has_sync: bool = True) -> None:
+        """Without syncs it shows what the hand-overs alone cost."""
+        sync = "sync" if has_sync else "no sync"
         folder.mkdir()
         self._file = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._socket, theirs = socket.socketpair()
         self._replica = subprocess.Popen(
-            [sys.executable, "-c", _REPLICA, str(folder / "replica")], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _REPLICA, str(folder / "replica"), sync], stdout=subprocess.PIPE, text=True
         )
         assert self._replica.stdout is not None
         port = self._replica.stdout.readline().strip()
-        words = [sys.executable, "-c", _SHIPPER, str(folder / "log"), port, str(theirs.fileno())]
+        words = [sys.executable, "-c", _SHIPPER, str(folder / "log"), port, str(theirs.fileno()), sync]
         self._shipper = subprocess.Popen(words, pass_fds=[theirs.fileno()])
         theirs.close()
         self._record = os.urandom(RECORD_BYTES)

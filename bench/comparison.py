@@ -1,0 +1,127 @@
+"""Measuring several systems in turn, and what can be said of them: medians, spread, ratios round by round.
+
+Owns the order of slices. Invariant: in each round every system is measured once, in an order that turns round
+from one to the next, so that a machine whose speed drifts treats all alike; a ratio is one of the same round.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from .contestants import Contestant, is_limit, is_ours, takes
+from .latency import Histogram
+from .rows import Row, ratio_of, spread_of, with_limit, with_ours
+from .workloads import Case
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """How much is measured."""
+
+    rounds: int = 5
+    """After one round of warm-up."""
+    slice_s: float = 0.2
+    """Of one system in one round."""
+    open_s: float = 1.0
+    """The same where calls arrive at a rate."""
+    sessions: int = 100_000
+    large_sessions: int = 10_000
+    """Of 1 KB."""
+    reopened: tuple[int, ...] = (100_000, 1_000_000)
+    """Sessions with which a start is timed."""
+    fill_s: float = 90.0
+    """A system that would take longer to be filled is left out, and the table says so."""
+
+
+class Measured:
+    """What the rounds of one contestant gave."""
+
+    def __init__(self) -> None:
+        self.speeds: dict[int, float] = {}
+        """By round: what is compared. Units a second, or at a given rate the inverse of the p99 latency."""
+        self.rates: list[float] = []
+        self.latencies = Histogram()
+        self.error = ""
+
+
+def measure(case: Case, contestants: Sequence[Contestant], plan: Plan) -> dict[str, Measured]:
+    """Run the rounds of a case: what each contestant that takes it gave. One that fails is asked no
+    further."""
+    taking = [one for one in contestants if not takes(one, case)]
+    measured = {one.name: Measured() for one in taking}
+    seconds = plan.open_s if case.rate_per_s else plan.slice_s
+    for number in range(plan.rounds + 1):
+        for one in taking if number % 2 else reversed(taking):
+            its = measured[one.name]
+            if its.error:
+                continue
+            try:
+                rate, latencies = one.slice(case, number, seconds)
+            except Exception as error:  # noqa: BLE001  what a system can't do is part of the result
+                its.error = f"{type(error).__name__}: {error}"
+                continue
+            if number:
+                p99_us = latencies.percentile_us(0.99) if case.rate_per_s else None
+                its.speeds[number] = 1 / max(p99_us, 0.001) if p99_us is not None else rate
+                its.rates.append(rate)
+                its.latencies.add(latencies)
+    return measured
+
+
+def rows_of(
+    case: Case, contestants: Sequence[Contestant], measured: dict[str, Measured], plan: Plan
+) -> list[Row]:
+    """A row for each contestant that took the case, the limit's last."""
+    by_name = {one.name: one for one in contestants if one.name in measured}
+    limit = next((one.name for one in by_name.values() if is_limit(one.name)), "")
+    ours = next((one.name for one in by_name.values() if is_ours(one.name)), "")
+    rows: list[Row] = []
+    for name, one in by_name.items():
+        row = _row(case, one, measured[name], plan)
+        if name != limit:
+            row = _compared(row, measured, limit, with_limit, is_inverse=False)
+        if name not in (limit, ours):
+            row = _compared(row, measured, ours, with_ours, is_inverse=True)
+        rows.append(row)
+    return sorted(rows, key=lambda row: row.system == limit)
+
+
+def _compared(
+    row: Row, measured: dict[str, Measured], other: str, add: Callable[..., Row], *, is_inverse: bool
+) -> Row:
+    """The row with its ratio to another contestant's of the same rounds."""
+    mine, its = measured[row.system].speeds, measured[other].speeds if other else {}
+    rounds = sorted(mine.keys() & its.keys())
+    if not rounds or measured[other].error or measured[row.system].error:
+        return row
+    values = [its[n] / mine[n] if is_inverse else mine[n] / its[n] for n in rounds]
+    return add(row, other, ratio_of(values))
+
+
+def _row(case: Case, one: Contestant, its: Measured, plan: Plan) -> Row:
+    latencies = Histogram() if its.error else its.latencies
+    rates, latency = [] if its.error else its.rates, latencies.percentile_us
+    return Row(
+        group=case.group,
+        case=case.name,
+        system=one.name,
+        durability=one.durability.value,
+        clients=case.clients,
+        value_bytes=case.value_bytes,
+        sessions=plan.sessions,
+        ops_per_s=statistics.median(rates) if rates else None,
+        ops_per_s_low=min(rates, default=None),
+        ops_per_s_high=max(rates, default=None),
+        spread=spread_of(rates) if rates else None,
+        p50_us=latency(0.5),
+        p90_us=latency(0.9),
+        p99_us=latency(0.99),
+        p999_us=latency(0.999),
+        max_us=latencies.max_ns / 1000 if latencies.total else None,
+        rounds=len(rates),
+        setting=one.setting,
+        version=one.version,
+        note=its.error or ("ratios are of the p99 latency" if case.rate_per_s else ""),
+    )

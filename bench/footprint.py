@@ -1,0 +1,51 @@
+"""What a session takes, in memory and on disk: rows of what the systems have grown by when they were
+filled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from .comparison import Plan
+from .contestants import Contestant, Growth, is_limit, is_ours
+from .rows import Ratio, Row, with_ours
+from .workloads import SMALL_BYTES
+
+FOOTPRINT: Final = "footprint"
+
+
+def footprint_rows(
+    contestants: Sequence[Contestant], growths: Mapping[str, Growth], plan: Plan
+) -> Iterator[Row]:
+    """Bytes a session, in memory and on disk; ratios are those of one measurement."""
+    ours = next((one.name for one in contestants if is_ours(one.name)), "")
+    for one in contestants:
+        if is_limit(one.name):
+            continue
+        growth = growths[one.name]
+        parts = {"memory": growth.memory_bytes}
+        if sum(growth.disk_bytes.values()):
+            parts["disk"] = sum(growth.disk_bytes.values())
+            parts |= {f"disk: {part}": size for part, size in growth.disk_bytes.items()}
+        for part, size in parts.items():
+            row = Row(
+                group=FOOTPRINT,
+                case=f"{part}, a session",
+                system=one.name,
+                durability=one.durability.value,
+                value_bytes=SMALL_BYTES,
+                sessions=plan.sessions,
+                amount=size / plan.sessions,
+                unit="bytes",
+                rounds=1,
+                setting=one.setting,
+                version=one.version,
+                note=f"{growth.before_bytes / 1e6:.1f} MB when empty" if part == "disk" else "",
+            )
+            if ours and one.name != ours and part in ("memory", "disk"):
+                its = growths[ours]
+                mine = its.memory_bytes if part == "memory" else sum(its.disk_bytes.values())
+                if mine > 0 and size > 0:
+                    ratio = size / mine
+                    row = with_ours(row, ours, Ratio(ratio, ratio, ratio, 0.0))
+            yield row

@@ -1,0 +1,175 @@
+"""Has something become slower? Compares a run's ratios with those of the committed baseline.
+
+Owns what is kept of a run, and what counts as worse. Times and rates are another machine's or another
+hour's; ratios are of one run, to the limit and to the peers, and can be held against each other. A ratio
+has got worse when it is lower than before by more than both runs' own spread explains.
+
+`python -m bench.gate [RESULT]` compares build/bench.json, or another result, with bench/baseline.json.
+Exit codes: 0 nothing is worse, 1 something is, 2 there is nothing to compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from .report import Result, read_json
+from .rows import Row
+
+BASELINE: Final = Path(__file__).parent / "baseline.json"
+SIGMAS: Final = 3.0
+LEAST_ALLOWED: Final = 0.10
+"""Runs of the same program differ by so much, however quiet their rounds were."""
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """One ratio of a run."""
+
+    ratio: float
+    spread: float
+    rounds: int = 5
+
+    @property
+    def error(self) -> float:
+        """Standard error of the median, as a share of it (that of a normal sample is 1.25 of the mean's)."""
+        return 1.25 * self.spread / math.sqrt(max(1, self.rounds))
+
+
+class Baseline(msgspec.Struct, frozen=True):
+    """The ratios of a run that others are held against."""
+
+    machine: dict[str, str | int | float]
+    versions: dict[str, str]
+    ratios: dict[str, Kept]
+
+
+class Change(msgspec.Struct, frozen=True):
+    """How a ratio compares with the baseline's."""
+
+    name: str
+    before: float
+    now: float
+    allowed: float
+    """Lower by such a share is within the spread."""
+
+    @property
+    def by(self) -> float:
+        """The change as a share of what it was: -0.2 is a fifth lower."""
+        return self.now / self.before - 1 if self.before else 0.0
+
+    @property
+    def is_worse(self) -> bool:
+        return self.by < -self.allowed
+
+    @property
+    def is_better(self) -> bool:
+        return self.by > self.allowed
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    changes: list[Change]
+    missing: list[str]
+    """Ratios of the baseline that this run did not measure."""
+    other_versions: dict[str, str]
+    """Systems that are not what they were: was -> is."""
+
+    @property
+    def worse(self) -> list[Change]:
+        return sorted((one for one in self.changes if one.is_worse), key=lambda one: one.by)
+
+
+def baseline_of(result: Result) -> Baseline:
+    """What is kept of a run: ours to the limit, and ours to each peer."""
+    return Baseline(result.machine, _versions(result.rows), dict(_ratios(result.rows)))
+
+
+def judge(baseline: Baseline, result: Result) -> Verdict:
+    """Hold a run against the baseline."""
+    now = baseline_of(result)
+    changes = [
+        Change(
+            name,
+            was.ratio,
+            now.ratios[name].ratio,
+            max(LEAST_ALLOWED, SIGMAS * math.hypot(was.error, now.ratios[name].error)),
+        )
+        for name, was in baseline.ratios.items()
+        if name in now.ratios
+    ]
+    other = {
+        system: f"{version} -> {now.versions[system]}"
+        for system, version in baseline.versions.items()
+        if now.versions.get(system, version) != version
+    }
+    return Verdict(changes, [name for name in baseline.ratios if name not in now.ratios], other)
+
+
+def text_of(verdict: Verdict) -> str:
+    """What a person needs to know."""
+    lines = [f"{len(verdict.changes)} ratios compared with the baseline"]
+    lines += [f"worse: {_told(one)}" for one in verdict.worse]
+    lines += [f"better: {_told(one)}" for one in verdict.changes if one.is_better]
+    lines += [f"another version: {system}: {change}" for system, change in verdict.other_versions.items()]
+    if verdict.missing:
+        lines.append(f"not measured in this run: {len(verdict.missing)} of the baseline's ratios")
+    if verdict.changes and not verdict.worse:
+        lines.append("nothing got worse than its spread allows")
+    return "\n".join(lines)
+
+
+def exit_code_of(verdict: Verdict) -> int:
+    return 2 if not verdict.changes else 1 if verdict.worse else 0
+
+
+def read_baseline(path: Path = BASELINE) -> Baseline:
+    """Raises OSError, or msgspec.DecodeError if it is none."""
+    return msgspec.json.decode(path.read_bytes(), type=Baseline)
+
+
+def write_baseline(baseline: Baseline, path: Path = BASELINE) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(baseline), indent=1) + b"\n")
+
+
+def _told(one: Change) -> str:
+    return (
+        f"{one.name}: {one.before:.2f} -> {one.now:.2f} ({one.by:+.0%}, the spread allows {one.allowed:.0%})"
+    )
+
+
+def _ratios(rows: Iterable[Row]) -> Iterable[tuple[str, Kept]]:
+    for row in rows:
+        is_ours = row.system.startswith("perdure")
+        if is_ours and row.ratio_to_limit is not None:
+            spread = row.ratio_to_limit_spread or 0.0
+            yield f"{row.key} / {row.limit}", Kept(row.ratio_to_limit, spread, row.rounds)
+        if not is_ours and row.ours_ratio is not None:
+            name = f"{row.group}: {row.case}, {row.durability}, {row.ours} / {row.system}"
+            yield name, Kept(row.ours_ratio, row.ours_ratio_spread or 0.0, row.rounds)
+
+
+def _versions(rows: Iterable[Row]) -> dict[str, str]:
+    return {row.system: row.version for row in rows if row.version and not row.system.startswith("perdure")}
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gate", description=__doc__)
+    parser.add_argument("result", nargs="?", default="build/bench.json", type=Path)
+    parser.add_argument("--baseline", default=BASELINE, type=Path)
+    options = parser.parse_args(words)
+    try:
+        verdict = judge(read_baseline(options.baseline), read_json(options.result))
+    except (OSError, msgspec.DecodeError) as error:
+        print(f"nothing to compare: {error}", file=sys.stderr)
+        return 2
+    print(text_of(verdict))
+    return exit_code_of(verdict)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""How a run is written down: JSON for programs, Markdown for people.
+
+Owns both forms, and the one line a row that is printed while the run goes on. Invariant: a table holds rows
+of one durability class only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .limits import NAME as LIMIT
+from .rows import Row
+
+CLASSES = {
+    "none": "lost with the process",
+    "os": "survives the death of every process",
+    "second": "on disk within a second",
+    "disk": "on this disk before the answer",
+    "two": "a second node has it before the answer",
+    "two-disks": "on two nodes' disks before the answer",
+}
+
+
+class Result(msgspec.Struct, frozen=True):
+    """A whole run."""
+
+    machine: dict[str, str | int | float]
+    options: dict[str, Any]
+    rows: list[Row]
+    skipped: dict[str, str]
+
+
+def write_json(result: Result, path: Path) -> None:
+    """Replace the file; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+
+
+def read_json(path: Path) -> Result:
+    """Raises OSError, or msgspec.DecodeError if it is no result."""
+    return msgspec.json.decode(path.read_bytes(), type=Result)
+
+
+def line(row: Row) -> str:
+    """A row as one line of text."""
+    words = f"{row.key:58} {_figure(row):>14} {row.unit:8}"
+    if row.p50_us is not None:
+        words += f" p50 {_us(row.p50_us):>8} p99 {_us(row.p99_us):>8} us"
+    if row.ratio_to_limit is not None:
+        words += f"  {row.ratio_to_limit:5.2f} of the limit"
+    if row.ours_ratio is not None:
+        words += f"  ours x {row.ours_ratio:.2f}"
+    return words + (f"  ({row.note})" if row.note else "")
+
+
+def markdown(result: Result) -> str:
+    """The tables of a run, class by class and group by group."""
+    parts = [_machine(result), _summary(result.rows)]
+    for durability, rows in _grouped(result.rows, lambda row: row.durability):
+        meaning = CLASSES.get(durability, "")
+        parts.append(f"## Class `{durability}`: {meaning}" if meaning else "## Beside limits")
+        for group, its in _grouped(rows, lambda row: row.group):
+            parts += [f"### {group[:1].upper()}{group[1:]}", _table(its)]
+        parts.append(_settings(rows))
+    if result.skipped:
+        parts.append("## Left out\n")
+        parts.append("\n".join(f"- {what}: {reason}" for what, reason in result.skipped.items()))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _machine(result: Result) -> str:
+    machine = result.machine
+    return (
+        f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB, Linux "
+        f"{machine.get('kernel')}, {machine.get('file_system')}, CPython {machine.get('python')}, "
+        f"{machine.get('at')}, load before {machine.get('load_1min')}.\n\n"
+        "Medians of interleaved rounds. *of the limit*: the system's rate as a share of the bare calls' "
+        "of the same round; *ours ahead*: perdure's rate over the system's, round by round, with the "
+        "lowest and the highest."
+    )
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    """In how many comparisons ours is ahead, and where it is not."""
+    compared = [row for row in rows if row.ours_ratio is not None and not row.system.startswith("perdure")]
+    if not compared:
+        return ""
+    behind = sorted((row for row in compared if _ratio(row) < 1), key=_ratio)
+    ahead = len(compared) - len(behind)
+    text = f"Ahead in {ahead} of {len(compared)} comparisons with systems of the same class."
+    if behind:
+        text += " Not ahead:\n\n" + "\n".join(
+            f"- {row.group}: {row.case}, `{row.durability}`, {row.system}: {_ratio(row):.2f}"
+            + (" (within the spread)" if (row.ours_ratio_high or 0) >= 1 else "")
+            for row in behind
+        )
+    return text
+
+
+def _ratio(row: Row) -> float:
+    return row.ours_ratio if row.ours_ratio is not None else 1.0
+
+
+def _table(rows: Sequence[Row]) -> str:
+    if rows[0].group == "figures":
+        return _figures_table(rows)
+    if rows[0].amount is not None:
+        lines = ["| case | system | | spread | ours ahead |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {row.case} | {row.system} | {_figure(row)} {row.unit} | {_share(row.spread)} | {_ours(row)} |"
+            for row in rows
+        ]
+        return "\n".join(lines)
+    lines = [
+        "| case | system | per s | spread | p50 us | p99 us | p99.9 us | of the limit | ours ahead |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        figures = [_figure(row), _share(row.spread), _us(row.p50_us), _us(row.p99_us), _us(row.p999_us)]
+        of_limit = "" if row.ratio_to_limit is None else f"{row.ratio_to_limit:.2f}"
+        words = [row.case, _named(row), *figures, of_limit, _ours(row)]
+        lines.append("| " + " | ".join(words) + " |")
+    return "\n".join(lines)
+
+
+def _named(row: Row) -> str:
+    name = "*limit*" if row.system == LIMIT else row.system
+    return f"{name} ({row.note})" if row.note and row.ops_per_s is None else name
+
+
+def _figures_table(rows: Sequence[Row]) -> str:
+    lines = ["| figure | perdure | beside | ratio | aim |", "|---|---|---|---|---|"]
+    for row in rows:
+        ratio = "" if row.ratio_to_limit is None else f"{row.ratio_to_limit:.2f}"
+        lines.append(f"| {row.case} | {_figure(row)} | {row.limit} | {ratio} | {row.note} |")
+    return "\n".join(lines)
+
+
+def _settings(rows: Sequence[Row]) -> str:
+    """How each system of the class is set up, and its version."""
+    told = {row.system: (row.setting, row.version) for row in rows if row.setting or row.version}
+    return "\n".join(
+        f"- {name}: {', '.join(part for part in parts if part)}" for name, parts in sorted(told.items())
+    )
+
+
+def _ours(row: Row) -> str:
+    if row.ours_ratio is None:
+        return ""
+    if row.rounds < 2:
+        return f"{row.ours_ratio:.2f}"
+    return f"{row.ours_ratio:.2f} ({row.ours_ratio_low:.2f}-{row.ours_ratio_high:.2f})"
+
+
+def _figure(row: Row) -> str:
+    value = row.figure
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:,.2f}"
+
+
+def _us(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value * 100:.0f} %"
+
+
+def _grouped(rows: Iterable[Row], key: Any) -> list[tuple[str, list[Row]]]:
+    """Rows by a name, in the order in which the names come first."""
+    order: Mapping[str, int] = {name: at for at, name in enumerate(dict.fromkeys(map(key, rows)))}
+    ordered = sorted(rows, key=lambda row: order[key(row)])
+    return [(name, list(its)) for name, its in groupby(ordered, key=key)]

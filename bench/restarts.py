@@ -1,0 +1,191 @@
+"""From start to first answer, and from the death of a primary to the next write.
+
+Owns these two measurements; both are amounts, of which less is better. What is timed is the system: a client
+process is there already, and has used the system before, so that no import is in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Protocol, cast
+
+from .comparison import Plan
+from .contestants import Served
+from .crew import ClientProcess
+from .rows import Ratio, Row, ratio_of, with_ours
+from .systems.ports import Durability, Pair, System
+from .worker import First, Learn
+from .workloads import SMALL_BYTES
+
+KEPT = (Durability.DISK, Durability.SECOND, Durability.OS)
+"""Classes that keep something over a restart, in the order in which one of them is chosen for a system."""
+REPLICATED = (Durability.TWO_DISKS, Durability.TWO)
+
+Starter = Callable[[System, Durability], Served]
+"""Starts a system in a folder of its own."""
+
+
+class Times(Protocol):
+    """Measures one round of something; answers s by what was measured."""
+
+    def round(self) -> dict[str, float]: ...
+
+
+class Reopened:
+    """A filled system that is stopped and killed in turn."""
+
+    def __init__(self, served: Served, sessions: int, limit_s: float) -> None:
+        self.served = served
+        served.fill(SMALL_BYTES, sessions, limit_s=limit_s)
+        self._client = ClientProcess()
+        self._client.ask(Learn(SMALL_BYTES, str(served.crew.file_of(SMALL_BYTES))))
+        self._first()
+        served.crew.close()
+        served.running.stop()
+
+    def round(self) -> dict[str, float]:
+        """It is stopped before and afterwards."""
+        served = self.served
+        after_stop = self._started()
+        served.crew.address = served.running.address
+        served.crew.fill(100, SMALL_BYTES + 1, limit_s=10.0)  # so that there is something to recover
+        served.crew.kill()
+        served.running.kill()
+        after_kill = self._started()
+        served.running.stop()
+        return {"after a stop": after_stop, "after kill -9": after_kill}
+
+    def close(self) -> None:
+        self._client.close()
+        self.served.close()
+
+    def _started(self) -> float:
+        started = time.perf_counter()
+        self.served.running.start_again()
+        return time.perf_counter() - started + self._first()
+
+    def _first(self) -> float:
+        taken = self._client.ask(First(self.served.found_as, self.served.running.address))
+        assert isinstance(taken, float)
+        return taken
+
+
+def reopening(
+    systems: Sequence[System], sessions: int, plan: Plan, start: Starter, skip: Callable[[str, str], None]
+) -> Iterator[Row]:
+    """Rows of starts with so many sessions, of each system in one class that keeps them."""
+    with ExitStack() as stack:
+        reopened: dict[str, Times] = {}
+        served: dict[str, Served] = {}
+        for system in systems:
+            durability = next((one for one in KEPT if one in system.settings), None)
+            if durability is None:
+                continue
+            try:
+                its = start(system, durability)
+                stack.callback(its.close)
+                again = Reopened(its, sessions, plan.fill_s)
+                stack.callback(again.close)
+            except Exception as error:  # noqa: BLE001  what a system can't do is part of the result
+                skip(f"start with {sessions:,} sessions, {system.name}", str(error))
+                continue
+            reopened[system.name], served[system.name] = again, its
+        yield from _rows("start", f"first answer, {sessions:,} sessions", reopened, served, plan, skip)
+
+
+class TakenOver:
+    """Pairs whose primary is killed; each round has a new one."""
+
+    def __init__(self, system: System, durability: Durability, start: Starter) -> None:
+        self._start = partial(start, system, durability)
+
+    def round(self) -> dict[str, float]:
+        served = self._start()
+        try:
+            served.fill(SMALL_BYTES, 100, limit_s=30.0)
+            client = ClientProcess()
+            try:
+                client.ask(Learn(SMALL_BYTES, str(served.crew.file_of(SMALL_BYTES))))
+                client.ask(First(served.found_as, served.running.address))
+                served.crew.close()
+                pair = cast(Pair, served.running)
+                pair.kill()
+                started = time.perf_counter()
+                pair.take_over()
+                took = time.perf_counter() - started
+                first = client.ask(First(served.found_as, pair.address, is_write=True))
+                assert isinstance(first, float)
+            finally:
+                client.close()
+        finally:
+            served.close()
+        return {"the order to take over until a write is answered": took + first}
+
+
+def taking_over(
+    systems: Sequence[System], plan: Plan, start: Starter, skip: Callable[[str, str], None]
+) -> Iterator[Row]:
+    """Rows of take-overs by hand, after a kill -9 of the primary."""
+    times: dict[str, Times] = {}
+    served: dict[str, Served] = {}
+    for system in systems:
+        durability = next((one for one in REPLICATED if one in system.settings), None)
+        if durability is None:
+            continue
+        try:
+            served[system.name] = its = start(system, durability)
+            its.close()
+        except Exception as error:  # noqa: BLE001  as above
+            skip(f"take-over, {system.name}", str(error))
+            continue
+        times[system.name] = TakenOver(system, durability, start)
+    yield from _rows("failover", "kill -9", times, served, plan, skip)
+
+
+def _rows(
+    group: str,
+    case: str,
+    times: dict[str, Times],
+    served: dict[str, Served],
+    plan: Plan,
+    skip: Callable[[str, str], None],
+) -> Iterator[Row]:
+    """Round by round, all in turn; one that fails is left out."""
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in times}
+    for _ in range(plan.rounds):
+        for name in list(taken):
+            try:
+                taken[name].append(times[name].round())
+            except Exception as error:  # noqa: BLE001  as above
+                skip(f"{group}, {case}, {name}", str(error))
+                del taken[name]
+    for name, rounds in taken.items():
+        for what in rounds[0]:
+            its = served[name]
+            row = _amount(group, f"{case}, {what}", its, ratio_of([one[what] for one in rounds]), plan)
+            peers = [other for other in taken if other.startswith("perdure")]
+            if peers and not name.startswith("perdure") and what in taken[peers[0]][0]:
+                ours = next((one for one in peers if served[one].durability is its.durability), None)
+                if ours is not None:
+                    pairs = zip(rounds, taken[ours], strict=True)
+                    row = with_ours(row, ours, ratio_of([a[what] / b[what] for a, b in pairs]))
+            yield row
+
+
+def _amount(group: str, case: str, its: Served, seconds: Ratio, plan: Plan) -> Row:
+    return Row(
+        group=group,
+        case=case,
+        system=its.name,
+        durability=its.durability.value,
+        value_bytes=SMALL_BYTES,
+        amount=seconds.median * 1000,
+        spread=seconds.spread,
+        unit="ms",
+        rounds=plan.rounds,
+        setting=its.setting,
+        version=its.version,
+    )

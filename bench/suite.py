@@ -1,0 +1,194 @@
+"""A whole comparison: class by class, every system that can run here, every case that was chosen.
+
+Owns what is started when, and its end. Invariant: all systems of one durability class are up and filled
+before the first of its cases, and gone before the next class begins.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import msgspec
+
+from .comparison import Plan, measure, rows_of
+from .contestants import Bound, Contestant, Driven, Growth, Served, is_ours, takes
+from .footprint import FOOTPRINT, footprint_rows
+from .limit_rows import LIMIT_NAMES, LIMITS, limit_rows
+from .limits import Limit
+from .restarts import reopening, taking_over
+from .rows import Row
+from .systems.ports import Driver, Durability, System
+from .workloads import CASES, LARGE_BYTES, SMALL_BYTES, Case
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """What of it is measured. Empty: all."""
+
+    only: str = ""
+    """A part of a row's key."""
+    systems: tuple[str, ...] = ()
+    """Peers; ours and the limit are measured with them."""
+    durabilities: tuple[str, ...] = ()
+
+    def has(self, key: str, system: str = "", durability: str = "") -> bool:
+        return (
+            self.only in key
+            and (not self.systems or not system or system in self.systems)
+            and (not self.durabilities or not durability or durability in self.durabilities)
+        )
+
+    def has_any(self, keys: Iterable[str]) -> bool:
+        return any(self.only in key for key in keys)
+
+
+class Suite:
+    """One run. `skipped` says afterwards what was left out, and why."""
+
+    def __init__(
+        self,
+        systems: Sequence[System],
+        drivers: Sequence[Driver],
+        plan: Plan,
+        choice: Choice,
+        directory: str | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self._plan = plan
+        self._choice = choice
+        self._directory = directory
+        self._say = say
+        self.skipped: dict[str, str] = {}
+        self._systems = [one for one in systems if self._can(one)]
+        self._drivers = [one for one in drivers if self._can(one)]
+        self._all: list[System | Driver] = [*self._systems, *self._drivers]
+        self._numbers = count()
+
+    def rows(self) -> Iterator[Row]:
+        """Row after row, as they are measured."""
+        yield from self._limits()
+        for durability in Durability:
+            with ExitStack() as stack:
+                yield from self._class(durability, stack)
+        yield from self._restarts()
+
+    def _can(self, one: System | Driver) -> bool:
+        reason = one.why_not()
+        if reason:
+            self._skip(one.name, reason)
+        return not reason
+
+    def _skip(self, what: str, reason: str) -> None:
+        self.skipped[what] = reason
+        self._say(f"left out: {what}: {reason}")
+
+    def _limits(self) -> Iterator[Row]:
+        if self._choice.has_any(f"{LIMITS}: {name}, {Limit.name}" for name in LIMIT_NAMES):
+            with tempfile.TemporaryDirectory(prefix="perdure-bench-", dir=self._directory) as folder:
+                yield from limit_rows(Path(folder), self._plan)
+
+    def _class(self, durability: Durability, stack: ExitStack) -> Iterator[Row]:
+        cases = [case for case in CASES if self._names(case, durability)]
+        is_sized = bool(self._sized(durability)) and durability not in (
+            Durability.TWO,
+            Durability.TWO_DISKS,
+        )
+        contestants = self._contestants(durability, cases, is_sized, stack)
+        growths: dict[str, Growth] = {}
+        for one in list(contestants):
+            try:
+                growths[one.name] = one.fill(SMALL_BYTES, self._plan.sessions, limit_s=self._plan.fill_s)
+                if any(case.value_bytes == LARGE_BYTES and not takes(one, case) for case in cases):
+                    one.fill(LARGE_BYTES, self._plan.large_sessions, limit_s=self._plan.fill_s)
+            except Exception as error:  # noqa: BLE001  what a system can't do is part of the result
+                self._skip(f"{one.name}, {durability.value}", str(error))
+                contestants.remove(one)
+        if is_sized:
+            yield from footprint_rows(contestants, growths, self._plan)
+        for case in cases:
+            yield from rows_of(case, contestants, measure(case, contestants, self._plan), self._plan)
+
+    def _names(self, case: Case, durability: Durability) -> list[str]:
+        """The systems that were asked for in this case."""
+        key = f"{case.group}: {case.name}, {durability.value}"
+        return [
+            one.name
+            for one in self._all
+            if durability in one.settings
+            and case.is_replicated == (durability in (Durability.TWO, Durability.TWO_DISKS))
+            and self._choice.has(f"{key}, {one.name}", one.name, durability.value)
+        ]
+
+    def _sized(self, durability: Durability) -> list[str]:
+        return [
+            one.name
+            for one in self._all
+            if durability in one.settings
+            and self._choice.has(f"{FOOTPRINT}: {durability.value}, {one.name}", one.name, durability.value)
+        ]
+
+    def _contestants(
+        self, durability: Durability, cases: Sequence[Case], is_sized: bool, stack: ExitStack
+    ) -> list[Contestant]:
+        """Those that were asked for, and with them ours and the limit."""
+        asked = {name for case in cases for name in self._names(case, durability)}
+        if is_sized:
+            asked.update(self._sized(durability))
+        if not asked:
+            return []
+        reference = next(
+            (one.name for one in self._systems if durability in one.settings and is_ours(one.name)), ""
+        )
+        starters: list[tuple[str, Callable[[Path], Contestant]]] = [
+            (one.name, partial(Served, one, durability=durability))
+            for one in self._systems
+            if durability in one.settings and one.name in (*asked, reference)
+        ]
+        starters += [
+            (one.name, partial(Driven, one, durability=durability))
+            for one in self._drivers
+            if durability in one.settings and one.name in asked
+        ]
+        starters.append((Limit.name, partial(Bound, Limit(), durability=durability)))
+        contestants: list[Contestant] = []
+        for name, starter in starters:
+            self._say(f"starting {name}, {durability.value}")
+            try:
+                one = starter(self._folder(stack))
+            except Exception as error:  # noqa: BLE001  what can't be started is left out, and said
+                self._skip(f"{name}, {durability.value}", str(error))
+                continue
+            stack.callback(one.close)
+            contestants.append(one)
+        return contestants
+
+    def _folder(self, stack: ExitStack) -> Path:
+        prefix = f"perdure-bench-{next(self._numbers)}-"
+        folder = tempfile.TemporaryDirectory(prefix=prefix, dir=self._directory, ignore_cleanup_errors=True)
+        return Path(stack.enter_context(folder))
+
+    def _restarts(self) -> Iterator[Row]:
+        with ExitStack() as stack:
+
+            def start(system: System, durability: Durability) -> Served:
+                return Served(system, self._folder(stack), durability)
+
+            chosen = self._asked_restarts
+            for sessions in self._plan.reopened:
+                systems = chosen(f"start: first answer, {sessions:,} sessions")
+                yield from reopening(systems, sessions, self._plan, start, self._skip)
+            yield from taking_over(chosen("failover: kill -9"), self._plan, start, self._skip)
+
+    def _asked_restarts(self, key: str) -> list[System]:
+        asked = [one for one in self._systems if self._choice.has(f"{key}, {one.name}", one.name)]
+        if not asked or self._choice.durabilities:
+            return []
+        return [one for one in self._systems if one in asked or one is self._ours]
+
+    @property
+    def _ours(self) -> System | None:
+        return next((one for one in self._systems if is_ours(one.name)), None)

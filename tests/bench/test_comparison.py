@@ -1,0 +1,79 @@
+"""Rounds in turn, and what is said of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.comparison import Plan, measure, rows_of
+from bench.rows import Row, ratio_of
+from bench.workloads import Case
+
+from .fakes import ScriptedContestant
+
+CASE = Case("single", "get", {"get": 1.0})
+PLAN = Plan(rounds=5, slice_s=0.0)
+
+
+def compared(*contestants: ScriptedContestant, case: Case = CASE) -> dict[str, Row]:
+    return {row.system: row for row in rows_of(case, contestants, measure(case, contestants, PLAN), PLAN)}
+
+
+def test_rounds_are_interleaved_and_their_order_turns() -> None:
+    calls: list[str] = []
+    one, other = ScriptedContestant("a", [1.0] * 6, calls), ScriptedContestant("b", [1.0] * 6, calls)
+    measure(CASE, [one, other], PLAN)
+    assert calls[:6] == ["0 b", "0 a", "1 a", "1 b", "2 b", "2 a"]
+    assert len(calls) == 12
+
+
+def test_the_warm_up_counts_for_nothing() -> None:
+    row = compared(ScriptedContestant("a", [1e9, 10.0, 10.0, 10.0, 10.0, 10.0], []))["a"]
+    assert row.ops_per_s == row.ops_per_s_high == 10.0
+    assert row.rounds == 5
+
+
+def test_ratios_are_taken_round_by_round_so_that_a_drift_of_the_machine_cancels_out() -> None:
+    drift = [1.0, 1.0, 2.0, 4.0, 8.0, 16.0]
+    rows = compared(
+        ScriptedContestant("perdure-lmdb", [30.0 * by for by in drift], []),
+        ScriptedContestant("peer", [10.0 * by for by in drift], []),
+        ScriptedContestant("limit", [60.0 * by for by in drift], []),
+    )
+    assert rows["peer"].ours_ratio == rows["peer"].ours_ratio_low == rows["peer"].ours_ratio_high == 3.0
+    assert rows["perdure-lmdb"].ratio_to_limit == 0.5
+    assert rows["perdure-lmdb"].ours_ratio is None
+    assert rows["limit"].ratio_to_limit is None
+    assert list(rows) == ["perdure-lmdb", "peer", "limit"]
+
+
+def test_one_that_fails_is_asked_no_further_and_shows_no_figures() -> None:
+    calls: list[str] = []
+    broken = ScriptedContestant("peer", [1.0, 2.0, OSError("gone"), 1.0, 1.0, 1.0], calls)
+    rows = compared(ScriptedContestant("perdure-lmdb", [10.0] * 6, calls), broken)
+    assert rows["peer"].note == "OSError: gone"
+    assert rows["peer"].ops_per_s is rows["peer"].p50_us is rows["peer"].ours_ratio is None
+    assert calls.count("3 peer") == 0
+    assert rows["perdure-lmdb"].ops_per_s == 10.0
+
+
+def test_at_a_given_rate_the_latencies_are_compared() -> None:
+    case = Case("open loop", "get at 1,000/s", {"get": 1.0}, rate_per_s=1000)
+    fast, slow = (
+        ScriptedContestant("perdure-lmdb", [1000.0] * 6, []),
+        ScriptedContestant("p", [250.0] * 6, []),
+    )
+    assert compared(fast, slow, case=case)["p"].ours_ratio == pytest.approx(4.0, rel=0.02)
+
+
+def test_cases_of_one_node_are_not_asked_of_pairs() -> None:
+    calls: list[str] = []
+    measure(CASE, [ScriptedContestant("pair", [1.0] * 6, calls, "two")], PLAN)
+    assert not calls
+
+
+def test_a_ratio_says_how_far_its_rounds_lie_apart() -> None:
+    ratio = ratio_of([1.0, 1.0, 1.1, 0.9, 5.0])
+    assert (ratio.median, ratio.low, ratio.high) == (1.0, 0.9, 5.0)
+    assert ratio.spread == pytest.approx(0.148, abs=0.001)  # the single outlier does not count
+    with pytest.raises(ValueError, match="round"):
+        ratio_of([])

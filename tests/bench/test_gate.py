@@ -1,0 +1,79 @@
+"""What counts as worse than the baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.gate import Baseline, Kept, baseline_of, exit_code_of, judge, main, text_of, write_baseline
+from bench.report import Result, write_json
+from bench.rows import Ratio, Row, with_limit, with_ours
+
+
+def result(of_limit: float, ahead: float, *, spread: float = 0.02, peer_version: str = "1") -> Result:
+    ours = Row(group="single", case="get", system="perdure-lmdb", durability="os", rounds=5, version="0")
+    peer = Row(group="single", case="get", system="peer", durability="os", rounds=5, version=peer_version)
+    rows = [
+        with_limit(ours, "limit", Ratio(of_limit, of_limit, of_limit, spread)),
+        with_limit(
+            with_ours(peer, "perdure-lmdb", Ratio(ahead, ahead, ahead, spread)), "limit", Ratio(1, 1, 1, 0)
+        ),
+    ]
+    return Result({"cpu": "one"}, {}, rows, {})
+
+
+BEFORE = baseline_of(result(0.5, 3.0))
+
+
+def test_kept_are_ours_to_the_limit_and_ours_to_each_peer_but_not_a_peers_to_the_limit() -> None:
+    assert {name: kept.ratio for name, kept in BEFORE.ratios.items()} == {
+        "single: get, os, perdure-lmdb / limit": 0.5,
+        "single: get, os, perdure-lmdb / peer": 3.0,
+    }
+
+
+def test_a_ratio_that_fell_by_more_than_the_spread_is_worse_and_named() -> None:
+    verdict = judge(BEFORE, result(0.5, 2.0))
+    assert [one.name for one in verdict.worse] == ["single: get, os, perdure-lmdb / peer"]
+    assert exit_code_of(verdict) == 1
+    assert "worse: single: get, os, perdure-lmdb / peer: 3.00 -> 2.00 (-33%" in text_of(verdict)
+
+
+def test_the_same_fall_within_a_wide_spread_is_not_worse() -> None:
+    verdict = judge(BEFORE, result(0.5, 2.0, spread=0.3))
+    assert not verdict.worse
+    assert exit_code_of(verdict) == 0
+    assert "nothing got worse" in text_of(verdict)
+
+
+def test_a_small_fall_of_quiet_rounds_is_not_worse() -> None:
+    assert not judge(BEFORE, result(0.47, 2.8, spread=0.0)).worse
+
+
+def test_a_rise_is_told_and_not_worse() -> None:
+    verdict = judge(BEFORE, result(0.9, 3.0))
+    assert exit_code_of(verdict) == 0
+    assert "better: single: get, os, perdure-lmdb / limit" in text_of(verdict)
+
+
+def test_another_version_of_a_peer_is_told() -> None:
+    assert judge(BEFORE, result(0.5, 3.0, peer_version="2")).other_versions == {"peer": "1 -> 2"}
+
+
+def test_what_was_not_measured_is_counted_and_nothing_in_common_is_no_comparison() -> None:
+    more = Baseline({}, {}, {**BEFORE.ratios, "single: touch, os, perdure-lmdb / peer": Kept(1.0, 0.1)})
+    verdict = judge(more, result(0.5, 3.0))
+    assert verdict.missing == ["single: touch, os, perdure-lmdb / peer"]
+    assert exit_code_of(judge(Baseline({}, {}, {"another": Kept(1.0, 0.1)}), result(0.5, 3.0))) == 2
+
+
+def test_the_command_compares_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, kept = tmp_path / "bench.json", tmp_path / "baseline.json"
+    write_json(result(0.5, 1.0), run)
+    assert main([str(run), "--baseline", str(kept)]) == 2
+    write_baseline(BEFORE, kept)
+    assert main([str(run), "--baseline", str(kept)]) == 1
+    assert "perdure-lmdb / peer: 3.00 -> 1.00" in capsys.readouterr().out
+    write_json(result(0.5, 3.0), run)
+    assert main([str(run), "--baseline", str(kept)]) == 0

@@ -1,0 +1,97 @@
+"""Tables, JSON and plots of a run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from bench.plots import Point, line_chart, slope_of, write_plots
+from bench.report import Result, line, markdown, read_json, write_json
+from bench.rows import Ratio, Row, with_limit, with_ours
+
+OURS = with_limit(
+    Row(
+        group="single", case="get", system="perdure-lmdb", durability="os", rounds=5,
+        ops_per_s=250_000.0, spread=0.01, p50_us=2.5, p99_us=8.0, p999_us=120.0, version="perdure 0",
+    ),
+    "limit",
+    Ratio(0.6, 0.5, 0.7, 0.01),
+)  # fmt: skip
+PEER = with_ours(
+    Row(
+        group="single", case="get", system="peer & co", durability="os", rounds=5, ops_per_s=50_000.0,
+        p50_us=20.0, p99_us=80.0, setting="as it comes", version="peer 7",
+    ),
+    "perdure-lmdb",
+    Ratio(5.0, 4.5, 5.5, 0.02),
+)  # fmt: skip
+FASTER = with_ours(
+    Row(group="single", case="get", system="swift", durability="disk", rounds=5, ops_per_s=9.0),
+    "perdure-lmdb",
+    Ratio(0.8, 0.7, 0.9, 0.02),
+)
+FIGURE = Row(
+    group="figures", case="create, os", system="perdure", durability="", ops_per_s=40_000.0, unit="",
+    limit="naive", ratio_to_limit=0.8, note="at least 1.00 of the peer: missed",
+)  # fmt: skip
+AMOUNT = Row(
+    group="footprint",
+    case="memory, a session",
+    system="peer & co",
+    durability="os",
+    amount=312.4,
+    unit="bytes",
+)
+ROWS = [OURS, PEER, FASTER, FIGURE, AMOUNT]
+RESULT = Result({"cpu": "one", "cores": 2}, {}, ROWS, {"redis": "not installed"})
+
+
+def test_json_comes_back_as_it_was_and_has_the_promised_keys(tmp_path: Path) -> None:
+    file = tmp_path / "build" / "bench.json"
+    write_json(RESULT, file)
+    assert read_json(file) == RESULT
+    keys = {"group", "case", "system", "durability", "ops_per_s", "p50_us", "p99_us", "ratio_to_limit"}
+    assert keys <= set(re.findall(r'"(\w+)":', file.read_text()))
+
+
+def test_a_table_holds_one_class_only() -> None:
+    parts = re.split(r"^## ", markdown(RESULT), flags=re.MULTILINE)
+    os_part = next(part for part in parts if part.startswith("Class `os`"))
+    disk_part = next(part for part in parts if part.startswith("Class `disk`"))
+    assert "| get | perdure-lmdb | 250,000 | 1 % | 2.5 | 8.0 | 120 | 0.60 |" in os_part
+    assert "| 5.00 (4.50-5.50) |" in os_part
+    assert "| memory, a session | peer & co | 312 bytes |" in os_part
+    assert "- peer & co: as it comes, peer 7" in os_part
+    assert "swift" in disk_part and "swift" not in os_part
+
+
+def test_where_ours_is_not_ahead_is_said_first() -> None:
+    text = markdown(RESULT)
+    assert "Ahead in 1 of 2 comparisons" in text
+    assert "- single: get, `disk`, swift: 0.80\n" in text
+    assert "- redis: not installed" in text
+    assert "| create, os | 40,000 | naive | 0.80 | at least 1.00 of the peer: missed |" in text
+
+
+def test_a_line_tells_rate_latencies_and_ratios() -> None:
+    told = line(PEER)
+    assert all(word in told for word in ("50,000 ops/s", "p50     20.0", "p99     80.0", "ours x 5.00"))
+
+
+def test_plots_are_svg_of_one_class_each(tmp_path: Path) -> None:
+    files = write_plots(RESULT, tmp_path)
+    assert [file.name for file in files] == ["rates-os.svg", "rates-disk.svg"]
+    texts = ["".join(ElementTree.parse(file).getroot().itertext()) for file in files]
+    assert "peer & co" in texts[0] and "swift" not in texts[0]
+    assert "swift" in texts[1]
+
+
+def test_the_slope_of_a_cost_is_the_exponent_with_which_it_grows() -> None:
+    points = [Point(10.0**n, 3.0 * 10.0 ** (n * 0.5)) for n in range(4, 8)]
+    assert slope_of(points) == pytest.approx(0.5)
+    assert slope_of(points[:1]) is None
+    drawn = line_chart("cost", "sessions", "us", [("get", points)])
+    assert "get (slope 0.50)" in "".join(ElementTree.fromstring(drawn).itertext())
