@@ -92,6 +92,13 @@ class AvailabilityKeeper:
         self._epoch = 0
         self._is_enough: bool | None = None
         self._since_ms = 0
+        self._failed_with = ""
+        """What the last step failed with: a witness that is away for long is not told of at each look."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Could the last step that was due not be taken? It stays due."""
+        return bool(self._failed_with)
 
     def look(self) -> Step:
         """Look, and take the step that is due; answers which. Raises as NodeLog's calls."""
@@ -101,8 +108,10 @@ class AvailabilityKeeper:
             self._epoch = 0
             return Step(Act.NOTHING)
         step = next_step(self.scene())
-        if step.act is not Act.NOTHING:
-            self._take(step)
+        failed = self._take(step) if step.act is not Act.NOTHING else ""
+        if failed and failed != self._failed_with:
+            logger.warning("cannot %s: %s", step.act.value, failed)
+        self._failed_with = failed
         return step
 
     def scene(self) -> Scene:
@@ -129,11 +138,12 @@ class AvailabilityKeeper:
             alone_after_ms=self._alone_after_ms,
         )
 
-    def _take(self, step: Step) -> None:
+    def _take(self, step: Step) -> str:
+        """Take a step; answers why that failed, if it did."""
         try:
             if step.act in (Act.GO_ALONE, Act.GO_BACK):
                 self._append(step)
-                return
+                return ""
             reign = Promise(self._epoch, self._node.node)
             # Until the answer is here, what the witness holds is not known.
             self._held.pop(step.witness, None)
@@ -141,11 +151,12 @@ class AvailabilityKeeper:
             self._held[step.witness] = held
             logger.info("told a witness: node=%s in_sync=%s", step.witness, held.nodes)
         except PromiseRefusedError as error:
-            logger.error("a witness has promised a later epoch: node=%s error=%s", step.witness, error)
+            return f"a witness has promised a later epoch: node={step.witness} error={error}"
         except PoisonedError:
             raise
         except (PerdureError, OSError) as error:
-            logger.warning("not done: step=%s witness=%s error=%s", step.act.value, step.witness, error)
+            return f"witness={step.witness} error={error}"
+        return ""
 
     def _append(self, step: Step) -> None:
         """The CONFIG, if under the write lock the decision is still the same."""
@@ -185,7 +196,7 @@ def keep_available(
         keeper = AvailabilityKeeper(node, witnesses, alone_after_ms=alone_after_ms)
         while not should_stop():
             step = keeper.look()
-            if step.act is Act.NOTHING:
+            if step.act is Act.NOTHING or keeper.has_failed:
                 time.sleep(LOOK_MS / 1000)
     finally:
         node.close()

@@ -25,6 +25,7 @@ from .bulk import Bulk
 from .commit import Writer
 from .consumers import Consumer
 from .errors import UsageError
+from .hot import HOT_BYTES
 from .ids import Position
 from .keyring import Keyring
 from .opening import SWEEP_INTERVAL_MS
@@ -109,6 +110,7 @@ class AsyncSessionStore:
         write_timeout_ms: int = 5000,
         refresh_window_ms: int | None = None,
         sweep_interval_ms: int = SWEEP_INTERVAL_MS,
+        hot_bytes: int = HOT_BYTES,
         create: bool = True,
         home_node: str = "",
         max_sessions: int | None = None,
@@ -131,6 +133,7 @@ class AsyncSessionStore:
             write_timeout_ms=write_timeout_ms,
             refresh_window_ms=refresh_window_ms,
             sweep_interval_ms=sweep_interval_ms,
+            hot_bytes=hot_bytes,
             create=create,
             home_node=home_node,
             max_sessions=max_sessions,

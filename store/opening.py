@@ -39,6 +39,7 @@ from .errors import (
 from .event import VALUE_BYTES_MAX
 from .files import make_directory, publish, remove_durably, translated
 from .flush import is_poisoned
+from .hot import HOT_BYTES, HOT_BYTES_MAX
 from .identity import Identity, has_identity, new_cluster_id, read_identity, write_identity
 from .ids import NOWHERE, Position, StatePosition
 from .labels import HOME_NODE, checked_term
@@ -88,6 +89,7 @@ class OpenOptions:
     boottime_ms: Callable[[], int] = read_boottime_ms
     refresh_window_ms: int | None = None
     sweep_interval_ms: int = SWEEP_INTERVAL_MS
+    hot_bytes: int = HOT_BYTES
     default_timeout_ms: int | None = DEFAULT_TIMEOUT_MS
     boot_id: Callable[[], str] = read_boot_id
     progress: Progress | None = None
@@ -100,6 +102,7 @@ class OpenOptions:
             ("interval_ms", self.interval_ms, 1, INTERVAL_MS_MAX),
             ("write_timeout_ms", self.write_timeout_ms, 0, INTERVAL_MS_MAX),
             ("sweep_interval_ms", self.sweep_interval_ms, 0, INTERVAL_MS_MAX),
+            ("hot_bytes", self.hot_bytes, 0, HOT_BYTES_MAX),
         ):
             _check_limit(name, value, least, most)
         if self.sessions_max is not None:

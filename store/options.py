@@ -14,6 +14,7 @@ from typing import Final, TypedDict
 
 from .errors import UsageError
 from .event import VALUE_BYTES_MAX
+from .hot import HOT_BYTES, HOT_BYTES_MAX
 from .keyring import Keyring
 from .names import NODE_NAME_BYTES_MAX
 from .option import (
@@ -57,6 +58,7 @@ class StoreOptions(TypedDict, total=False):
     write_timeout_ms: int
     refresh_window_ms: int | None
     sweep_interval_ms: int
+    hot_bytes: int
     home_node: str
     max_sessions: int | None
     compression: str
@@ -145,6 +147,17 @@ OPTIONS: Final[tuple[Option, ...]] = (
         0,
         DAY_MS,
         "ms",
+    ),
+    Option(
+        STORE,
+        "hot_bytes",
+        INTEGER,
+        HOT_BYTES,
+        "Sessions that are read often stay in the memory of the process that reads, checked, up to so much; "
+        "0 is none.",
+        0,
+        HOT_BYTES_MAX,
+        "bytes",
     ),
     Option(
         STORE,

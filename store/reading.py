@@ -22,6 +22,7 @@ from .errors import CorruptError, InvalidIdError, SessionNotFoundError, StaleRea
 from .events import Events
 from .feed import Feed
 from .fold import HASH_BYTES, REBUILD_HINT, unreadable, value_of
+from .hot import SEEN_MASK, SEEN_SHIFT, HotSessions
 from .ids import Position
 from .log import EventLog
 from .opening import Opened, OpenOptions
@@ -56,6 +57,8 @@ BEHIND_POLL_S = 0.005
 SAMPLE_MAX = 10_000
 _SCAN_CHUNK = 1000
 _PLAIN = b"\0"
+_APPENDED = int(Word.APPENDED)
+_GENERATION = int(Word.GENERATION)
 xxh3_64 = xxhash.xxh3_64_intdigest
 
 
@@ -67,6 +70,7 @@ class SessionReader(ABC):
         self._options = options
         self._log: EventLog = opened.log
         self._view: View = opened.view
+        self._hot = opened.view.hot = HotSessions(options.hot_bytes)
         self._read_record: Callable[[bytes], Record | None] = opened.view.read
         self._now_ms = opened.log.now_ms
         self._durability = options.durability
@@ -116,7 +120,7 @@ class SessionReader(ABC):
             self._await_freshness(after, max_lag_ms, linearizable)
         return self._read(id, False)
 
-    def _read(self, id: str, refreshes: bool) -> Session | None:  # noqa: PLR0912 - no calls: it is hot
+    def _read(self, id: str, refreshes: bool) -> Session | None:  # noqa: PLR0912, PLR0915 - no calls: it is hot
         """The hot path of reading, in one plain function."""
         try:
             key = id.encode()
@@ -124,6 +128,31 @@ class SessionReader(ABC):
             return None
         except AttributeError as error:
             raise InvalidIdError(f"a session id is text, not {type(id).__name__}") from error
+        view, log, hot = self._view, self._log, self._hot
+        words = log.words
+        state = view.state
+        if (
+            (key in hot.young or key in hot.old)
+            and words[_APPENDED] == log.cursor.at[1]
+            and words[_GENERATION] == log.generation
+            and view.is_open
+            and not view.pending_frames
+            and key not in view.tail
+            and (entry := hot.young.get(key) or hot.old.get(key))
+        ):
+            value, start, accessed, timeout, window, cap = entry
+            now_ms = self._now_ms()
+            if timeout or cap:
+                idle = now_ms - accessed
+                if idle > window:
+                    left = timeout + window - idle
+                    if left < 0 < timeout:
+                        return None
+                    if refreshes and timeout and not 0 < cap < now_ms:
+                        self._used(key, now_ms, min(window, left))
+                if 0 < cap < now_ms:
+                    return None
+            return Session(id, value, start)
         try:
             record = self._read_record(key) if key else None
         except StaleReadError as error:
@@ -143,6 +172,7 @@ class SessionReader(ABC):
             if opened is None:
                 return None
             value = opened
+        window = 0
         if timeout:
             if timeout < WINDOWED:
                 window = timeout // 10 if timeout < 600_000 else REFRESH_WINDOW_MS_MAX
@@ -157,7 +187,15 @@ class SessionReader(ABC):
                     self._used(key, now_ms, min(window, left))
         if 0 < cap < now_ms:
             return None
-        return Session(id, value, 0 if head >> HEAD_LABELS_SHIFT else HEADER_BYTES)
+        start = 0 if head >> HEAD_LABELS_SHIFT else HEADER_BYTES
+        seen, slot, tag = hot.seen, hashed & SEEN_MASK, hashed >> SEEN_SHIFT
+        if seen[slot] != tag:
+            seen[slot] = tag
+        elif head & HEAD_MASK == FORMAT:
+            with view.mutex:
+                if view.state is state and key not in view.tail:
+                    hot.keep(key, (value, start, accessed, timeout, window, cap))
+        return Session(id, value, start)
 
     def _read_when_reached(self, key: bytes, error: StaleReadError) -> Record | None:
         """The state was made anew and is behind what this handle has shown: wait for it, for a while."""

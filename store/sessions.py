@@ -30,6 +30,7 @@ from .errors import (
 )
 from .event import Kind, Reason
 from .fold import HASH_BYTES
+from .hot import HOT_BYTES
 from .ids import Position
 from .keyring import Keyring, KeySource
 from .many import ManySessions
@@ -83,6 +84,7 @@ class SessionStore(ManySessions):
         write_timeout_ms: int = 5000,
         refresh_window_ms: int | None = None,
         sweep_interval_ms: int = SWEEP_INTERVAL_MS,
+        hot_bytes: int = HOT_BYTES,
         create: bool = True,
         home_node: str = "",
         max_sessions: int | None = None,
@@ -106,6 +108,7 @@ class SessionStore(ManySessions):
         their last access may be in the store while they are used; None is a tenth of their timeout, at
         most a minute. `default_timeout_ms` is for sessions that are created without a timeout, None for
         infinite. Every `sweep_interval_ms` (0: never) the primary removes what has expired.
+        Up to `hot_bytes` of sessions that are read often stay in memory, checked (0: none).
         With `compression` "zstd" metadata of at least `compress_min_bytes` are compressed where that makes
         them smaller. With `keys` (the path of a key file, or a Keyring) values are encrypted; `hide_ids`
         then also hides ids and labels (None: as the store has it).
@@ -120,6 +123,7 @@ class SessionStore(ManySessions):
             write_timeout_ms=write_timeout_ms,
             refresh_window_ms=refresh_window_ms,
             sweep_interval_ms=sweep_interval_ms,
+            hot_bytes=hot_bytes,
             create=create,
             home_node=home_node,
             sessions_max=max_sessions,

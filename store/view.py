@@ -24,6 +24,7 @@ from .cursor import READ_BYTES, Run, list_segments
 from .errors import CorruptError, DivergedError, PerdureError, PositionGoneError, StaleReadError
 from .event import Event, Kind, Reason
 from .fold import HASH_BYTES, record_of, touched, unreadable
+from .hot import HotSessions
 from .ids import NOWHERE, Position, StatePosition
 from .labels import (
     BEHIND,
@@ -96,6 +97,7 @@ class View:
         """Where readers are: the state plus the tail map."""
         self.visible_place = (0, 0)
         """(first LSN of the segment, offset) behind the last visible frame."""
+        self.hot = HotSessions(0)
         self.is_open = False
         """Is the read view begun, and as far as readers may be shown?"""
         self.floor: StatePosition | None = None
@@ -215,14 +217,19 @@ class View:
         if log.generation != log.words[_GENERATION] and log.generation >= 0:
             self.catch_up()  # the log may be another one, too: what was followed does not fit this state
             return
-        self.state = state
         lsn = state.lsn
         while self.pending_frames and self.pending_frames[0].end.lsn <= lsn:
             self._show_first()
+        tail = self.tail
+        if self.visible.lsn < lsn:
+            self.hot.clear()  # what changed in between was not seen
+        else:
+            self.hot.forget(tail)
+        self.state = state
         if self.visible.lsn <= lsn:
             self.tail = {}
         else:
-            self.tail = {key: entry for key, entry in self.tail.items() if entry[0] > lsn}
+            self.tail = {key: entry for key, entry in tail.items() if entry[0] > lsn}
         if self.visible.lsn < lsn:
             self.visible = state
 
@@ -263,6 +270,7 @@ class View:
 
     def reset(self) -> StatePosition:
         """Forget the tail: the log was cut or made anew. Says from where to follow it again."""
+        self.hot.clear()
         self.tail.clear()
         self.pending.clear()
         self.pending_frames.clear()

@@ -12,11 +12,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support.template import template
 
 SEED_VARIABLE = "PERDURE_SEED"
+hypothesis.settings.register_profile("perdure", deadline=None)  # how long an example takes says nothing here
+hypothesis.settings.load_profile("perdure")
 CHILD_GRACE_S = 5.0  # how long a child that is already ending may take
 KEPT_BY_PYTHON = (
     "multiprocessing.resource_tracker",

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from .diskcache import DiskCache
 from .django import DjangoDb, DjangoFile
+from .erlang import DRIVERS
 from .perdure import Perdure
 from .ports import System
 from .postgresql import PostgreSql, PostgreSqlApplying, PostgreSqlPair
 from .redis import Redis, RedisPair
 from .sqlite import Sqlite
+
+__all__ = ["DRIVERS", "OURS", "PEERS", "SYSTEMS", "system_named"]
 
 OURS: tuple[System, ...] = (Perdure("lmdb"), Perdure("sqlite"), Perdure("memory"))
 PEERS: tuple[System, ...] = (

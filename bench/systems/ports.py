@@ -178,6 +178,16 @@ class Driving(Protocol):
         """Idempotent."""
 
 
+class PairDriving(Driving, Protocol):
+    """Two nodes, of which the second has each change of the first."""
+
+    def kill(self) -> None:
+        """kill -9 of the node that the cases run on."""
+
+    def take_over(self) -> None:
+        """Returns once the other node takes writes; cases run on it from then on."""
+
+
 class Driver(Protocol):
     """A system that is driven from within: it times its calls itself."""
 

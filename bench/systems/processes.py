@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 START_S = 30.0
@@ -44,9 +44,7 @@ class ServerProcess:
         that ends it in order, `abandon_by` the one that ends it when its data are not needed any more; the
         kernel sends that, too, if it is left alone.
         """
-        name = abandon_by.name.removeprefix("SIG")
-        orphaned = ["setpriv", "--pdeathsig", name] if shutil.which("setpriv") else []
-        self._command = [*before, *orphaned, *command]
+        self._command = [*before, *ending_with_us(command, abandon_by)]
         self._said = said
         self._end_by = end_by
         self._abandon_by = abandon_by
@@ -106,7 +104,7 @@ class ServerProcess:
             process.kill()
             process.wait(STOP_S)
         self._process = None
-        _await_end(started)
+        await_end(started)
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
@@ -124,6 +122,12 @@ def run_once(command: Sequence[str], timeout_s: float = 120.0) -> str:
             f"{list(command)} ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}"
         )
     return done.stdout
+
+
+def ending_with_us(command: Sequence[str], by: signal.Signals = signal.SIGKILL) -> list[str]:
+    """The command such that the kernel sends it that signal when the thread that started it ends."""
+    has_setpriv = shutil.which("setpriv") is not None
+    return [*(("setpriv", "--pdeathsig", by.name.removeprefix("SIG")) if has_setpriv else ()), *command]
 
 
 def family(pid: int) -> tuple[int, ...]:
@@ -154,8 +158,8 @@ def _kill(pids: list[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _await_end(pids: list[int]) -> None:
-    """The children of a server that was killed end by themselves; what does not is killed."""
+def await_end(pids: Iterable[int]) -> None:
+    """Wait for processes that are about to end. Raises ServerError for one that does not."""
     deadline_s = time.monotonic() + STOP_S
     for pid in pids:
         while Path(f"/proc/{pid}").exists():

@@ -17,9 +17,20 @@ from typing import cast
 import pytest
 from _pytest.mark import ParameterSet
 
-from bench.systems import SYSTEMS, system_named
+from bench.systems import DRIVERS, SYSTEMS, system_named
 from bench.systems.memory import own_bytes
-from bench.systems.ports import Client, Durability, Fields, Pair, RandomIds, Running, System
+from bench.systems.ports import (
+    Client,
+    Driver,
+    DriverCase,
+    Durability,
+    Fields,
+    Pair,
+    PairDriving,
+    RandomIds,
+    Running,
+    System,
+)
 from bench.systems.processes import ServerError, ServerProcess
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +111,7 @@ def test_the_second_node_has_what_was_answered_and_takes_writes_after_the_first_
     client = system.connect(pair.address)
     id = client.create(FIELDS)
     pair.kill()
+    client.close()
     pair.take_over()
     client = system.connect(pair.address)
     assert client.get(id) == FIELDS
@@ -135,8 +147,50 @@ def test_a_server_that_does_not_start_says_its_last_words(tmp_path: Path) -> Non
     assert server.pids == ()
 
 
+@pytest.mark.parametrize(
+    ("driver", "durability"),
+    [
+        pytest.param(
+            driver,
+            durability,
+            id=f"{driver.name}-{durability.value}",
+            marks=[] if driver.name == "ets-server" else [pytest.mark.lab],
+        )
+        for driver in DRIVERS
+        for durability in driver.settings
+    ],
+)
+def test_a_driver_times_each_call_and_keeps_its_sessions(
+    driver: Driver, durability: Durability, tmp_path: Path
+) -> None:
+    reason = driver.why_not()
+    if reason:
+        pytest.skip(reason)
+    started = driver.start(tmp_path, durability)
+    pids = started.pids
+    try:
+        started.fill(300, 500)
+        for operation in ("create", "get", "update", "touch", "delete"):
+            run = started.run(DriverCase(operation, 60, callers=3))
+            assert run.units == len(run.latencies_ns) == 60
+            assert max(run.latencies_ns) / 1e9 <= run.seconds < DEADLINE_S
+        assert started.run(DriverCase("create_many", 200)).units == 200
+        assert started.run(DriverCase("expire_due", 50)).units == 50
+        assert started.run(DriverCase("ids", 2)).units == 600
+        assert own_bytes(pids) > 1 << 20
+        if durability is Durability.TWO:
+            pair = cast(PairDriving, started)
+            pair.kill()
+            pair.take_over()
+            assert pair.run(DriverCase("ids", 1)).units >= 301
+    finally:
+        started.close()
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
 def test_every_system_has_a_name_of_its_own_by_which_it_is_found() -> None:
-    assert len({system.name for system in SYSTEMS}) == len(SYSTEMS)
+    names = [system.name for system in SYSTEMS] + [driver.name for driver in DRIVERS]
+    assert len(set(names)) == len(names)
     for system in SYSTEMS:
         assert system_named(system.name) is system
         assert system.settings

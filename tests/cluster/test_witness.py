@@ -18,11 +18,20 @@ from perdure.recovery import (
     promote,
     set_policy,
 )
+from perdure.recovery.degrading import AvailabilityKeeper
 from perdure.recovery.promises import Why
+from perdure.shipping import open_node_log
 from perdure.shipping.witness import serve_witness
-from perdure.store import FencedError, NoQuorumError, Promise, PromiseRefusedError, StoreInUseError
+from perdure.store import (
+    FencedError,
+    NoQuorumError,
+    Promise,
+    PromiseRefusedError,
+    StoreInUseError,
+    WireError,
+)
 from perdure.store.page import Word
-from perdure.store.witness import make_witness, read_witness
+from perdure.store.witness import InSync, make_witness, read_witness
 from tests.cluster.nodes import CLUSTER, HOST, SECRET, Cluster, cluster_of, until
 
 
@@ -144,3 +153,35 @@ def test_with_the_policy_strict_nothing_is_written_without_the_replica(pair: Clu
         store.create({})
     assert pair.word("n1", Word.APPENDED) == end
     assert read_witness(pair.path("w")).in_sync.nodes == ()
+
+
+def test_a_witness_that_is_away_is_told_of_once_and_asked_again_until_it_is_back(
+    pair: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(pair)
+    set_policy(pair.path("n1"), "available")
+    is_away = True
+    asked: list[str] = []
+
+    class Away:
+        def record(self, witness: str, _reign: Promise, expected: InSync, _nodes: tuple[str, ...]) -> InSync:
+            asked.append(witness)
+            if is_away:
+                raise WireError("nobody is there", node=witness)
+            return expected
+
+    node = open_node_log(pair.path("n1"), [])
+    try:
+        keeper = AvailabilityKeeper(node, Away())
+        for _ in range(5):
+            keeper.look()
+            assert keeper.has_failed
+        assert asked == ["w"] * 5
+        assert [record.getMessage() for record in caplog.records if "nobody is there" in record.message] == [
+            "cannot ask: witness=w error=nobody is there (node w)"
+        ]
+        is_away = False
+        keeper.look()
+        assert not keeper.has_failed
+    finally:
+        node.close()

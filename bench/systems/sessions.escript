@@ -1,0 +1,345 @@
+#!/usr/bin/env escript
+%% -*- erlang -*-
+%%! +fnu
+%% Sessions in ETS, DETS and Mnesia, driven from within the virtual machine that holds them, because that is how
+%% an Erlang program uses them. One command a line on standard input, one answer a line on standard output:
+%%
+%%     fill SESSIONS BYTES               -> ok
+%%     run OPERATION CALLS CALLERS FILE  -> {"seconds": S, "units": N}, latencies in ns as 64 bits each in FILE
+%%     follow NODE                       -> ok; Mnesia: from now on this node has a copy on that one
+%%     write                             -> ok, or no; Mnesia: one transaction
+%%
+%% Arguments: ENGINE (ets, ets_server, dets, mnesia), DIRECTORY, SYNC (sync: flushed to disk before the answer).
+-module(sessions).
+-mode(compile).
+-behaviour(gen_server).
+-export([main/1, init/1, handle_call/3, handle_cast/2]).
+
+-define(LIFETIME_MS, 3600000).
+-define(BATCH, 100).
+
+main([Engine, Directory, Sync]) ->
+    logger:set_primary_config(level, error),
+    E = {list_to_atom(Engine), Sync =:= "sync"},
+    open(E, Directory),
+    persistent_term:put(value, value(200)),
+    answer("ready"),
+    serve(E).
+
+serve(E) ->
+    case io:get_line("") of
+        eof ->
+            halt(0);
+        Line ->
+            answer(command(E, string:lexemes(string:trim(Line), " "))),
+            serve(E)
+    end.
+
+answer(Text) -> io:format("~s~n", [Text]).
+
+command(E, ["fill", Sessions, Bytes]) ->
+    clear(E),
+    Value = value(list_to_integer(Bytes)),
+    persistent_term:put(value, Value),
+    Ids = fill(E, list_to_integer(Sessions), []),
+    persistent_term:put(ids, list_to_tuple(Ids)),
+    erlang:garbage_collect(),
+    "ok";
+command(E, ["run", Operation, Calls, Callers, File]) ->
+    {Ns, Units, Latencies} =
+        run(E, list_to_atom(Operation), list_to_integer(Calls), list_to_integer(Callers)),
+    ok = file:write_file(File, << <<L:64/little>> || L <- Latencies >>),
+    io_lib:format("{\"seconds\": ~.9f, \"units\": ~b}", [Ns / 1.0e9, Units]);
+command(_, ["follow", Node]) ->
+    follow(list_to_atom(Node)),
+    "ok";
+command(E, ["write"]) ->
+    try store(E, session(persistent_term:get(value))) of
+        ok -> "ok"
+    catch
+        _:_ -> "no"
+    end.
+
+%% -- sessions: {session, Id, Created, Accessed, Expires, Fields} ------------------------------------------------
+
+%% Fields of about so many bytes as MessagePack or JSON would need.
+value(Bytes) ->
+    Fields = #{
+        user_id => 12345,
+        name => <<"a person of some name">>,
+        roles => [<<"reader">>, <<"writer">>],
+        csrf => <<"0123456789abcdef0123456789abcdef">>
+    },
+    Fields#{note => binary:copy(<<"x">>, max(0, Bytes - 120))}.
+
+session(Value) -> session(Value, ?LIFETIME_MS).
+
+session(Value, Lifetime) ->
+    Now = now_ms(),
+    {session, new_id(), Now, Now, Now + Lifetime, Value}.
+
+%% 128 random bits as text; read 256 at a time.
+new_id() ->
+    case get(random_ids) of
+        [Id | Ids] ->
+            put(random_ids, Ids),
+            Id;
+        _ ->
+            Hex = binary:encode_hex(crypto:strong_rand_bytes(16 * 256)),
+            put(random_ids, [binary:copy(Id) || <<Id:32/binary>> <= Hex]),
+            new_id()
+    end.
+
+now_ms() -> erlang:system_time(millisecond).
+
+fill(_, 0, Ids) ->
+    Ids;
+fill(E, Left, Ids) ->
+    Sessions = [session(persistent_term:get(value)) || _ <- lists:seq(1, min(Left, 1000))],
+    store_all(E, Sessions),
+    fill(E, Left - length(Sessions), [element(2, S) || S <- Sessions] ++ Ids).
+
+%% -- running a case ------------------------------------------------------------------------------------------------
+
+%% {nanoseconds, units, latencies}. What a run adds it removes again, outside of its time.
+run(E, create_many, Sessions, Callers) ->
+    {Ns, Made, Latencies} = in_callers(E, create_many, Sessions div ?BATCH, Callers),
+    remove_all(E, lists:append(Made)),
+    {Ns, length(Latencies) * ?BATCH, Latencies};
+run(E, create, Calls, Callers) ->
+    {Ns, Made, Latencies} = in_callers(E, create, Calls, Callers),
+    remove_all(E, Made),
+    {Ns, length(Latencies), Latencies};
+run(E, ids, Calls, Callers) ->
+    {Ns, Counts, Latencies} = in_callers(E, ids, Calls, Callers),
+    {Ns, lists:sum(Counts), Latencies};
+run(E, expire_due, Sessions, _) ->
+    store_all(E, [session(persistent_term:get(value), -1) || _ <- lists:seq(1, Sessions)]),
+    Started = erlang:monotonic_time(nanosecond),
+    Removed = expire_due(E, now_ms()),
+    Ns = erlang:monotonic_time(nanosecond) - Started,
+    {Ns, Removed, [Ns]};
+run(E, Operation, Calls, Callers) ->
+    {Ns, _, Latencies} = in_callers(E, Operation, Calls, Callers),
+    {Ns, length(Latencies), Latencies}.
+
+in_callers(E, Operation, Calls, Callers) ->
+    Self = self(),
+    Share = max(1, Calls div Callers),
+    Pids = [spawn_link(fun() -> caller(Self, E, Operation, Share) end) || _ <- lists:seq(1, Callers)],
+    [receive {ready, Pid} -> ok end || Pid <- Pids],
+    Started = erlang:monotonic_time(nanosecond),
+    [Pid ! go || Pid <- Pids],
+    [receive {finished, Pid} -> ok end || Pid <- Pids],
+    Ns = erlang:monotonic_time(nanosecond) - Started,
+    Results = [receive {results, Pid, Answers, Latencies} -> {Answers, Latencies} end || Pid <- Pids],
+    {Ns, lists:append([A || {A, _} <- Results]), lists:append([L || {_, L} <- Results])}.
+
+caller(Parent, E, Operation, Calls) ->
+    Given = given(E, Operation, Calls),
+    Parent ! {ready, self()},
+    receive go -> ok end,
+    {Answers, Latencies} = calls(E, Operation, Given, [], []),
+    Parent ! {finished, self()},
+    Parent ! {results, self(), Answers, Latencies}.
+
+%% What each call is about, chosen before the time is taken.
+given(_, Operation, Calls) when Operation =:= create; Operation =:= create_many; Operation =:= ids ->
+    lists:duplicate(Calls, none);
+given(E, delete, Calls) ->
+    Sessions = [session(persistent_term:get(value)) || _ <- lists:seq(1, Calls)],
+    store_all(E, Sessions),
+    [element(2, S) || S <- Sessions];
+given(_, _, Calls) ->
+    Ids = persistent_term:get(ids),
+    [element(rand:uniform(tuple_size(Ids)), Ids) || _ <- lists:seq(1, Calls)].
+
+calls(_, _, [], Answers, Latencies) ->
+    {Answers, Latencies};
+calls(E, Operation, [Given | More], Answers, Latencies) ->
+    Started = erlang:monotonic_time(nanosecond),
+    Answer = call(E, Operation, Given),
+    Latency = erlang:monotonic_time(nanosecond) - Started,
+    calls(E, Operation, More, [Answer | Answers], [Latency | Latencies]).
+
+call(E, create, _) ->
+    Session = session(persistent_term:get(value)),
+    ok = store(E, Session),
+    element(2, Session);
+call(E, create_many, _) ->
+    Sessions = [session(persistent_term:get(value)) || _ <- lists:seq(1, ?BATCH)],
+    store_all(E, Sessions),
+    [element(2, S) || S <- Sessions];
+call(E, get, Id) ->
+    [{session, _, _, _, Expires, #{csrf := Token}}] = lookup(E, Id),
+    true = Expires > now_ms(),
+    byte_size(Token);
+call(E, update, Id) ->
+    change(E, Id, fun(S, Now) ->
+        setelement(6, stamped(S, Now), maps:put(visits, Now, element(6, S)))
+    end);
+call(E, touch, Id) ->
+    touch(E, Id);
+call(E, delete, Id) ->
+    ok = remove(E, Id);
+call(E, ids, _) ->
+    length(ids(E)).
+
+stamped(Session, Now) -> setelement(4, setelement(5, Session, Now + ?LIFETIME_MS), Now).
+
+remove_all(E, Ids) -> lists:foreach(fun(Id) -> remove(unsynced(E), Id) end, Ids).
+
+unsynced({Engine, _}) -> {Engine, false}.
+
+%% -- the engines ---------------------------------------------------------------------------------------------------
+
+open({ets, _}, _) ->
+    session = new_table();
+open({ets_server, _}, _) ->
+    {ok, _} = gen_server:start_link({local, owner}, ?MODULE, [], []);
+open({dets, _}, Directory) ->
+    File = filename:join(Directory, "sessions.dets"),
+    {ok, session} = dets:open_file(session, [{file, File}, {keypos, 2}, {type, set}]);
+open({mnesia, _}, Directory) ->
+    ok = application:set_env(mnesia, dir, Directory, [{persistent, true}]),
+    ok = application:set_env(mnesia, dump_log_write_threshold, 50000, [{persistent, true}]),
+    ok = application:load(mnesia),
+    ok = mnesia:start(),
+    Fields = [id, created, accessed, expires, data],
+    case os:getenv("SESSIONS_FOLLOWER") of
+        false ->
+            {atomic, ok} = mnesia:change_table_copy_type(schema, node(), disc_copies),
+            {atomic, ok} = mnesia:create_table(session, [{disc_copies, [node()]}, {attributes, Fields}]);
+        _ ->
+            ok
+    end.
+
+new_table() ->
+    ets:new(session, [
+        named_table, public, set, {keypos, 2}, {read_concurrency, true}, {write_concurrency, true}
+    ]).
+
+%% A copy of the table on another node, on its disk too.
+follow(Node) ->
+    pong = net_adm:ping(Node),
+    {ok, [Node]} = mnesia:change_config(extra_db_nodes, [Node]),
+    {atomic, ok} = mnesia:change_table_copy_type(schema, Node, disc_copies),
+    {atomic, ok} = mnesia:add_table_copy(session, Node, disc_copies).
+
+store({ets, _}, Session) ->
+    true = ets:insert(session, Session),
+    ok;
+store({ets_server, _}, Session) ->
+    gen_server:call(owner, {put, Session}, infinity);
+store({dets, _} = E, Session) ->
+    ok = dets:insert(session, Session),
+    synced(E);
+store({mnesia, _} = E, Session) ->
+    {atomic, ok} = mnesia:transaction(fun() -> mnesia:write(Session) end),
+    synced(E).
+
+store_all({ets, _}, Sessions) ->
+    true = ets:insert(session, Sessions),
+    ok;
+store_all({ets_server, _}, Sessions) ->
+    gen_server:call(owner, {put, Sessions}, infinity);
+store_all({dets, _} = E, Sessions) ->
+    ok = dets:insert(session, Sessions),
+    synced(E);
+store_all({mnesia, _} = E, Sessions) ->
+    {atomic, ok} = mnesia:transaction(fun() -> lists:foreach(fun mnesia:write/1, Sessions) end),
+    synced(E).
+
+lookup({dets, _}, Id) -> dets:lookup(session, Id);
+lookup({mnesia, _}, Id) -> mnesia:dirty_read(session, Id);
+lookup(_, Id) -> ets:lookup(session, Id).
+
+change({ets, _}, Id, Function) ->
+    [Session] = ets:lookup(session, Id),
+    ets:insert(session, Function(Session, now_ms()));
+change({ets_server, _}, Id, Function) ->
+    gen_server:call(owner, {change, Id, Function}, infinity);
+change({dets, _} = E, Id, Function) ->
+    [Session] = dets:lookup(session, Id),
+    ok = dets:insert(session, Function(Session, now_ms())),
+    synced(E);
+change({mnesia, _} = E, Id, Function) ->
+    {atomic, ok} = mnesia:transaction(fun() ->
+        [Session] = mnesia:wread({session, Id}),
+        mnesia:write(Function(Session, now_ms()))
+    end),
+    synced(E).
+
+touch({ets, _}, Id) ->
+    Now = now_ms(),
+    ets:update_element(session, Id, [{4, Now}, {5, Now + ?LIFETIME_MS}]);
+touch({ets_server, _}, Id) ->
+    gen_server:call(owner, {touch, Id}, infinity);
+touch(E, Id) ->
+    change(E, Id, fun stamped/2).
+
+remove({ets, _}, Id) ->
+    true = ets:delete(session, Id),
+    ok;
+remove({ets_server, _}, Id) ->
+    gen_server:call(owner, {remove, Id}, infinity);
+remove({dets, _} = E, Id) ->
+    ok = dets:delete(session, Id),
+    synced(E);
+remove({mnesia, _} = E, Id) ->
+    {atomic, ok} = mnesia:transaction(fun() -> mnesia:delete({session, Id}) end),
+    synced(E).
+
+ids({dets, _}) -> dets:select(session, [{{session, '$1', '_', '_', '_', '_'}, [], ['$1']}]);
+ids({mnesia, _}) -> mnesia:dirty_all_keys(session);
+ids(_) -> ets:select(session, [{{session, '$1', '_', '_', '_', '_'}, [], ['$1']}]).
+
+expire_due({ets_server, _}, Now) ->
+    gen_server:call(owner, {expire_due, Now}, infinity);
+expire_due({ets, _}, Now) ->
+    ets:select_delete(session, due(Now, [true]));
+expire_due({dets, _} = E, Now) ->
+    Removed = dets:select_delete(session, due(Now, [true])),
+    synced(E),
+    Removed;
+expire_due({mnesia, _} = E, Now) ->
+    Ids = mnesia:dirty_select(session, due(Now, ['$1'])),
+    {atomic, ok} = mnesia:transaction(fun() ->
+        lists:foreach(fun(Id) -> mnesia:delete({session, Id}) end, Ids)
+    end),
+    synced(E),
+    length(Ids).
+
+due(Now, Result) -> [{{session, '$1', '_', '_', '$2', '_'}, [{'=<', '$2', Now}], Result}].
+
+clear({dets, _}) -> ok = dets:delete_all_objects(session);
+clear({mnesia, _}) -> {atomic, ok} = mnesia:clear_table(session);
+clear(_) -> true = ets:delete_all_objects(session).
+
+synced({_, false}) -> ok;
+synced({dets, true}) -> ok = dets:sync(session);
+synced({mnesia, true}) -> ok = mnesia:sync_log().
+
+%% -- the server that owns the table: all changes go through it, reads do not -------------------------------------------
+
+init([]) ->
+    session = new_table(),
+    {ok, none}.
+
+handle_call({put, Sessions}, _, State) ->
+    ets:insert(session, Sessions),
+    {reply, ok, State};
+handle_call({change, Id, Function}, _, State) ->
+    [Session] = ets:lookup(session, Id),
+    ets:insert(session, Function(Session, now_ms())),
+    {reply, ok, State};
+handle_call({touch, Id}, _, State) ->
+    touch({ets, false}, Id),
+    {reply, ok, State};
+handle_call({remove, Id}, _, State) ->
+    ets:delete(session, Id),
+    {reply, ok, State};
+handle_call({expire_due, Now}, _, State) ->
+    {reply, ets:select_delete(session, due(Now, [true])), State}.
+
+handle_cast(_, State) -> {noreply, State}.
