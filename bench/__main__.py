@@ -23,7 +23,7 @@ from .plots import write_plots
 from .report import Result, line, markdown, write_json
 from .rows import Row
 from .suite import Choice, Suite
-from .systems import SYSTEMS
+from .systems import DRIVERS, SYSTEMS
 from .systems.ports import Durability
 
 QUICK = Plan(
@@ -54,7 +54,7 @@ def main(words: list[str] | None = None) -> int:
     directory = Path(options.directory or tempfile.gettempdir())
     rows: list[Row] = []
     before = machine(directory)
-    suite = Suite(SYSTEMS, (), plan, choice, options.directory, _say)
+    suite = Suite(SYSTEMS, DRIVERS, plan, choice, options.directory, _say)
     sources: list[Iterator[Row]] = []
     if options.part in ("all", "comparison"):
         sources.append(suite.rows())

@@ -10,19 +10,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
 from .comparison import Plan
 from .contestants import Served
 from .crew import ClientProcess
 from .rows import Row, ratio_of, with_ours
-from .systems.ports import Durability, Pair, System
+from .systems.ports import Driver, Durability, Pair, PairDriving, System
 from .worker import First, Learn
 from .workloads import SMALL_BYTES
 
 KEPT = (Durability.DISK, Durability.SECOND, Durability.OS)
 """Classes that keep something over a restart, in the order in which one of them is chosen for a system."""
 REPLICATED = (Durability.TWO_DISKS, Durability.TWO)
+
+TAKE_OVER = "the order to take over until a write is answered"
 
 Starter = Callable[[System, Durability], Served]
 """Starts a system in a folder of its own."""
@@ -131,15 +134,45 @@ class TakenOver:
             client.close()
             served.close()
         assert isinstance(first, float)
-        return {"the order to take over until a write is answered": took + first}
+        return {TAKE_OVER: took + first}
+
+
+class DriverTakenOver:
+    """The same of a pair that drives itself: its take-over ends with a write."""
+
+    def __init__(self, driver: Driver, durability: Durability, folder: Callable[[], Path]) -> None:
+        self._driver = driver
+        self._durability = durability
+        self._folder = folder
+
+    def round(self) -> dict[str, float]:
+        pair = cast(PairDriving, self._driver.start(self._folder(), self._durability))
+        try:
+            pair.fill(100, SMALL_BYTES)
+            pair.kill()
+            started = time.perf_counter()
+            pair.take_over()
+            return {TAKE_OVER: time.perf_counter() - started}
+        finally:
+            pair.close()
 
 
 def taking_over(
-    systems: Sequence[System], plan: Plan, start: Starter, skip: Callable[[str, str], None]
+    systems: Sequence[System],
+    drivers: Sequence[Driver],
+    plan: Plan,
+    start: Starter,
+    folder: Callable[[], Path],
+    skip: Callable[[str, str], None],
 ) -> Iterator[Row]:
-    """Rows of take-overs by hand, after a kill -9 of the primary."""
+    """Rows of take-overs by hand, after a kill -9 of the primary. `folder` makes an empty one."""
     times: dict[str, Times] = {}
     named: dict[str, Named] = {}
+    for driver in drivers:
+        durability = next((one for one in REPLICATED if one in driver.settings), None)
+        if durability is not None:
+            times[driver.name] = DriverTakenOver(driver, durability, folder)
+            named[driver.name] = named_of(driver, durability)
     for system in systems:
         durability = next((one for one in REPLICATED if one in system.settings), None)
         if durability is not None:
@@ -178,7 +211,7 @@ def _rows(
             yield row
 
 
-def named_of(system: System, durability: Durability) -> Named:
+def named_of(system: System | Driver, durability: Durability) -> Named:
     return Named(system.name, durability, system.settings[durability], system.version())
 
 

@@ -23,7 +23,7 @@ from .limits import Limit
 from .restarts import reopening, taking_over
 from .rows import Row
 from .systems.ports import Driver, Durability, System
-from .workloads import CASES, LARGE_BYTES, ONE_NODE, SMALL_BYTES, Case
+from .workloads import CASES, LARGE_BYTES, ONE_NODE, SMALL_BYTES, TWO_NODES, Case
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -43,7 +43,8 @@ class Choice(msgspec.Struct, frozen=True):
         )
 
     def has_any(self, keys: Iterable[str]) -> bool:
-        return any(self.only in key for key in keys)
+        """Of rows that are of no system: there are none where systems or classes are named."""
+        return not self.systems and not self.durabilities and any(self.only in key for key in keys)
 
 
 class Suite:
@@ -188,18 +189,26 @@ class Suite:
             def start(system: System, durability: Durability) -> Served:
                 return Served(system, self._folder(stack), durability)
 
-            chosen = self._asked_restarts
             for sessions in self._plan.reopened:
-                systems = chosen(f"start: first answer, {sessions:,} sessions")
+                systems, _ = self._restarted(f"start: first answer, {sessions:,} sessions", ONE_NODE)
                 yield from reopening(systems, sessions, self._plan, start, self._skip)
-            yield from taking_over(chosen("failover: kill -9"), self._plan, start, self._skip)
+            systems, drivers = self._restarted("failover: kill -9", TWO_NODES)
+            folder = partial(self._folder, stack)
+            yield from taking_over(systems, drivers, self._plan, start, folder, self._skip)
 
-    def _asked_restarts(self, key: str) -> list[System]:
-        asked = [one for one in self._systems if self._choice.has(f"{key}, {one.name}", one.name)]
-        if not asked or self._choice.durabilities:
-            return []
-        return [one for one in self._systems if one in asked or one is self._ours]
+    def _restarted(self, key: str, classes: tuple[str, ...]) -> tuple[list[System], list[Driver]]:
+        """Those that were asked for, and ours with them."""
 
-    @property
-    def _ours(self) -> System | None:
-        return next((one for one in self._systems if is_ours(one.name)), None)
+        def has(one: System | Driver) -> bool:
+            return any(
+                self._choice.has(f"{key}, {durability.value}, {one.name}", one.name, durability.value)
+                for durability in one.settings
+                if durability.value in classes
+            )
+
+        systems = [one for one in self._systems if has(one)]
+        drivers = [one for one in self._drivers if has(one)]
+        if systems or drivers:
+            ours = next((one for one in self._systems if is_ours(one.name)), None)
+            systems = [one for one in self._systems if one in systems or one is ours]
+        return systems, drivers
