@@ -9,6 +9,7 @@ from .diskcache import DiskCache
 from .django import DjangoDb, DjangoFile
 from .erlang import DRIVERS
 from .perdure import Perdure
+from .perdure_pair import PerdurePair
 from .ports import System
 from .postgresql import PostgreSql, PostgreSqlApplying, PostgreSqlPair
 from .redis import Redis, RedisPair
@@ -16,7 +17,7 @@ from .sqlite import Sqlite
 
 __all__ = ["DRIVERS", "OURS", "PEERS", "SYSTEMS", "system_named"]
 
-OURS: tuple[System, ...] = (Perdure("lmdb"), Perdure("sqlite"), Perdure("memory"))
+OURS: tuple[System, ...] = (Perdure("lmdb"), Perdure("sqlite"), Perdure("memory"), PerdurePair())
 PEERS: tuple[System, ...] = (
     Sqlite(),
     Redis(),

@@ -35,7 +35,7 @@ _SETTINGS = {
     Durability.SECOND: "durability interval, 1,000 ms",
     Durability.DISK: "durability disk",
 }
-_PARTS = {"log": ("log/**/*",), "state": ("state/**/*",), "snapshots": ("snapshots/**/*",)}
+PARTS = {"log": ("log/**/*",), "state": ("state/**/*",), "snapshots": ("snapshots/**/*",)}
 
 
 class Perdure:
@@ -65,7 +65,7 @@ class Perdure:
             "durability": _DURABILITIES[durability],
         }
         self.connect(address).close()
-        return EmbeddedRunning(store, address, _PARTS)
+        return EmbeddedRunning(store, address, PARTS)
 
     def connect(self, address: Address) -> Client:
         return PerdureClient(
@@ -73,7 +73,6 @@ class Perdure:
                 str(address["path"]),
                 backend=str(address["backend"]),
                 durability=str(address["durability"]),
-                forward=False,
                 sweep_interval_ms=0,
             )
         )

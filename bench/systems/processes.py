@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -60,7 +61,7 @@ class ServerProcess:
         """Returns once `answers`. Raises ServerError."""
         with open(self._said, "ab") as said:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=self._said.parent
+                self._command, stdin=subprocess.DEVNULL, stdout=said, stderr=said
             )
         try:
             self.wait_until(answers, timeout_s)
@@ -144,6 +145,17 @@ def free_port() -> int:
     """A port of loopback that nobody had a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
+
+
+def free_ports(count: int) -> int:
+    """The first of so many free ports in a row."""
+    rng = random.SystemRandom()
+    while True:
+        first = rng.randrange(20_000, 60_000)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
 
 
 def socket_folder(folder: Path) -> tempfile.TemporaryDirectory[str] | None:

@@ -25,6 +25,7 @@ REQUIREMENT_FILES = (
     "requirements-dev.txt",
     "requirements-encryption.txt",
     "requirements-etcd.txt",
+    "requirements-bench.txt",
 )
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
@@ -70,7 +71,7 @@ def test_every_requirement_is_pinned_with_a_hash(file: str) -> None:
 
 def test_the_requirement_files_agree_with_each_other() -> None:
     everything = pins("requirements-dev.txt")
-    for file in ("requirements.txt", "requirements-build.txt", *REQUIREMENT_FILES[-2:]):
+    for file in ("requirements.txt", "requirements-build.txt", *REQUIREMENT_FILES[-3:]):
         for name, (version, hashes) in pins(file).items():
             assert everything[name] == (version, hashes), (
                 f"{name} differs between {file} and requirements-dev.txt"
@@ -86,6 +87,7 @@ def test_the_requirement_files_pin_what_the_project_declares() -> None:
         <= pins("requirements-encryption.txt").keys()
     )
     assert names_of(declared["optional-dependencies"]["etcd"]) <= pins("requirements-etcd.txt").keys()
+    assert names_of(declared["optional-dependencies"]["bench"]) <= pins("requirements-bench.txt").keys()
     assert names_of(project()["build-system"]["requires"]) == pins("requirements-build.txt").keys()
 
 
