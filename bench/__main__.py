@@ -23,10 +23,19 @@ from .plots import write_plots
 from .report import Result, line, markdown, write_json
 from .rows import Row
 from .suite import Choice, Suite
-from .systems import SYSTEMS
+from .systems import DRIVERS, SYSTEMS
 from .systems.ports import Durability
 
-QUICK = Plan(slice_s=0.03, open_s=0.2, sessions=10_000, large_sessions=1_000, reopened=(10_000,), fill_s=8.0)
+QUICK = Plan(
+    slice_s=0.02,
+    open_s=0.1,
+    sessions=5_000,
+    large_sessions=500,
+    reopened=(5_000,),
+    fill_s=3.0,
+    take_overs=2,
+    is_quick=True,
+)
 FIGURES = "figures"
 
 
@@ -45,7 +54,7 @@ def main(words: list[str] | None = None) -> int:
     directory = Path(options.directory or tempfile.gettempdir())
     rows: list[Row] = []
     before = machine(directory)
-    suite = Suite(SYSTEMS, (), plan, choice, options.directory, _say)
+    suite = Suite(SYSTEMS, DRIVERS, plan, choice, options.directory, _say)
     sources: list[Iterator[Row]] = []
     if options.part in ("all", "comparison"):
         sources.append(suite.rows())
@@ -105,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         default="all",
         help="the comparison with peers, perdure's own figures, or both",
     )
-    parser.add_argument("--quick", action="store_true", help="a tenth of the sessions, and shorter slices")
+    parser.add_argument("--quick", action="store_true", help="fewer sessions and cases, shorter slices")
     parser.add_argument("--rounds", type=int, default=None, help="after the warm-up; at least 5")
     parser.add_argument("--slice-ms", type=int, default=None, help="of one system in one round")
     parser.add_argument("--sessions", type=int, default=None, help="that are there while calls are measured")

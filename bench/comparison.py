@@ -7,6 +7,7 @@ from one to the next, so that a machine whose speed drifts treats all alike; a r
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -22,17 +23,24 @@ class Plan(msgspec.Struct, frozen=True):
 
     rounds: int = 5
     """After one round of warm-up."""
-    slice_s: float = 0.2
+    slice_s: float = 0.12
     """Of one system in one round."""
-    open_s: float = 1.0
+    open_s: float = 0.5
     """The same where calls arrive at a rate."""
     sessions: int = 100_000
     large_sessions: int = 10_000
     """Of 1 KB."""
     reopened: tuple[int, ...] = (100_000, 1_000_000)
     """Sessions with which a start is timed."""
-    fill_s: float = 90.0
-    """A system that would take longer to be filled is left out, and the table says so."""
+    fill_s: float = 20.0
+    """A system is filled for so long at most; one that is slower has fewer sessions, and its rows say so."""
+    reopen_fill_s: float = 90.0
+    """The same before a start is timed; one that is slower is left out."""
+    slow_s: float = 8.0
+    """A system whose warm-up took longer is measured in that round only."""
+    take_overs: int = 5
+    is_quick: bool = False
+    """Leaves out the cases that are no part of a quick run."""
 
 
 class Measured:
@@ -44,6 +52,14 @@ class Measured:
         self.rates: list[float] = []
         self.latencies = Histogram()
         self.error = ""
+        self.warm_up = 0.0
+        """As a speed, of the round that otherwise does not count."""
+        self.is_slow = False
+
+    def take(self, number: int, speed: float, rate: float, latencies: Histogram) -> None:
+        self.speeds[number] = speed
+        self.rates.append(rate)
+        self.latencies.add(latencies)
 
 
 def measure(case: Case, contestants: Sequence[Contestant], plan: Plan) -> dict[str, Measured]:
@@ -55,18 +71,21 @@ def measure(case: Case, contestants: Sequence[Contestant], plan: Plan) -> dict[s
     for number in range(plan.rounds + 1):
         for one in taking if number % 2 else reversed(taking):
             its = measured[one.name]
-            if its.error:
+            if its.error or its.is_slow:
                 continue
+            started = time.monotonic()
             try:
                 rate, latencies = one.slice(case, number, seconds)
             except Exception as error:  # noqa: BLE001  what a system can't do is part of the result
                 its.error = f"{type(error).__name__}: {error}"
                 continue
-            if number:
-                p99_us = latencies.percentile_us(0.99) if case.rate_per_s else None
-                its.speeds[number] = 1 / max(p99_us, 0.001) if p99_us is not None else rate
-                its.rates.append(rate)
-                its.latencies.add(latencies)
+            p99_us = latencies.percentile_us(0.99) if case.rate_per_s else None
+            speed = 1 / max(p99_us, 0.001) if p99_us is not None else rate
+            its.is_slow = number == 0 and time.monotonic() - started > plan.slow_s
+            if number == 0:
+                its.warm_up = speed
+            if number or its.is_slow:
+                its.take(number, speed, rate, latencies)
     return measured
 
 
@@ -92,12 +111,15 @@ def _compared(
     row: Row, measured: dict[str, Measured], other: str, add: Callable[..., Row], *, is_inverse: bool
 ) -> Row:
     """The row with its ratio to another contestant's of the same rounds."""
-    mine, its = measured[row.system].speeds, measured[other].speeds if other else {}
-    rounds = sorted(mine.keys() & its.keys())
-    if not rounds or measured[other].error or measured[row.system].error:
+    if not other or measured[other].error or measured[row.system].error:
         return row
-    values = [its[n] / mine[n] if is_inverse else mine[n] / its[n] for n in rounds]
-    return add(row, other, ratio_of(values))
+    mine, its = measured[row.system], measured[other]
+    if mine.is_slow or its.is_slow:
+        pairs = [(mine.warm_up, its.warm_up)]
+    else:
+        pairs = [(mine.speeds[n], its.speeds[n]) for n in sorted(mine.speeds.keys() & its.speeds.keys())]
+    values = [b / a if is_inverse else a / b for a, b in pairs if a > 0 and b > 0]
+    return add(row, other, ratio_of(values)) if values else row
 
 
 def _row(case: Case, one: Contestant, its: Measured, plan: Plan) -> Row:
@@ -110,7 +132,7 @@ def _row(case: Case, one: Contestant, its: Measured, plan: Plan) -> Row:
         durability=one.durability.value,
         clients=case.clients,
         value_bytes=case.value_bytes,
-        sessions=plan.sessions,
+        sessions=one.sessions,
         ops_per_s=statistics.median(rates) if rates else None,
         ops_per_s_low=min(rates, default=None),
         ops_per_s_high=max(rates, default=None),
@@ -123,5 +145,14 @@ def _row(case: Case, one: Contestant, its: Measured, plan: Plan) -> Row:
         rounds=len(rates),
         setting=one.setting,
         version=one.version,
-        note=its.error or ("ratios are of the p99 latency" if case.rate_per_s else ""),
+        note=its.error or _note(case, one, its, plan),
     )
+
+
+def _note(case: Case, one: Contestant, its: Measured, plan: Plan) -> str:
+    parts = ["ratios are of the p99 latency"] if case.rate_per_s else []
+    if its.is_slow:
+        parts.append("one round, it takes too long for more")
+    if one.sessions < plan.sessions:
+        parts.append(f"with {one.sessions:,} sessions")
+    return "; ".join(parts)

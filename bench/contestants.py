@@ -30,6 +30,8 @@ class Growth(NamedTuple):
     """By part."""
     before_bytes: int
     """What was on disk already."""
+    sessions: int
+    """How many they are: fewer than asked for where the time was over."""
 
 
 class Contestant(Protocol):
@@ -39,12 +41,14 @@ class Contestant(Protocol):
     durability: Durability
     version: str
     setting: str
+    sessions: int
+    """That fill() has stored."""
 
     def why_not(self, case: Case) -> str:
         """Why this case can't be asked of it; empty if it can."""
 
     def fill(self, value_bytes: int, count: int, *, limit_s: float) -> Growth:
-        """Have so many sessions of this size. Raises, also if it would take longer than `limit_s`."""
+        """Have so many sessions of this size, or as many as can be stored in `limit_s`."""
 
     def slice(self, case: Case, number: int, seconds: float) -> tuple[float, Histogram]:
         """Units a second, and the latencies of calls. Raises ClientError or what a driver raises."""
@@ -61,6 +65,7 @@ class Served:
         self.durability = durability
         self.version = system.version()
         self.setting = system.settings[durability]
+        self.sessions = 0
         data, lists = folder / "data", folder / "lists"
         data.mkdir()
         lists.mkdir()
@@ -73,9 +78,10 @@ class Served:
 
     def fill(self, value_bytes: int, count: int, *, limit_s: float) -> Growth:
         memory, disk = self._memory_bytes(), self.running.disk_bytes()
-        self.crew.fill(count, value_bytes, limit_s=limit_s)
-        growth = _growth(memory, self._memory_bytes(), disk, self.running.disk_bytes())
+        stored = self.crew.fill(count, value_bytes, limit_s=limit_s)
+        growth = _growth(memory, self._memory_bytes(), disk, self.running.disk_bytes(), stored)
         self.crew.learn(value_bytes)
+        self.sessions = max(self.sessions, stored)
         return growth
 
     def _memory_bytes(self) -> int:
@@ -108,11 +114,11 @@ class Bound(Served):
             return super().slice(case, number, seconds)
         together = case.clients
         if self.crew.address["together"] != together:
-            self.crew.close()
+            self.crew.disconnect()
             self.crew.address = {**self.crew.address, "together": together}
         alone = Case(case.group, case.name, case.mix, value_bytes=case.value_bytes)
         rate, latencies = super().slice(alone, number, seconds)
-        self.crew.close()
+        self.crew.disconnect()
         self.crew.address = {**self.crew.address, "together": 1}
         return rate * together, latencies
 
@@ -125,6 +131,7 @@ class Driven:
         self.durability = durability
         self.version = driver.version()
         self.setting = driver.settings[durability]
+        self.sessions = 0
         self._driving = driver.start(folder, durability)
         self._sizes: dict[int, int] = {}
         self._filled = 0
@@ -138,8 +145,9 @@ class Driven:
     def fill(self, value_bytes: int, count: int, *, limit_s: float) -> Growth:
         memory, disk = own_bytes(self._driving.pids), self._driving.disk_bytes()
         self._sizes[value_bytes] = count
+        self.sessions = max(self.sessions, count)
         self._have(value_bytes)
-        return _growth(memory, own_bytes(self._driving.pids), disk, self._driving.disk_bytes())
+        return _growth(memory, own_bytes(self._driving.pids), disk, self._driving.disk_bytes(), count)
 
     def slice(self, case: Case, number: int, seconds: float) -> tuple[float, Histogram]:
         self._have(case.value_bytes)
@@ -171,9 +179,11 @@ class Driven:
         return max(unit, min(wanted, most) // unit * unit)
 
 
-def _growth(memory: int, memory_then: int, disk: Mapping[str, int], disk_then: Mapping[str, int]) -> Growth:
+def _growth(
+    memory: int, memory_then: int, disk: Mapping[str, int], disk_then: Mapping[str, int], sessions: int
+) -> Growth:
     added = {part: size - disk.get(part, 0) for part, size in disk_then.items()}
-    return Growth(memory_then - memory, added, sum(disk.values()))
+    return Growth(memory_then - memory, added, sum(disk.values()), sessions)
 
 
 def is_limit(name: str) -> bool:
@@ -186,6 +196,6 @@ def is_ours(name: str) -> bool:
 
 def takes(contestant: Contestant, case: Case) -> str:
     """Why a case is not for this contestant's class or for itself; empty if it is."""
-    if case.is_replicated != (contestant.durability in _REPLICATED):
+    if contestant.durability.value not in case.classes:
         return "another class"
     return contestant.why_not(case)

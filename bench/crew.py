@@ -1,7 +1,7 @@
 """The client processes of one system: started when a case needs them, and begun all at the same moment.
 
-Owns the processes and their end. Invariant: a client process that no case in progress needs is not there,
-so that it can't be in the way of those that are.
+Owns the processes and their end. Invariant: a client process that no case in progress needs has no
+connection, so that it can't be in the way of those that have one.
 """
 
 from __future__ import annotations
@@ -87,6 +87,10 @@ class ClientProcess:
             self._process.wait()
         self._process.stdout.close()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -105,27 +109,28 @@ class Crew:
         self.address = address
         self._folder = folder
         self._clients: list[ClientProcess] = []
+        self._idle: list[ClientProcess] = []
+        """Have no connection, and know what is learned."""
         self._sizes: list[int] = []
 
-    def fill(self, count: int, value_bytes: int, *, limit_s: float) -> float:
-        """Have so many more sessions of this size: s that the calls took. Raises ClientError, also if it
-        would take more than `limit_s`."""
-        file = str(self.file_of(value_bytes))
-        request = Fill(count, value_bytes, file, limit_s)
-        taken = self._resized(1)[0].ask(request, wait_s=limit_s + REPLY_S)
-        assert isinstance(taken, float)
-        return taken
+    def fill(self, count: int, value_bytes: int, *, limit_s: float) -> int:
+        """Have so many more sessions of this size, or what `limit_s` allows: how many. Raises ClientError."""
+        request = Fill(count, value_bytes, str(self.file_of(value_bytes)), limit_s)
+        stored = self._resized(1)[0].ask(request, wait_s=limit_s + REPLY_S)
+        assert isinstance(stored, float)
+        return int(stored)
 
     def learn(self, value_bytes: int) -> None:
         """Have all clients, also those to come, choose among the sessions of this size."""
         self._sizes.append(value_bytes)
-        for client in self._clients:
+        for client in (*self._clients, *self._idle):
             client.ask(Learn(value_bytes, str(self.file_of(value_bytes))))
 
     def slice(self, case: Case, number: int, seconds: float) -> tuple[float, Histogram]:
         """Run a slice of a case on its clients: units a second of all together, and their latencies.
 
-        Raises ClientError; all clients are ended then.
+        The time is that from the common beginning to the last answer of any client. Raises ClientError; all
+        clients are ended then.
         """
         try:
             clients = self._resized(case.clients)
@@ -139,16 +144,22 @@ class Crew:
         except ClientError:
             self.close()
             raise
-        latencies, rate = Histogram(), 0.0
+        latencies, units, elapsed_ns = Histogram(), 0, 1
         for reply in replies:
             assert isinstance(reply, Slice)
             latencies.add(Histogram(reply.counts, reply.max_ns))
-            rate += reply.rate_per_s
-        return rate, latencies
+            units += reply.units
+            elapsed_ns = max(elapsed_ns, reply.elapsed_ns)
+        return units * 1e9 / elapsed_ns, latencies
 
     def ask(self, request: Request) -> Reply:
         """Of the first client."""
         return self._resized(1)[0].ask(request)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Of all client processes, connected or not."""
+        return tuple(client.pid for client in (*self._clients, *self._idle))
 
     def memory_bytes(self) -> int:
         """Of the first client's process."""
@@ -156,13 +167,20 @@ class Crew:
         assert isinstance(taken, float)
         return int(taken)
 
+    def disconnect(self) -> None:
+        """Let all clients close their connections; the next request opens new ones."""
+        while self._clients:
+            self._clients[-1].ask(Close())
+            self._idle.append(self._clients.pop())
+
     def close(self) -> None:
         """End all clients; the next request starts new ones."""
-        while self._clients:
-            self._clients.pop().close()
+        for clients in (self._clients, self._idle):
+            while clients:
+                clients.pop().close()
 
     def kill(self) -> None:
-        """kill -9 of all clients."""
+        """kill -9 of all clients that are connected."""
         while self._clients:
             self._clients.pop().kill()
 
@@ -172,19 +190,23 @@ class Crew:
 
     def _resized(self, count: int) -> Sequence[ClientProcess]:
         while len(self._clients) > count:
-            self._clients.pop().close()
-        if len(self._clients) < count:
-            new = range(len(self._clients), count)
-            clients = [ClientProcess() for _ in new]
-            self._clients += clients
-            for client, number in zip(clients, new, strict=True):
-                client.send(Connect(self._system, self.address, number))
-            _answers(clients)
-            for size in self._sizes:
-                for client in clients:
-                    client.send(Learn(size, str(self.file_of(size))))
-                _answers(clients)
+            self._clients[-1].ask(Close())
+            self._idle.append(self._clients.pop())
+        new = range(len(self._clients), count)
+        self._idle += self._started(len(new) - len(self._idle))
+        for number in new:
+            self._clients.append(self._idle.pop())
+            self._clients[-1].send(Connect(self._system, self.address, number))
+        _answers(self._clients[new.start :])
         return self._clients
+
+    def _started(self, count: int) -> list[ClientProcess]:
+        clients = [ClientProcess() for _ in range(count)]
+        for size in self._sizes:
+            for client in clients:
+                client.send(Learn(size, str(self.file_of(size))))
+            _answers(clients)
+        return clients
 
 
 def _answers(clients: Sequence[ClientProcess]) -> list[Reply]:

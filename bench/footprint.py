@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from .comparison import Plan
 from .contestants import Contestant, Growth, is_limit, is_ours
 from .rows import Ratio, Row, with_ours
 from .workloads import SMALL_BYTES
@@ -14,9 +13,7 @@ from .workloads import SMALL_BYTES
 FOOTPRINT: Final = "footprint"
 
 
-def footprint_rows(
-    contestants: Sequence[Contestant], growths: Mapping[str, Growth], plan: Plan
-) -> Iterator[Row]:
+def footprint_rows(contestants: Sequence[Contestant], growths: Mapping[str, Growth]) -> Iterator[Row]:
     """Bytes a session, in memory and on disk; ratios are those of one measurement."""
     ours = next((one.name for one in contestants if is_ours(one.name)), "")
     for one in contestants:
@@ -34,8 +31,8 @@ def footprint_rows(
                 system=one.name,
                 durability=one.durability.value,
                 value_bytes=SMALL_BYTES,
-                sessions=plan.sessions,
-                amount=size / plan.sessions,
+                sessions=growth.sessions,
+                amount=size / growth.sessions,
                 unit="bytes",
                 rounds=1,
                 setting=one.setting,
@@ -46,6 +43,6 @@ def footprint_rows(
                 its = growths[ours]
                 mine = its.memory_bytes if part == "memory" else sum(its.disk_bytes.values())
                 if mine > 0 and size > 0:
-                    ratio = size / mine
+                    ratio = (size / growth.sessions) / (mine / its.sessions)
                     row = with_ours(row, ours, Ratio(ratio, ratio, ratio, 0.0))
             yield row

@@ -103,7 +103,13 @@ class BareClient:
         self._write(id, b"")
 
     def create_many(self, many: list[Fields]) -> list[str]:
-        """One write, one sync where the class asks for it, and one transaction of LMDB."""
+        """One write, and one sync where the class asks for it."""
+        ids = [self._new.take() for _ in many]
+        self._append(b"".join([id.encode() + _encode(fields) for id, fields in zip(ids, many, strict=True)]))
+        return ids
+
+    def fill(self, many: list[Fields]) -> list[str]:
+        """Into LMDB, for gets and passes to find."""
         ids = [self._new.take() for _ in many]
         self._insert([(id.encode(), _encode(fields)) for id, fields in zip(ids, many, strict=True)])
         return ids
@@ -133,7 +139,6 @@ class BareClient:
         self._env.close()
 
     def _insert(self, pairs: list[tuple[bytes, bytes]]) -> None:
-        self._append(b"".join(key + value for key, value in pairs))
         with self._env.begin(write=True) as txn:
             for key, value in pairs:
                 txn.put(key, value)
@@ -170,7 +175,7 @@ def bare_calls(folder: Path) -> dict[str, Callable[[], object]]:
     the table of limits shows. What they hold open ends with this process."""
     client = BareClient(folder, Durability.OS)
     fields: Fields = {"user_id": 12345, "name": "a person of some name", "csrf": "0" * 32, "cart": "x" * 90}
-    id = client.create_many([fields])[0]
+    id = client.fill([fields])[0]
     value, key = _encode(fields), id.encode()
     record = key + value
     log = os.open(folder / "raw", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

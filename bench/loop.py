@@ -39,6 +39,7 @@ class Slice(msgspec.Struct, frozen=True, tag=True):
     units: int
     """Calls that were answered, or sessions where one call is for many."""
     elapsed_ns: int
+    """From the common beginning, where there is one, to the last answer."""
     counts: dict[int, int]
     """The latencies' histogram."""
     max_ns: int
@@ -63,7 +64,8 @@ def run_calls(calls: Calls, seconds: float, *, units: int = 1, stride: int = 0, 
     count, at = len(calls.arguments), 0
     took_ns: list[int] = []
     _settle(at_ns)
-    began = now = clock()
+    now = clock()
+    began = at_ns or now  # a client that waits for a processor is late, and ends with the others
     end = began + int(seconds * 1e9)
     if not stride:
         took_ns, now = _calibrate(function, islice(waiting, _CALIBRATION_CALLS), end)

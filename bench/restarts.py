@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Protocol, cast
+from pathlib import Path
+from typing import NamedTuple, Protocol, cast
 
 from .comparison import Plan
 from .contestants import Served
 from .crew import ClientProcess
-from .rows import Ratio, Row, ratio_of, with_ours
-from .systems.ports import Durability, Pair, System
+from .rows import Row, ratio_of, with_ours
+from .systems.ports import Driver, Durability, Pair, PairDriving, System
 from .worker import First, Learn
 from .workloads import SMALL_BYTES
 
@@ -24,8 +25,19 @@ KEPT = (Durability.DISK, Durability.SECOND, Durability.OS)
 """Classes that keep something over a restart, in the order in which one of them is chosen for a system."""
 REPLICATED = (Durability.TWO_DISKS, Durability.TWO)
 
+TAKE_OVER = "the order to take over until a write is answered"
+
 Starter = Callable[[System, Durability], Served]
 """Starts a system in a folder of its own."""
+
+
+class Named(NamedTuple):
+    """What a row says of a system."""
+
+    name: str
+    durability: Durability
+    setting: str
+    version: str
 
 
 class Times(Protocol):
@@ -39,7 +51,9 @@ class Reopened:
 
     def __init__(self, served: Served, sessions: int, limit_s: float) -> None:
         self.served = served
-        served.fill(SMALL_BYTES, sessions, limit_s=limit_s)
+        stored = served.fill(SMALL_BYTES, sessions, limit_s=limit_s).sessions
+        if stored < sessions:
+            raise TimeoutError(f"in {limit_s:.0f} s it stored {stored:,}")
         self._client = ClientProcess()
         self._client.ask(Learn(SMALL_BYTES, str(served.crew.file_of(SMALL_BYTES))))
         self._first()
@@ -79,7 +93,7 @@ def reopening(
     """Rows of starts with so many sessions, of each system in one class that keeps them."""
     with ExitStack() as stack:
         reopened: dict[str, Times] = {}
-        served: dict[str, Served] = {}
+        named: dict[str, Named] = {}
         for system in systems:
             durability = next((one for one in KEPT if one in system.settings), None)
             if durability is None:
@@ -87,13 +101,13 @@ def reopening(
             try:
                 its = start(system, durability)
                 stack.callback(its.close)
-                again = Reopened(its, sessions, plan.fill_s)
+                again = Reopened(its, sessions, plan.reopen_fill_s)
                 stack.callback(again.close)
             except Exception as error:  # noqa: BLE001  what a system can't do is part of the result
                 skip(f"start with {sessions:,} sessions, {system.name}", str(error))
                 continue
-            reopened[system.name], served[system.name] = again, its
-        yield from _rows("start", f"first answer, {sessions:,} sessions", reopened, served, plan, skip)
+            reopened[system.name], named[system.name] = again, named_of(system, durability)
+        yield from _rows("start", f"first answer, {sessions:,} sessions", reopened, named, plan.rounds, skip)
 
 
 class TakenOver:
@@ -104,58 +118,80 @@ class TakenOver:
 
     def round(self) -> dict[str, float]:
         served = self._start()
+        client = ClientProcess()
         try:
             served.fill(SMALL_BYTES, 100, limit_s=30.0)
-            client = ClientProcess()
-            try:
-                client.ask(Learn(SMALL_BYTES, str(served.crew.file_of(SMALL_BYTES))))
-                client.ask(First(served.found_as, served.running.address))
-                served.crew.close()
-                pair = cast(Pair, served.running)
-                pair.kill()
-                started = time.perf_counter()
-                pair.take_over()
-                took = time.perf_counter() - started
-                first = client.ask(First(served.found_as, pair.address, is_write=True))
-                assert isinstance(first, float)
-            finally:
-                client.close()
+            client.ask(Learn(SMALL_BYTES, str(served.crew.file_of(SMALL_BYTES))))
+            client.ask(First(served.found_as, served.running.address))
+            served.crew.close()
+            pair = cast(Pair, served.running)
+            pair.kill()
+            started = time.perf_counter()
+            pair.take_over()
+            took = time.perf_counter() - started
+            first = client.ask(First(served.found_as, pair.address, is_write=True))
         finally:
+            client.close()
             served.close()
-        return {"the order to take over until a write is answered": took + first}
+        assert isinstance(first, float)
+        return {TAKE_OVER: took + first}
+
+
+class DriverTakenOver:
+    """The same of a pair that drives itself: its take-over ends with a write."""
+
+    def __init__(self, driver: Driver, durability: Durability, folder: Callable[[], Path]) -> None:
+        self._driver = driver
+        self._durability = durability
+        self._folder = folder
+
+    def round(self) -> dict[str, float]:
+        pair = cast(PairDriving, self._driver.start(self._folder(), self._durability))
+        try:
+            pair.fill(100, SMALL_BYTES)
+            pair.kill()
+            started = time.perf_counter()
+            pair.take_over()
+            return {TAKE_OVER: time.perf_counter() - started}
+        finally:
+            pair.close()
 
 
 def taking_over(
-    systems: Sequence[System], plan: Plan, start: Starter, skip: Callable[[str, str], None]
+    systems: Sequence[System],
+    drivers: Sequence[Driver],
+    plan: Plan,
+    start: Starter,
+    folder: Callable[[], Path],
+    skip: Callable[[str, str], None],
 ) -> Iterator[Row]:
-    """Rows of take-overs by hand, after a kill -9 of the primary."""
+    """Rows of take-overs by hand, after a kill -9 of the primary. `folder` makes an empty one."""
     times: dict[str, Times] = {}
-    served: dict[str, Served] = {}
+    named: dict[str, Named] = {}
+    for driver in drivers:
+        durability = next((one for one in REPLICATED if one in driver.settings), None)
+        if durability is not None:
+            times[driver.name] = DriverTakenOver(driver, durability, folder)
+            named[driver.name] = named_of(driver, durability)
     for system in systems:
         durability = next((one for one in REPLICATED if one in system.settings), None)
-        if durability is None:
-            continue
-        try:
-            served[system.name] = its = start(system, durability)
-            its.close()
-        except Exception as error:  # noqa: BLE001  as above
-            skip(f"take-over, {system.name}", str(error))
-            continue
-        times[system.name] = TakenOver(system, durability, start)
-    yield from _rows("failover", "kill -9", times, served, plan, skip)
+        if durability is not None:
+            times[system.name] = TakenOver(system, durability, start)
+            named[system.name] = named_of(system, durability)
+    yield from _rows("failover", "kill -9", times, named, plan.take_overs, skip)
 
 
 def _rows(
     group: str,
     case: str,
     times: dict[str, Times],
-    served: dict[str, Served],
-    plan: Plan,
+    named: dict[str, Named],
+    count: int,
     skip: Callable[[str, str], None],
 ) -> Iterator[Row]:
     """Round by round, all in turn; one that fails is left out."""
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in times}
-    for _ in range(plan.rounds):
+    for _ in range(count):
         for name in list(taken):
             try:
                 taken[name].append(times[name].round())
@@ -164,28 +200,33 @@ def _rows(
                 del taken[name]
     for name, rounds in taken.items():
         for what in rounds[0]:
-            its = served[name]
-            row = _amount(group, f"{case}, {what}", its, ratio_of([one[what] for one in rounds]), plan)
+            its = named[name]
+            row = _amount(group, f"{case}, {what}", its, [one[what] for one in rounds])
             peers = [other for other in taken if other.startswith("perdure")]
             if peers and not name.startswith("perdure") and what in taken[peers[0]][0]:
-                ours = next((one for one in peers if served[one].durability is its.durability), None)
+                ours = next((one for one in peers if named[one].durability is its.durability), None)
                 if ours is not None:
                     pairs = zip(rounds, taken[ours], strict=True)
                     row = with_ours(row, ours, ratio_of([a[what] / b[what] for a, b in pairs]))
             yield row
 
 
-def _amount(group: str, case: str, its: Served, seconds: Ratio, plan: Plan) -> Row:
+def named_of(system: System | Driver, durability: Durability) -> Named:
+    return Named(system.name, durability, system.settings[durability], system.version())
+
+
+def _amount(group: str, case: str, its: Named, taken_s: Sequence[float]) -> Row:
+    ratio = ratio_of(taken_s)
     return Row(
         group=group,
         case=case,
         system=its.name,
         durability=its.durability.value,
         value_bytes=SMALL_BYTES,
-        amount=seconds.median * 1000,
-        spread=seconds.spread,
+        amount=ratio.median * 1000,
+        spread=ratio.spread,
         unit="ms",
-        rounds=plan.rounds,
+        rounds=len(taken_s),
         setting=its.setting,
         version=its.version,
     )

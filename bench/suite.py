@@ -16,14 +16,14 @@ from pathlib import Path
 import msgspec
 
 from .comparison import Plan, measure, rows_of
-from .contestants import Bound, Contestant, Driven, Growth, Served, is_ours, takes
+from .contestants import Bound, Contestant, Driven, Growth, Served, is_ours
 from .footprint import FOOTPRINT, footprint_rows
 from .limit_rows import LIMIT_NAMES, LIMITS, limit_rows
 from .limits import Limit
 from .restarts import reopening, taking_over
 from .rows import Row
 from .systems.ports import Driver, Durability, System
-from .workloads import CASES, LARGE_BYTES, SMALL_BYTES, Case
+from .workloads import CASES, LARGE_BYTES, ONE_NODE, SMALL_BYTES, TWO_NODES, Case
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -43,7 +43,8 @@ class Choice(msgspec.Struct, frozen=True):
         )
 
     def has_any(self, keys: Iterable[str]) -> bool:
-        return any(self.only in key for key in keys)
+        """Of rows that are of no system: there are none where systems or classes are named."""
+        return not self.systems and not self.durabilities and any(self.only in key for key in keys)
 
 
 class Suite:
@@ -92,57 +93,68 @@ class Suite:
                 yield from limit_rows(Path(folder), self._plan)
 
     def _class(self, durability: Durability, stack: ExitStack) -> Iterator[Row]:
-        cases = [case for case in CASES if self._names(case, durability)]
-        is_sized = bool(self._sized(durability)) and durability not in (
-            Durability.TWO,
-            Durability.TWO_DISKS,
-        )
-        contestants = self._contestants(durability, cases, is_sized, stack)
+        asked = [(case, names) for case in self._cases if (names := self._names(case, durability))]
+        sized = self._sized(durability)
+        contestants = self._contestants(durability, set(sized).union(*(names for _, names in asked)), stack)
         growths: dict[str, Growth] = {}
         for one in list(contestants):
             try:
-                growths[one.name] = one.fill(SMALL_BYTES, self._plan.sessions, limit_s=self._plan.fill_s)
-                if any(case.value_bytes == LARGE_BYTES and not takes(one, case) for case in cases):
-                    one.fill(LARGE_BYTES, self._plan.large_sessions, limit_s=self._plan.fill_s)
+                growths[one.name] = self._filled(one, [case for case, _ in asked])
             except Exception as error:  # noqa: BLE001  what a system can't do is part of the result
                 self._skip(f"{one.name}, {durability.value}", str(error))
                 contestants.remove(one)
-        if is_sized:
-            yield from footprint_rows(contestants, growths, self._plan)
-        for case in cases:
-            yield from rows_of(case, contestants, measure(case, contestants, self._plan), self._plan)
+        if sized:
+            yield from footprint_rows(contestants, growths)
+        always = {self._reference(durability), Limit.name}
+        for case, names in asked:
+            taking = [one for one in contestants if one.name in always.union(names)]
+            yield from rows_of(case, taking, measure(case, taking, self._plan), self._plan)
+
+    def _filled(self, one: Contestant, cases: Iterable[Case]) -> Growth:
+        plan = self._plan
+        growth = one.fill(SMALL_BYTES, plan.sessions, limit_s=plan.fill_s)
+        if any(case.value_bytes == LARGE_BYTES for case in cases):
+            one.fill(LARGE_BYTES, plan.large_sessions, limit_s=plan.fill_s)
+        return growth
+
+    @property
+    def _cases(self) -> list[Case]:
+        return [case for case in CASES if case.is_quick or not self._plan.is_quick]
 
     def _names(self, case: Case, durability: Durability) -> list[str]:
-        """The systems that were asked for in this case."""
+        """The systems that were asked for in this case. Our other back ends are for single calls."""
         key = f"{case.group}: {case.name}, {durability.value}"
+        reference = self._reference(durability)
         return [
             one.name
             for one in self._all
             if durability in one.settings
-            and case.is_replicated == (durability in (Durability.TWO, Durability.TWO_DISKS))
+            and durability.value in case.classes
+            and (case.group == "single" or not is_ours(one.name) or one.name == reference)
             and self._choice.has(f"{key}, {one.name}", one.name, durability.value)
         ]
 
+    def _reference(self, durability: Durability) -> str:
+        """The system of ours that the others of a class are compared with."""
+        return next(
+            (one.name for one in self._systems if durability in one.settings and is_ours(one.name)), ""
+        )
+
     def _sized(self, durability: Durability) -> list[str]:
+        key = f"{FOOTPRINT}: {durability.value}"
         return [
             one.name
             for one in self._all
             if durability in one.settings
-            and self._choice.has(f"{FOOTPRINT}: {durability.value}, {one.name}", one.name, durability.value)
+            and durability.value in ONE_NODE
+            and self._choice.has(f"{key}, {one.name}", one.name, durability.value)
         ]
 
-    def _contestants(
-        self, durability: Durability, cases: Sequence[Case], is_sized: bool, stack: ExitStack
-    ) -> list[Contestant]:
+    def _contestants(self, durability: Durability, asked: set[str], stack: ExitStack) -> list[Contestant]:
         """Those that were asked for, and with them ours and the limit."""
-        asked = {name for case in cases for name in self._names(case, durability)}
-        if is_sized:
-            asked.update(self._sized(durability))
         if not asked:
             return []
-        reference = next(
-            (one.name for one in self._systems if durability in one.settings and is_ours(one.name)), ""
-        )
+        reference = self._reference(durability)
         starters: list[tuple[str, Callable[[Path], Contestant]]] = [
             (one.name, partial(Served, one, durability=durability))
             for one in self._systems
@@ -177,18 +189,26 @@ class Suite:
             def start(system: System, durability: Durability) -> Served:
                 return Served(system, self._folder(stack), durability)
 
-            chosen = self._asked_restarts
             for sessions in self._plan.reopened:
-                systems = chosen(f"start: first answer, {sessions:,} sessions")
+                systems, _ = self._restarted(f"start: first answer, {sessions:,} sessions", ONE_NODE)
                 yield from reopening(systems, sessions, self._plan, start, self._skip)
-            yield from taking_over(chosen("failover: kill -9"), self._plan, start, self._skip)
+            systems, drivers = self._restarted("failover: kill -9", TWO_NODES)
+            folder = partial(self._folder, stack)
+            yield from taking_over(systems, drivers, self._plan, start, folder, self._skip)
 
-    def _asked_restarts(self, key: str) -> list[System]:
-        asked = [one for one in self._systems if self._choice.has(f"{key}, {one.name}", one.name)]
-        if not asked or self._choice.durabilities:
-            return []
-        return [one for one in self._systems if one in asked or one is self._ours]
+    def _restarted(self, key: str, classes: tuple[str, ...]) -> tuple[list[System], list[Driver]]:
+        """Those that were asked for, and ours with them."""
 
-    @property
-    def _ours(self) -> System | None:
-        return next((one for one in self._systems if is_ours(one.name)), None)
+        def has(one: System | Driver) -> bool:
+            return any(
+                self._choice.has(f"{key}, {durability.value}, {one.name}", one.name, durability.value)
+                for durability in one.settings
+                if durability.value in classes
+            )
+
+        systems = [one for one in self._systems if has(one)]
+        drivers = [one for one in self._drivers if has(one)]
+        if systems or drivers:
+            ours = next((one for one in self._systems if is_ours(one.name)), None)
+            systems = [one for one in self._systems if one in systems or one is ours]
+        return systems, drivers

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 
 import msgspec
 
@@ -27,8 +27,14 @@ from .systems.ports import Address, Client, System
 from .workloads import ADDING, BATCH, ONE_CALL, Case, changes_of, sessions_of
 from .zipf import Even, Zipfian
 
-FIRST_CALLS: Final = 500
+FIRST_CALLS: Final = 1_000
 """Calls of a client's first slice of a case, the warm-up: it tells how many the next one needs."""
+FIRST_DUE: Final = 100
+"""Sessions of the first cleanup, for the same reason."""
+DUE_S: Final = 2.0
+"""Sessions that expire are stored for so long at most; a system that is slower has fewer to remove."""
+SPARE: Final = 2.0
+"""More calls are prepared than the last slice made, so that they hardly ever run out."""
 CALLS_MAX: Final = 200_000
 ADDED_MAX: Final = 20_000
 """Sessions that one slice adds, or deletes, at most."""
@@ -49,7 +55,7 @@ class Fill(msgspec.Struct, frozen=True, tag=True):
     file: str
     """Takes the ids, one a line."""
     limit_s: float
-    """Give up, with an error, if it would take longer."""
+    """Store no more after this time."""
 
 
 class Learn(msgspec.Struct, frozen=True, tag=True):
@@ -92,6 +98,14 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     error: str
 
 
+@runtime_checkable
+class Filling(Protocol):
+    """Of a client whose create_many does not make sessions that can be found again."""
+
+    def fill(self, many: list[dict[str, Any]]) -> list[str]:
+        """As create_many, of sessions that can."""
+
+
 Request = Connect | Fill | Learn | Prepare | Run | First | Memory | Close
 Reply = Slice | Failed | float
 
@@ -120,6 +134,7 @@ class Worker:
         self._ids: dict[int, list[str]] = {}
         self._zipfians: dict[int, Zipfian] = {}
         self._rates: dict[str, float] = {}
+        self._due_per_s = 0.0
         self._work: Callable[[int], Slice] | None = None
         self._case = ""
 
@@ -143,8 +158,9 @@ class Worker:
             case Memory():
                 return float(own_bytes((os.getpid(),)))
             case Close():
-                self._connected.close()
-                self._client = None
+                client, self._client = self._client, None
+                if client is not None:
+                    client.close()
         return 0.0
 
     @property
@@ -154,21 +170,18 @@ class Worker:
         return self._client
 
     def _fill(self, request: Fill) -> float:
-        """Seconds that the calls took. The ids go to the file as they come: what this process's memory has
-        grown by afterwards is the system's."""
+        """How many were stored. The ids go to the file as they come: what this process's memory has grown by
+        afterwards is the system's."""
         fields = sessions_of(request.value_bytes, self._number)
-        create_many, done, took_s = self._connected.create_many, 0, 0.0
+        client, done = self._connected, 0
+        create_many = client.fill if isinstance(client, Filling) else client.create_many
+        end_s = time.monotonic() + request.limit_s
         with open(request.file, "w", encoding="ascii") as file:
-            while done < request.count:
-                many = list(islice(fields, min(BATCH, request.count - done)))
-                started = time.perf_counter()
-                ids = create_many(many)
-                took_s += time.perf_counter() - started
+            while done < request.count and (not done or time.monotonic() < end_s):
+                ids = create_many(list(islice(fields, min(BATCH, request.count - done))))
                 file.write("\n".join(ids) + "\n")
                 done += len(ids)
-                if took_s > 1.0 and (needed_s := took_s / done * request.count) > request.limit_s:
-                    raise TimeoutError(f"{request.count:,} sessions would take {needed_s:.0f} s to store")
-        return took_s
+        return float(done)
 
     def _first(self, request: First) -> float:
         system = system_by(request.system)
@@ -203,7 +216,7 @@ class Worker:
             return self._pass(case, seconds)
         units = BATCH if case.operation == "create_many" else 1
         rate = self._rates.get(case.name, 0.0)
-        wanted = int(rate * seconds * 1.4) + BATCH if rate else FIRST_CALLS
+        wanted = int(rate * seconds * SPARE) + BATCH if rate else FIRST_CALLS
         most = ADDED_MAX if case.operation in (*ADDING, "delete") else CALLS_MAX
         calls = self._calls(case, max(1, min(wanted, most) // units), seed)
         return lambda at_ns: run_calls(calls, seconds, units=units, at_ns=at_ns)
@@ -214,15 +227,21 @@ class Worker:
             return lambda at_ns: run_passes(
                 lambda: sum(1 for _ in client.ids()), seconds, before=lambda: None, at_ns=at_ns
             )
-        count = max(1, len(self._ids[case.value_bytes]) // DUE_SHARE)
-        many = list(islice(sessions_of(case.value_bytes, self._number), count))
+        most = max(1, len(self._ids[case.value_bytes]) // DUE_SHARE)
+        return lambda at_ns: run_passes(
+            client.expire_due, seconds, before=lambda: self._fall_due(case, most), at_ns=at_ns
+        )
 
-        def fall_due() -> None:
-            for at in range(0, count, 1000):
-                client.create_due(many[at : at + 1000])
-            time.sleep(0.002)  # the lifetime of the last of them
-
-        return lambda at_ns: run_passes(client.expire_due, seconds, before=fall_due, at_ns=at_ns)
+    def _fall_due(self, case: Case, most: int) -> None:
+        """Store sessions that expire at once: `most`, or as many as the last time allows in DUE_S."""
+        count = int(min(most, self._due_per_s * DUE_S if self._due_per_s else FIRST_DUE))
+        fields = sessions_of(case.value_bytes, self._number)
+        started, left = time.perf_counter(), max(1, count)
+        while left > 0:
+            self._connected.create_due(list(islice(fields, min(left, 1000))))
+            left -= 1000
+        self._due_per_s = max(1, count) / (time.perf_counter() - started)
+        time.sleep(0.002)  # the lifetime of the last of them
 
     def _calls(self, case: Case, count: int, seed: str) -> Calls:
         choice = random.Random(seed)

@@ -20,6 +20,11 @@ BATCH: Final = 100
 ONE_CALL: Final = ("ids", "expire_due")
 """Operations whose one call is a pass over many sessions."""
 ADDING: Final = ("create", "create_many")
+CLIENTS_MAX: Final = 8
+
+ONE_NODE: Final = ("none", "os", "second", "disk")
+TWO_NODES: Final = ("two", "two-disks")
+_MAIN: Final = ("os", "disk")
 
 _VARIETY = 500  # different sessions' fields, given again and again
 
@@ -38,8 +43,10 @@ class Case(msgspec.Struct, frozen=True):
     is_zipfian: bool = False
     rate_per_s: int = 0
     """Calls arrive at this rate, whether or not earlier ones are answered; 0: each follows the last."""
-    is_replicated: bool = False
-    """For classes in which a second node confirms; the others are for one node."""
+    classes: tuple[str, ...] = ONE_NODE
+    """Durability classes in which it is measured."""
+    is_quick: bool = True
+    """Part of a quick run, too."""
 
     @property
     def operation(self) -> str:
@@ -47,17 +54,44 @@ class Case(msgspec.Struct, frozen=True):
         return next(iter(self.mix)) if len(self.mix) == 1 else ""
 
 
-def _single(name: str, operation: str, value_bytes: int = SMALL_BYTES) -> Case:
-    return Case("single", name, {operation: 1.0}, value_bytes=value_bytes)
+def _single(name: str, operation: str) -> Case:
+    return Case("single", name, {operation: 1.0})
+
+
+def _large(name: str, operation: str) -> Case:
+    return Case(
+        "single",
+        f"{name}, 1 KB",
+        {operation: 1.0},
+        value_bytes=LARGE_BYTES,
+        classes=_MAIN,
+        is_quick=False,
+    )
 
 
 def _many(operation: str, clients: int) -> Case:
-    return Case("clients", f"{operation}, {clients} clients", {operation: 1.0}, clients=clients)
+    name = f"{operation}, {clients} clients"
+    classes = ONE_NODE if clients == CLIENTS_MAX else _MAIN
+    return Case(
+        "clients",
+        name,
+        {operation: 1.0},
+        clients=clients,
+        classes=classes,
+        is_quick=clients == CLIENTS_MAX,
+    )
 
 
 def _ycsb(letter: str, mix: dict[str, float], clients: int = 1) -> Case:
-    name = f"YCSB {letter}" + (f", {clients} clients" if clients > 1 else "")
-    return Case("ycsb", name, mix, clients=clients, is_zipfian=True)
+    return Case(
+        "ycsb",
+        f"YCSB {letter}" + (f", {clients} clients" if clients > 1 else ""),
+        mix,
+        clients=clients,
+        is_zipfian=True,
+        classes=_MAIN if clients == 4 else ONE_NODE,
+        is_quick=letter == "A" and clients != 4,
+    )
 
 
 def _open(name: str, mix: dict[str, float], rate_per_s: int) -> Case:
@@ -66,33 +100,33 @@ def _open(name: str, mix: dict[str, float], rate_per_s: int) -> Case:
 
 def _replicated(operation: str, clients: int) -> Case:
     name = f"{operation}, {clients} client{'s' if clients > 1 else ''}"
-    return Case("replicated", name, {operation: 1.0}, clients=clients, is_replicated=True)
+    return Case("replicated", name, {operation: 1.0}, clients=clients, classes=TWO_NODES)
 
 
 _HALF_UPDATES = {"get": 0.5, "update": 0.5}
 
 CASES: Final = (
     _single("get", "get"),
-    _single("get, 1 KB", "get", LARGE_BYTES),
+    _large("get", "get"),
     _single("list", "ids"),
     _single("update", "update"),
-    _single("update, 1 KB", "update", LARGE_BYTES),
+    _large("update", "update"),
     _single("touch", "touch"),
     _ycsb("A", _HALF_UPDATES),
     _ycsb("B", {"get": 0.95, "update": 0.05}),
     _ycsb("F", {"get": 0.5, "get_update": 0.5}),
-    _many("get", 4),
-    _many("get", 8),
-    _many("update", 4),
-    _many("update", 8),
-    _ycsb("A", _HALF_UPDATES, 4),
-    _ycsb("A", _HALF_UPDATES, 8),
     _open("YCSB A", _HALF_UPDATES, 1_000),
     _open("YCSB A", _HALF_UPDATES, 4_000),
     _single("delete", "delete"),
     _single("cleanup", "expire_due"),
+    _many("get", 4),
+    _many("update", 4),
+    _ycsb("A", _HALF_UPDATES, 4),
+    _many("get", 8),
+    _many("update", 8),
+    _ycsb("A", _HALF_UPDATES, 8),
     _single("create", "create"),
-    _single("create, 1 KB", "create", LARGE_BYTES),
+    _large("create", "create"),
     _single("batch of 100", "create_many"),
     _many("create", 4),
     _many("create", 8),

@@ -87,6 +87,7 @@ class ScriptedContestant:
 
     version = "1"
     setting = "as written"
+    sessions = 100_000
 
     def __init__(
         self, name: str, speeds: Sequence[float | Exception], calls: list[str], durability: str = "os"
@@ -100,7 +101,7 @@ class ScriptedContestant:
         return ""
 
     def fill(self, value_bytes: int, count: int, *, limit_s: float) -> Growth:
-        return Growth(count * 10, {"state": count * 20, "log": count * 30}, 5)
+        return Growth(count * 10, {"state": count * 20, "log": count * 30}, 5, count)
 
     def slice(self, case: Case, number: int, seconds: float) -> tuple[float, Histogram]:
         self._calls.append(f"{number} {self.name}")

@@ -77,3 +77,16 @@ def test_a_ratio_says_how_far_its_rounds_lie_apart() -> None:
     assert ratio.spread == pytest.approx(0.148, abs=0.001)  # the single outlier does not count
     with pytest.raises(ValueError, match="round"):
         ratio_of([])
+
+
+def test_one_that_takes_too_long_is_measured_in_one_round_and_its_row_says_so() -> None:
+    plan = Plan(rounds=5, slice_s=0.0, slow_s=-1.0)
+    calls: list[str] = []
+    both = (
+        ScriptedContestant("perdure-lmdb", [8.0] * 6, calls),
+        ScriptedContestant("slow", [2.0] * 6, calls),
+    )
+    rows = {row.system: row for row in rows_of(CASE, both, measure(CASE, both, plan), plan)}
+    assert len(calls) == 2
+    assert (rows["slow"].rounds, rows["slow"].ours_ratio, rows["slow"].ops_per_s) == (1, 4.0, 2.0)
+    assert "one round" in rows["slow"].note

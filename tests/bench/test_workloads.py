@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from bench.systems.ports import Client
-from bench.workloads import ADDING, CASES, LARGE_BYTES, SMALL_BYTES, sessions_of
+from bench.workloads import ADDING, CASES, LARGE_BYTES, ONE_NODE, SMALL_BYTES, TWO_NODES, sessions_of
 
 
 def test_each_case_has_a_name_of_its_own() -> None:
@@ -22,9 +22,9 @@ def test_operations_are_those_of_the_ports() -> None:
     assert all(sum(case.mix.values()) == pytest.approx(1.0) for case in CASES)
 
 
-@pytest.mark.parametrize("is_replicated", [False, True])
-def test_no_case_that_adds_sessions_comes_before_one_that_does_not(is_replicated: bool) -> None:
-    cases = [case for case in CASES if case.is_replicated is is_replicated]
+@pytest.mark.parametrize("classes", [ONE_NODE, TWO_NODES])
+def test_no_case_that_adds_sessions_comes_before_one_that_does_not(classes: tuple[str, ...]) -> None:
+    cases = [case for case in CASES if set(case.classes) & set(classes)]
     adds = [any(operation in ADDING for operation in case.mix) for case in cases]
     assert adds == sorted(adds)
 
