@@ -1,8 +1,8 @@
 """SQLite as a peer: plain SQL through apsw, one table, in the process that uses it.
 
 Owns the table and the statements. WAL, a page cache of 64 MB, mapped reads; apsw keeps the prepared
-statements. Sessions are MessagePack in a BLOB; an update is one UPDATE statement, which holds the write lock
-from its beginning, with a function of ours that merges the stored BLOB.
+statements. Sessions are MessagePack in a BLOB; an update is SELECT and UPDATE in one immediate transaction,
+which was faster than one UPDATE with `json_patch` or with a function of ours.
 
 | class | setting |
 |---|---|
@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import apsw
 import msgspec
@@ -35,7 +34,7 @@ CREATE INDEX IF NOT EXISTS sessions_expires ON sessions (expires);
 """
 _CREATE = "INSERT INTO sessions VALUES (?, ?, ?, ?, ?)"
 _GET = "SELECT data FROM sessions WHERE id = ? AND expires > ?"
-_UPDATE = "UPDATE sessions SET data = merged(data, ?), accessed = ?, expires = ? WHERE id = ? AND expires > ?"
+_UPDATE = "UPDATE sessions SET data = ?, accessed = ?, expires = ? WHERE id = ?"
 _TOUCH = "UPDATE sessions SET accessed = ?, expires = ? WHERE id = ? AND expires > ?"
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -76,7 +75,6 @@ class SqliteClient:
         self._ids = RandomIds()
         self.connection = connection = apsw.Connection(str(address["path"]))
         connection.set_busy_timeout(_BUSY_MS)
-        connection.create_scalar_function("merged", _merged, 2, deterministic=True)
         for pragma in (
             "journal_mode=WAL",
             f"synchronous={address['synchronous']}",
@@ -98,7 +96,16 @@ class SqliteClient:
 
     def update(self, id: str, changes: Fields) -> None:
         now_ms = _now_ms()
-        self._execute(_UPDATE, (_encode(changes), now_ms, now_ms + LIFETIME_MS, id, now_ms))
+        self._execute("BEGIN IMMEDIATE")
+        try:
+            row = self._execute(_GET, (id, now_ms)).fetchone()
+            if row is not None:
+                changed = _encode({**_decode(row[0]), **changes})
+                self._execute(_UPDATE, (changed, now_ms, now_ms + LIFETIME_MS, id))
+        except BaseException:
+            self._execute("ROLLBACK")
+            raise
+        self._execute("COMMIT")
 
     def touch(self, id: str) -> None:
         now_ms = _now_ms()
@@ -141,11 +148,6 @@ class SqliteClient:
             raise
         self._execute("COMMIT")
         return ids
-
-
-def _merged(*values: Any) -> bytes:
-    stored, changes = values
-    return _encode({**_decode(stored), **_decode(changes)})
 
 
 def _now_ms() -> int:

@@ -33,7 +33,7 @@ from bench.systems.ports import (
 )
 from bench.systems.processes import ServerError, ServerProcess
 
-ROOT = Path(__file__).parents[2]
+SYSTEMS_ROOM = Path(__file__).parents[2] / "bench" / "systems"
 FIELDS: Fields = {"user": 7, "name": "Zoë", "roles": ["reader", "writer"], "none": None, "on": True}
 DEADLINE_S = 10.0
 
@@ -122,13 +122,13 @@ def test_the_second_node_has_what_was_answered_and_takes_writes_after_the_first_
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv is not installed (Debian: util-linux)")
 def test_a_server_ends_with_whoever_started_it(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from bench.systems.processes import ServerProcess\n"
+        "import sys, time; from pathlib import Path; from processes import ServerProcess\n"
         "server = ServerProcess(['sleep', '600'], Path(sys.argv[1]) / 'said')\n"
         "server.start(lambda: Path(f'/proc/{server.pids[0]}/comm').read_text() == 'sleep\\n')\n"
         "print(server.pids[0], flush=True); time.sleep(600)"
     )
     starter = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT, text=True
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, cwd=SYSTEMS_ROOM, text=True
     )
     with starter:
         assert starter.stdout is not None
