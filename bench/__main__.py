@@ -6,6 +6,7 @@ Prints a line a row as it is measured; writes the rows as JSON and as Markdown t
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ def figures(only: str, quick: bool, directory: str | None) -> Iterator[Row]:
 def main(words: list[str] | None = None) -> int:
     """Exit codes: 0 measured, 1 something is worse than the baseline (only with --gate), 2 usage."""
     options = _parser().parse_args(words)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then, too
     plan = _plan(options)
     choice = Choice(options.only, _words(options.systems), _words(options.durabilities))
     directory = Path(options.directory or tempfile.gettempdir())

@@ -68,6 +68,11 @@ def measure(case: Case, contestants: Sequence[Contestant], plan: Plan) -> dict[s
     taking = [one for one in contestants if not takes(one, case)]
     measured = {one.name: Measured() for one in taking}
     seconds = plan.open_s if case.rate_per_s else plan.slice_s
+    for one in taking:
+        try:
+            one.make_ready(case)
+        except Exception as error:  # noqa: BLE001  what a system can't do is part of the result
+            measured[one.name].error = f"{type(error).__name__}: {error}"
     for number in range(plan.rounds + 1):
         for one in taking if number % 2 else reversed(taking):
             its = measured[one.name]
@@ -76,7 +81,7 @@ def measure(case: Case, contestants: Sequence[Contestant], plan: Plan) -> dict[s
             started = time.monotonic()
             try:
                 rate, latencies = one.slice(case, number, seconds)
-            except Exception as error:  # noqa: BLE001  what a system can't do is part of the result
+            except Exception as error:  # noqa: BLE001  as above
                 its.error = f"{type(error).__name__}: {error}"
                 continue
             p99_us = latencies.percentile_us(0.99) if case.rate_per_s else None

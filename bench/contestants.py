@@ -50,6 +50,9 @@ class Contestant(Protocol):
     def fill(self, value_bytes: int, count: int, *, limit_s: float) -> Growth:
         """Have so many sessions of this size, or as many as can be stored in `limit_s`."""
 
+    def make_ready(self, case: Case) -> None:
+        """Have what the case needs, so that no slice has to wait for it. Raises as slice() does."""
+
     def slice(self, case: Case, number: int, seconds: float) -> tuple[float, Histogram]:
         """Units a second, and the latencies of calls. Raises ClientError or what a driver raises."""
 
@@ -86,6 +89,9 @@ class Served:
 
     def _memory_bytes(self) -> int:
         return own_bytes(self.running.pids) + self.crew.memory_bytes()
+
+    def make_ready(self, case: Case) -> None:
+        self.crew.resize(case.clients)
 
     def slice(self, case: Case, number: int, seconds: float) -> tuple[float, Histogram]:
         return self.crew.slice(case, number, seconds)
@@ -149,8 +155,10 @@ class Driven:
         self._have(value_bytes)
         return _growth(memory, own_bytes(self._driving.pids), disk, self._driving.disk_bytes(), count)
 
-    def slice(self, case: Case, number: int, seconds: float) -> tuple[float, Histogram]:
+    def make_ready(self, case: Case) -> None:
         self._have(case.value_bytes)
+
+    def slice(self, case: Case, number: int, seconds: float) -> tuple[float, Histogram]:
         asked = DriverCase(case.operation, self._count(case, seconds), case.clients)
         took_s, units, latencies_ns = self._driving.run(asked)
         latencies = Histogram()

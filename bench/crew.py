@@ -116,7 +116,7 @@ class Crew:
     def fill(self, count: int, value_bytes: int, *, limit_s: float) -> int:
         """Have so many more sessions of this size, or what `limit_s` allows: how many. Raises ClientError."""
         request = Fill(count, value_bytes, str(self.file_of(value_bytes)), limit_s)
-        stored = self._resized(1)[0].ask(request, wait_s=limit_s + REPLY_S)
+        stored = self.resize(1)[0].ask(request, wait_s=limit_s + REPLY_S)
         assert isinstance(stored, float)
         return int(stored)
 
@@ -133,7 +133,7 @@ class Crew:
         clients are ended then.
         """
         try:
-            clients = self._resized(case.clients)
+            clients = self.resize(case.clients)
             for client in clients:
                 client.send(Prepare(case, number, seconds))
             _answers(clients)
@@ -154,7 +154,7 @@ class Crew:
 
     def ask(self, request: Request) -> Reply:
         """Of the first client."""
-        return self._resized(1)[0].ask(request)
+        return self.resize(1)[0].ask(request)
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -188,7 +188,8 @@ class Crew:
         """Where the ids of sessions of this size are written."""
         return self._folder / f"ids-{value_bytes}"
 
-    def _resized(self, count: int) -> Sequence[ClientProcess]:
+    def resize(self, count: int) -> Sequence[ClientProcess]:
+        """So many clients, connected; those that are too many are disconnected. Raises ClientError."""
         while len(self._clients) > count:
             self._clients[-1].ask(Close())
             self._idle.append(self._clients.pop())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -294,7 +295,9 @@ class Worker:
 
 
 def main() -> None:
-    """Answer requests until stdin ends. What else is printed goes to stderr."""
+    """Answer requests until stdin ends. What else is printed goes to stderr; who interrupts the bench leaves
+    it to the bench to end its clients."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     decode, encode = msgspec.json.Decoder(Request).decode, msgspec.json.Encoder().encode

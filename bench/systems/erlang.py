@@ -84,7 +84,7 @@ class _Machine:
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "ERL_CRASH_DUMP_SECONDS": "0", **(environment or {})},
         )
         try:
             self._expect("ready")

@@ -103,6 +103,9 @@ class ScriptedContestant:
     def fill(self, value_bytes: int, count: int, *, limit_s: float) -> Growth:
         return Growth(count * 10, {"state": count * 20, "log": count * 30}, 5, count)
 
+    def make_ready(self, case: Case) -> None:
+        pass
+
     def slice(self, case: Case, number: int, seconds: float) -> tuple[float, Histogram]:
         self._calls.append(f"{number} {self.name}")
         speed = self._speeds[number]
