@@ -65,9 +65,9 @@ _VOTERS = int(Word.VOTERS_CONNECTED)
 _TURN = int(Word.TURN)
 _PUT = int(Kind.PUT)
 _CREATED = int(Reason.CREATED)
-_UPDATED = int(Reason.UPDATED)
 xxh3_64 = xxhash.xxh3_64_intdigest
 T = TypeVar("T")
+StoredT = TypeVar("StoredT", bytes, None)
 
 
 class Durability(IntEnum):
@@ -138,6 +138,11 @@ class Writer:
         self.dirty_since_ms = 0
         """Monotonic ms of the oldest append that no flush of this process covers; 0 if none."""
 
+    @property
+    def is_busy(self) -> bool:
+        """Does a thread of this process write, or wait to?"""
+        return bool(self._queue) or self.threads.locked()
+
     # -- the calls -------------------------------------------------------------------------------
 
     def create(
@@ -149,7 +154,7 @@ class Writer:
         its time on; answers its frame's position, not yet durable.
         """
         log, view = self.log, self.view
-        if self._queue or self.threads.locked():
+        if self._queue or self.threads.locked():  # is_busy, in place
             return self._submit(
                 Operation(lambda stage: stage.put(key, value, Reason.CREATED, operation_id), operation_id)
             )
@@ -216,15 +221,15 @@ class Writer:
         self,
         key: bytes,
         operation_id: bytes,
-        evaluate: Callable[[bytes, Record | None, int, T], tuple[bytes, int]],
+        evaluate: Callable[[bytes, Record | None, int, T], tuple[bytes, StoredT, int]],
         asked: T,
-    ) -> tuple[StatePosition, bytes]:
+    ) -> tuple[StatePosition, StoredT]:
         """Read, change and append one session in the caller's own thread, in a frame of its own.
 
         `evaluate` gets the key, its record (None if there is none, its hash not checked yet), the time in
-        ms, and `asked`; it answers the new stored session and what that leaves to arm (see view). What it
-        raises comes through, and nothing is written. Answers the frame's position and the new stored
-        session. One plain function, as create().
+        ms, and `asked`; it answers the event, the new stored session (None: it was there, and is removed) and
+        what that leaves to arm (see view). What it raises comes through, and nothing is written. Answers the
+        frame's position and the new stored session. One plain function, as create().
         """
         if self._writing_thread:
             self.refuse_reentry()
@@ -250,18 +255,18 @@ class Writer:
                 if log.cursor.offset >= log.segment_bytes or log.must_roll:
                     log.roll_if_due(now_ms)
                 old = view.newest(key)
-                value, arm_ms = evaluate(key, old, now_ms, asked)
+                event, value, arm_ms = evaluate(key, old, now_ms, asked)
                 at = log.cursor.at
-                hashed = xxh3_64(value, xxh3_64(key))
-                term = hashed if old is None else hashed - int.from_bytes(old[:HASH_BYTES], "little")
+                term = 0 if old is None else -int.from_bytes(old[:HASH_BYTES], "little")
+                record = None
+                if value is not None:
+                    hashed = xxh3_64(value, xxh3_64(key))
+                    term += hashed
+                    record = hashed.to_bytes(8, "little") + value
                 position = log.append(
-                    pack_event(_PUT, _UPDATED, len(key), len(value), operation_id) + key + value,
-                    1,
-                    (at[3] + term) & MASK64,
-                    at[4] + (old is None),
-                    now_ms,
+                    event, 1, (at[3] + term) & MASK64, at[4] + (old is None) - (value is None), now_ms
                 )
-                view.took_one(key, hashed.to_bytes(8, "little") + value, arm_ms, position)
+                view.took_one(key, record, arm_ms, position)
             except BaseException as error:
                 self._broke_off(error, position, operation_id)
                 raise

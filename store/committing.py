@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
+
+import xxhash
 
 from .capacity import Evictor, NothingToEvict
-from .commit import Durability, Evaluate, Writer, parse_durability
+from .commit import Durability, Evaluate, StoredT, Writer, parse_durability
 from .elsewhere import Elsewhere
 from .errors import (
     Indeterminate,
@@ -24,21 +27,45 @@ from .errors import (
     StoreClosedError,
     VersionConflictError,
 )
+from .event import Kind, Reason, encode_event
+from .fold import HASH_BYTES
 from .freshness import Freshness
 from .ids import Position, StatePosition
 from .keeper import Keeper
 from .opening import Opened, OpenOptions
 from .page import Word
-from .ports import CommitGate, Forwarder
+from .ports import CommitGate, Forwarder, Record
 from .reading import REFRESHES_MAX, SessionReader
 from .sealed import KNOWN_FLAGS, outline
-from .session import ACCESSED, ACCESSED_OFFSET, Session, check_timeout, expiry_of, with_window
+from .session import (
+    ACCESSED,
+    ACCESSED_OFFSET,
+    FORMAT,
+    HEAD_MASK,
+    Session,
+    check_timeout,
+    expiry_at,
+    expiry_of,
+    unpack_record,
+    with_accessed,
+    with_window,
+)
 from .stage import Stage
+from .tail_map import UNKNOWN_MS
 
 EVICT_TRIES = 8
 """Beside others that evict, too, what was found may be gone when it is needed."""
 _GENERATION = int(Word.GENERATION)
 _ID_POOL_BYTES = 4096
+xxh3_64 = xxhash.xxh3_64_intdigest
+
+
+Marked: TypeAlias = tuple[str, int | None, bytes]
+"""A touch or removal that was asked for: id, expected version, operation id."""
+
+
+class _NothingThere(Exception):
+    """A removal found no session. Never leaves the store."""
 
 
 class RandomIds:
@@ -124,6 +151,81 @@ class CommittingStore(SessionReader):
         except Indeterminate as error:
             return self._carry_out(error, evaluate, durability, operation_id, (result, position.position))
         return result
+
+    def _change_one(
+        self,
+        key: bytes,
+        change: Callable[[bytes, Record | None, int, Marked], tuple[bytes, StoredT, int]],
+        asked: Marked,
+        evaluate: Evaluate,
+        durability: str | None,
+    ) -> bool:
+        """Touch or remove one session in a frame of its own; says whether it was written.
+
+        `evaluate` is the same change, for the queue of those that wait and for where this node may not write.
+        """
+        if durability is not None:
+            parse_durability(durability)
+        operation_id = asked[2]
+        if self._writer.is_busy:  # others write: together in one frame
+            return self._commit(evaluate, durability, operation_id) is not False
+        try:
+            position, _ = self._writer.change(key, operation_id, change, asked)
+        except _NothingThere:
+            self._writer.wait_visible()
+            return False
+        except (SessionNotFoundError, VersionConflictError) as error:
+            self._raise_found(error, evaluate, durability, operation_id)
+            return True
+        except NotPrimaryError as error:
+            return self._carry_out(error, evaluate, durability, operation_id) is not False
+        if self._touches:
+            self._touches.pop(key, None)
+        if not (self._is_lazy and durability is None and self._is_still_ours()):
+            try:
+                self._finish(position, durability, operation_id)
+            except Indeterminate as error:
+                self._carry_out(error, evaluate, durability, operation_id, (True, position.position))
+        return True
+
+    def _touched(
+        self, key: bytes, record: Record | None, now_ms: int, asked: Marked
+    ) -> tuple[bytes, bytes, int]:
+        """What touch() comes to (see Writer.change)."""
+        id, if_version, operation_id = asked
+        version = self._version_of(id, key, record, now_ms)
+        check_actual(id, version, if_version)
+        if record is None or not version:
+            raise self._missing(id)
+        accessed = ACCESSED.pack(now_ms)
+        event = encode_event(Kind.TOUCH, Reason.TOUCHED, operation_id, key, accessed)
+        return event, with_accessed(record[HASH_BYTES:], accessed), UNKNOWN_MS
+
+    def _removed(
+        self, key: bytes, record: Record | None, now_ms: int, asked: Marked
+    ) -> tuple[bytes, None, int]:
+        """What delete() comes to (see Writer.change)."""
+        id, if_version, operation_id = asked
+        version = self._version_of(id, key, record, now_ms)
+        check_actual(id, version, if_version)
+        if not version:
+            raise _NothingThere
+        return encode_event(Kind.DELETE, Reason.DELETED, operation_id, key, b""), None, UNKNOWN_MS
+
+    def _version_of(self, id: str, key: bytes, record: Record | None, now_ms: int) -> int:
+        """The version of the session in a record, 0 if there is none or it has expired."""
+        if record is None:
+            return 0
+        value = record[HASH_BYTES:]
+        try:
+            hashed, head, version, _, accessed, timeout, cap = unpack_record(record)
+        except struct.error as error:
+            raise self._damaged(id) from error
+        if xxh3_64(value, xxh3_64(key)) != hashed:
+            raise self._damaged(id)
+        if head & HEAD_MASK != FORMAT and (value[0] != FORMAT or value[1] not in KNOWN_FLAGS):
+            raise self._unknown_format(id)
+        return int(version) if expiry_at(accessed, timeout, cap) >= now_ms else 0
 
     def _raise_found(
         self, found: PerdureError, evaluate: Evaluate, durability: str | None, operation_id: bytes
@@ -304,7 +406,11 @@ class CommittingStore(SessionReader):
 
 def check_version(id: str, old: Session | None, expected: int | None) -> None:
     """Raise VersionConflictError unless the session has the expected version (0: is not there)."""
-    actual = old.version if old else 0
+    check_actual(id, old.version if old else 0, expected)
+
+
+def check_actual(id: str, actual: int, expected: int | None) -> None:
+    """As check_version, of the version that the session has, 0 if it is not there."""
     if expected is not None and expected != actual:
         raise VersionConflictError(
             f"session {id!r} has version {actual}, expected {expected}",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from operator import methodcaller
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 import xxhash
 
@@ -29,6 +29,7 @@ from .errors import (
     VersionConflictError,
 )
 from .event import Kind, Reason
+from .event import pack_header as pack_event
 from .fold import HASH_BYTES
 from .hot import HOT_BYTES
 from .ids import Position
@@ -61,7 +62,11 @@ from .sweeping import end_expired
 from .tail_map import KEPT_MS, UNKNOWN_MS
 
 SESSION_BYTES_MAX = 65_536
+_PUT = int(Kind.PUT)
+_UPDATED = int(Reason.UPDATED)
 xxh3_64 = xxhash.xxh3_64_intdigest
+Update: TypeAlias = tuple[str, Callable[[Session], Session], int | None, bytes]
+"""An update that was asked for: id, function, expected version, operation id."""
 
 
 class SessionStore(ManySessions):
@@ -321,7 +326,7 @@ class SessionStore(ManySessions):
             parse_durability(durability)
         key = self._key_of(id)
         operation_id = self._ids.take()
-        asked = (id, function, if_version)
+        asked = (id, function, if_version, operation_id)
         try:
             position, stored = self._writer.change(key, operation_id, self._updated, asked)
         except (SessionNotFoundError, VersionConflictError, NotPrimaryError) as error:
@@ -342,14 +347,14 @@ class SessionStore(ManySessions):
         error: PerdureError,
         key: bytes,
         operation_id: bytes,
-        asked: tuple[str, Callable[[Session], Session], int | None],
+        asked: Update,
         durability: str | None,
         finished: tuple[Session, Position] | None = None,
     ) -> Session:
         """What update() comes to after an error. Raises it, unless another node can carry the update out."""
 
         def evaluate(stage: Stage) -> Session:
-            stored, _ = self._updated(key, stage.get(key), self._now_ms(), asked)
+            _, stored, _ = self._updated(key, stage.get(key), self._now_ms(), asked)
             stage.put(key, stored, Reason.UPDATED, operation_id)
             return Session(asked[0], stored if self._seals is None else self._seals.open(key, stored))
 
@@ -380,10 +385,10 @@ class SessionStore(ManySessions):
         key: bytes,
         record: bytes | None,
         now_ms: int,
-        asked: tuple[str, Callable[[Session], Session], int | None],
-    ) -> tuple[bytes, int]:
-        """What update() stores in place of `record`, and what is left to arm. Runs the function."""
-        id, function, if_version = asked
+        asked: Update,
+    ) -> tuple[bytes, bytes, int]:
+        """What update() comes to (see Writer.change). Runs the function."""
+        id, function, if_version, operation_id = asked
         old = None
         value = b""
         version = created = accessed = 0
@@ -420,7 +425,8 @@ class SessionStore(ManySessions):
         )
         if self._seals is not None:
             stored = self._seals.seal(id, key, stored)
-        return stored, KEPT_MS if is_kept else UNKNOWN_MS
+        event = pack_event(_PUT, _UPDATED, len(key), len(stored), operation_id) + key + stored
+        return event, stored, KEPT_MS if is_kept else UNKNOWN_MS
 
     def touch(self, id: str, *, if_version: int | None = None, durability: str | None = None) -> None:
         """Extend a session's life as if it was used now.
@@ -439,7 +445,7 @@ class SessionStore(ManySessions):
             self._touches.pop(key, None)
             stage.touch(key, ACCESSED.pack(now_ms), operation_id)
 
-        self._commit(evaluate, durability, operation_id)
+        self._change_one(key, self._touched, (id, if_version, operation_id), evaluate, durability)
 
     def delete(self, id: str, *, if_version: int | None = None, durability: str | None = None) -> bool:
         """Remove a session; says whether it was there."""
@@ -455,8 +461,7 @@ class SessionStore(ManySessions):
             stage.remove(key, Kind.DELETE, Reason.DELETED, operation_id)
             return True
 
-        was_there: bool = self._commit(evaluate, durability, operation_id)
-        return was_there
+        return self._change_one(key, self._removed, (id, if_version, operation_id), evaluate, durability)
 
     def regenerate_id(self, id: str, *, if_version: int | None = None, durability: str | None = None) -> str:
         """Move a session to a new random id, as one atomic event; answers the new id.

@@ -358,10 +358,10 @@ class View:
         segment = cursor.header.first_lsn if cursor.header else 0
         self._add(cursor.at, segment, cursor.offset, entries)
 
-    def took_one(self, key: bytes, record: Record, arm_ms: int, end: StatePosition) -> None:
+    def took_one(self, key: bytes, record: Record | None, arm_ms: int, end: StatePosition) -> None:
         """As took, for the record of one key and what it asks to arm. Takes the mutex."""
         with self.mutex:
-            if arm_ms <= 0:
+            if arm_ms <= 0 and record is not None:
                 found = (self.pending and self.pending.get(key)) or self.tail.get(key)
                 arm_ms = arm_after(found, arm_ms) if found else arm_ms
             entry = (end[1], record, arm_ms)
