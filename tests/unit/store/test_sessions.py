@@ -256,6 +256,7 @@ def test_a_batch_creates_with_a_largest_lifetime_and_deletes_no_session_that_has
     assert session.max_expires_at == session.created_at + 1000
     late = store._now_ms() + 5000
     monkeypatch.setattr(store, "_now_ms", lambda: late)
+    monkeypatch.setattr(store._log, "now_ms", lambda: late)
     before = store.position()
     with store.batch() as batch:
         batch.delete(capped)
