@@ -21,8 +21,10 @@ from .gate import baseline_of, exit_code_of, judge, read_baseline, text_of, writ
 from .machine import machine
 from .measure import Figure
 from .plots import write_plots
+from .reasons import read_reasons
 from .report import Result, line, markdown, write_json
 from .rows import Row
+from .scaling import GROUP as SCALING
 from .suite import Choice, Suite
 from .systems import DRIVERS, SYSTEMS
 from .systems.ports import Durability
@@ -38,6 +40,7 @@ QUICK = Plan(
     is_quick=True,
 )
 FIGURES = "figures"
+SCALES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 
 
 def figures(only: str, quick: bool, directory: str | None) -> Iterator[Row]:
@@ -62,6 +65,9 @@ def main(words: list[str] | None = None) -> int:
         sources.append(suite.rows())
     if options.part in ("all", FIGURES) and not (choice.systems or choice.durabilities):
         sources.append(figures(options.only, options.quick, options.directory))
+    if options.part == SCALING:
+        most = options.sessions or (50_000 if options.quick else 1_000_000)
+        sources.append(suite.scaling([size for size in SCALES if size <= most]))
     try:
         for row in chain.from_iterable(sources):
             rows.append(row)
@@ -73,7 +79,7 @@ def main(words: list[str] | None = None) -> int:
         return 2
     result = Result(before, {**msgspec.to_builtins(plan), "only": options.only}, rows, suite.skipped)
     write_json(result, Path(options.json))
-    Path(options.json).with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+    Path(options.json).with_suffix(".md").write_text(markdown(result, read_reasons()), encoding="utf-8")
     write_plots(result, Path(options.json).parent / "plots")
     return _gated(result, options)
 
@@ -112,14 +118,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--part",
-        choices=("all", "comparison", FIGURES),
+        choices=("all", "comparison", FIGURES, SCALING),
         default="all",
-        help="the comparison with peers, perdure's own figures, or both",
+        help="the comparison with peers, perdure's own figures, both, or how perdure's costs grow",
     )
     parser.add_argument("--quick", action="store_true", help="fewer sessions and cases, shorter slices")
     parser.add_argument("--rounds", type=int, default=None, help="after the warm-up; at least 5")
     parser.add_argument("--slice-ms", type=int, default=None, help="of one system in one round")
-    parser.add_argument("--sessions", type=int, default=None, help="that are there while calls are measured")
+    parser.add_argument(
+        "--sessions",
+        type=int,
+        default=None,
+        help="that are there while calls are measured",
+    )
     parser.add_argument(
         "--directory", default=None, help="where everything is stored; it should be on the disk that counts"
     )

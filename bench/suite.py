@@ -22,6 +22,7 @@ from .limit_rows import LIMIT_NAMES, LIMITS, limit_rows
 from .limits import Limit
 from .restarts import reopening, taking_over
 from .rows import Row
+from .scaling import scaling_rows
 from .systems.ports import Driver, Durability, System
 from .workloads import CASES, LARGE_BYTES, ONE_NODE, SMALL_BYTES, TWO_NODES, Case
 
@@ -76,6 +77,12 @@ class Suite:
             with ExitStack() as stack:
                 yield from self._class(durability, stack)
         yield from self._restarts()
+
+    def scaling(self, sessions: Sequence[int]) -> Iterator[Row]:
+        """How the costs of ours grow, up to the last of these numbers of sessions."""
+        ours = next(one for one in self._systems if is_ours(one.name))
+        rows = scaling_rows(ours, self._plan, sessions, self._folder)
+        yield from (row for row in rows if self._choice.only in row.key)
 
     def _can(self, one: System | Driver) -> bool:
         reason = one.why_not()

@@ -27,6 +27,7 @@ TWO_NODES: Final = ("two", "two-disks")
 _MAIN: Final = ("os", "disk")
 
 _VARIETY = 500  # different sessions' fields, given again and again
+_VARIETY_BYTES = 1_000_000
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -139,7 +140,8 @@ CASES: Final = (
 
 def sessions_of(value_bytes: int, seed: int) -> Iterator[dict[str, Any]]:
     """The fields of one session after the other, about `value_bytes` each as msgpack; without end."""
-    made = [_fields(value_bytes, random.Random(seed * _VARIETY + number)) for number in range(_VARIETY)]
+    variety = max(10, min(_VARIETY, _VARIETY_BYTES // value_bytes))
+    made = [_fields(value_bytes, random.Random(seed * _VARIETY + number)) for number in range(variety)]
     while True:
         yield from made
 
