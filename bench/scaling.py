@@ -23,7 +23,7 @@ from .systems.ports import Durability, System
 from .workloads import SMALL_BYTES, Case
 
 GROUP: Final = "scaling"
-SIZES: Final = (100, 1_000, 10_000, 100_000)
+SIZES: Final = (100, 1_000, 10_000, 60_000)
 CLIENTS: Final = (1, 2, 4, 8, 16)
 _SESSIONS_OF_A_SIZE: Final = 200
 _FILLED_PER_S: Final = 10_000
