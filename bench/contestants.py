@@ -148,8 +148,6 @@ class Driven:
         self._rates: dict[str, float] = {}
 
     def why_not(self, case: Case) -> str:
-        if not case.operation:
-            return "it drives itself, one kind of call at a time"
         return "it has no arrivals at a rate" if case.rate_per_s else ""
 
     def fill(self, value_bytes: int, count: int, *, limit_s: float) -> Growth:
@@ -163,7 +161,7 @@ class Driven:
         self._have(case.value_bytes)
 
     def slice(self, case: Case, number: int, seconds: float) -> tuple[float, Histogram]:
-        asked = DriverCase(case.operation, self._count(case, seconds), case.clients)
+        asked = DriverCase(case.mix, self._count(case, seconds), case.clients, case.is_zipfian)
         took_s, units, latencies_ns = self._driving.run(asked)
         latencies = Histogram()
         latencies.record(latencies_ns)

@@ -101,7 +101,9 @@ class _Machine:
 
     def run(self, case: DriverCase) -> DriverRun:
         file = self._folder / "latencies"
-        said = json.loads(self.ask(f"run {case.operation} {case.calls} {case.callers} {file}"))
+        mix = ",".join(f"{operation}={float(share)}" for operation, share in case.mix.items())
+        skew = "zipf" if case.is_zipfian else "even"
+        said = json.loads(self.ask(f"run {mix} {case.calls} {case.callers} {skew} {file}"))
         latencies = array("Q", file.read_bytes())
         file.unlink()
         return DriverRun(float(said["seconds"]), int(said["units"]), latencies)

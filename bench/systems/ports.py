@@ -141,13 +141,16 @@ class System(Protocol):
 
 
 class DriverCase(NamedTuple):
-    """What a driver is asked to do: so many calls of one kind by so many callers at once."""
+    """What a driver is asked to do: so many calls by so many callers at once."""
 
-    operation: str
-    """create, get, update, touch, delete, create_many, ids or expire_due."""
+    mix: Mapping[str, float]
+    """Operations with their shares: create, get, update, touch, delete, create_many, ids or expire_due alone,
+    or a mix of get, update and get_update, which is a get and then an update of what it got."""
     calls: int
     """In all; of create_many and expire_due: sessions."""
     callers: int = 1
+    is_zipfian: bool = False
+    """Sessions are chosen by Zipf's law with exponent 0.99, else evenly."""
 
 
 class DriverRun(NamedTuple):
@@ -170,7 +173,8 @@ class Driving(Protocol):
         """Have exactly so many sessions, each about so large; what was there before is gone."""
 
     def run(self, case: DriverCase) -> DriverRun:
-        """Gets, updates, touches and deletes choose evenly among the sessions that fill() made."""
+        """Gets, updates and touches choose among the sessions that fill() made; what a run adds or deletes
+        leaves these as they are."""
 
     def disk_bytes(self) -> Mapping[str, int]: ...
 

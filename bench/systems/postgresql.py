@@ -21,6 +21,7 @@ to run as root: for root it runs in a user namespace, in which the same user has
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -188,6 +189,7 @@ class _Node:
 
     def close(self) -> None:
         self._process.abandon()
+        self._give_back_shared_memory()
         if self._short is not None:
             self._short.cleanup()
 
@@ -203,6 +205,12 @@ class _Node:
         self.ask("SELECT pg_reload_conf()")
         states = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync' AND state = 'streaming'"
         standby._process.wait_until(lambda: bool(self.ask(states)))
+
+    def _give_back_shared_memory(self) -> None:
+        """A server that was killed leaves a few bytes of System V shared memory, named in its file."""
+        with contextlib.suppress(OSError, IndexError):
+            _, segment = (self._data / "postmaster.pid").read_text("ascii").splitlines()[6].split()
+            _runs(["ipcrm", "--shmem-id", segment])
 
     def _run(self, program: str, *words: str) -> None:
         run_once([*self._as_nobody, str(self._programs / program), *words])

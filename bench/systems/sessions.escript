@@ -5,7 +5,8 @@
 %% an Erlang program uses them. One command a line on standard input, one answer a line on standard output:
 %%
 %%     fill SESSIONS BYTES               -> ok
-%%     run OPERATION CALLS CALLERS FILE  -> {"seconds": S, "units": N}, latencies in ns as 64 bits each in FILE
+%%     run MIX CALLS CALLERS SKEW FILE   -> {"seconds": S, "units": N}, latencies in ns as 64 bits each in FILE
+%%                                          MIX: get=0.5,update=0.5; SKEW: even or zipf
 %%     follow NODE                       -> ok; Mnesia: from now on this node has a copy on that one
 %%     write                             -> ok, or no; Mnesia: one transaction
 %%
@@ -17,6 +18,7 @@
 
 -define(LIFETIME_MS, 3600000).
 -define(BATCH, 100).
+-define(EXPONENT, 0.99).
 
 main([Engine, Directory, Sync]) ->
     logger:set_primary_config(level, error),
@@ -43,11 +45,20 @@ command(E, ["fill", Sessions, Bytes]) ->
     persistent_term:put(value, Value),
     Ids = fill(E, list_to_integer(Sessions), []),
     persistent_term:put(ids, list_to_tuple(Ids)),
+    {Sums, _} = lists:mapfoldl(
+        fun(Rank, Sum) ->
+            Next = Sum + math:pow(Rank, -?EXPONENT),
+            {Next, Next}
+        end,
+        0.0,
+        lists:seq(1, length(Ids))
+    ),
+    persistent_term:put(sums, list_to_tuple(Sums)),
     erlang:garbage_collect(),
     "ok";
-command(E, ["run", Operation, Calls, Callers, File]) ->
-    {Ns, Units, Latencies} =
-        run(E, list_to_atom(Operation), list_to_integer(Calls), list_to_integer(Callers)),
+command(E, ["run", Mix, Calls, Callers, Skew, File]) ->
+    put(skew, Skew),
+    {Ns, Units, Latencies} = run(E, mix(Mix), list_to_integer(Calls), list_to_integer(Callers)),
     ok = file:write_file(File, << <<L:64/little>> || L <- Latencies >>),
     io_lib:format("{\"seconds\": ~.9f, \"units\": ~b}", [Ns / 1.0e9, Units]);
 command(_, ["follow", Node]) ->
@@ -58,6 +69,24 @@ command(E, ["write"]) ->
         ok -> "ok"
     catch
         _:_ -> "no"
+    end.
+
+%% The operation, if it is one; else each with the sum of its share and of those before it.
+mix(Text) ->
+    Parts = [string:split(Part, "=") || Part <- string:lexemes(Text, ",")],
+    case Parts of
+        [[Operation, _]] ->
+            list_to_atom(Operation);
+        _ ->
+            {Sums, _} = lists:mapfoldl(
+                fun([Operation, Share], Sum) ->
+                    Next = Sum + list_to_float(Share),
+                    {{Next, list_to_atom(Operation)}, Next}
+                end,
+                0.0,
+                Parts
+            ),
+            Sums
     end.
 
 %% -- sessions: {session, Id, Created, Accessed, Expires, Fields} ------------------------------------------------
@@ -126,7 +155,8 @@ run(E, Operation, Calls, Callers) ->
 in_callers(E, Operation, Calls, Callers) ->
     Self = self(),
     Share = max(1, Calls div Callers),
-    Pids = [spawn_link(fun() -> caller(Self, E, Operation, Share) end) || _ <- lists:seq(1, Callers)],
+    Skew = get(skew),
+    Pids = [spawn_link(fun() -> caller(Self, E, Operation, Share, Skew) end) || _ <- lists:seq(1, Callers)],
     [receive {ready, Pid} -> ok end || Pid <- Pids],
     Started = erlang:monotonic_time(nanosecond),
     [Pid ! go || Pid <- Pids],
@@ -135,11 +165,16 @@ in_callers(E, Operation, Calls, Callers) ->
     Results = [receive {results, Pid, Answers, Latencies} -> {Answers, Latencies} end || Pid <- Pids],
     {Ns, lists:append([A || {A, _} <- Results]), lists:append([L || {_, L} <- Results])}.
 
-caller(Parent, E, Operation, Calls) ->
+caller(Parent, E, Operation, Calls, Skew) ->
+    put(skew, Skew),
     Given = given(E, Operation, Calls),
     Parent ! {ready, self()},
     receive go -> ok end,
-    {Answers, Latencies} = calls(E, Operation, Given, [], []),
+    {Answers, Latencies} =
+        case Operation of
+            [_ | _] -> calls(E, mixed, Given, [], []);
+            _ -> calls(E, Operation, Given, [], [])
+        end,
     Parent ! {finished, self()},
     Parent ! {results, self(), Answers, Latencies}.
 
@@ -150,9 +185,36 @@ given(E, delete, Calls) ->
     Sessions = [session(persistent_term:get(value)) || _ <- lists:seq(1, Calls)],
     store_all(E, Sessions),
     [element(2, S) || S <- Sessions];
+given(_, [_ | _] = Mix, Calls) ->
+    [{drawn(Mix, rand:uniform()), an_id()} || _ <- lists:seq(1, Calls)];
 given(_, _, Calls) ->
+    [an_id() || _ <- lists:seq(1, Calls)].
+
+drawn([{_, Operation}], _) -> Operation;
+drawn([{Sum, Operation} | _], At) when At < Sum -> Operation;
+drawn([_ | More], At) -> drawn(More, At).
+
+%% The ids are random, so that of neighbouring ranks are strewn over the table.
+an_id() ->
     Ids = persistent_term:get(ids),
-    [element(rand:uniform(tuple_size(Ids)), Ids) || _ <- lists:seq(1, Calls)].
+    case get(skew) of
+        "zipf" ->
+            Sums = persistent_term:get(sums),
+            At = rand:uniform() * element(tuple_size(Sums), Sums),
+            element(ranked(Sums, At, 1, tuple_size(Sums)), Ids);
+        _ ->
+            element(rand:uniform(tuple_size(Ids)), Ids)
+    end.
+
+%% The first rank whose sum of weights reaches At.
+ranked(_, _, Rank, Rank) ->
+    Rank;
+ranked(Sums, At, Low, High) ->
+    Middle = (Low + High) div 2,
+    case element(Middle, Sums) < At of
+        true -> ranked(Sums, At, Middle + 1, High);
+        false -> ranked(Sums, At, Low, Middle)
+    end.
 
 calls(_, _, [], Answers, Latencies) ->
     {Answers, Latencies};
@@ -178,6 +240,11 @@ call(E, update, Id) ->
     change(E, Id, fun(S, Now) ->
         setelement(6, stamped(S, Now), maps:put(visits, Now, element(6, S)))
     end);
+call(E, get_update, Id) ->
+    call(E, get, Id),
+    call(E, update, Id);
+call(E, mixed, {Operation, Id}) ->
+    call(E, Operation, Id);
 call(E, touch, Id) ->
     touch(E, Id);
 call(E, delete, Id) ->

@@ -171,18 +171,20 @@ def test_a_driver_times_each_call_and_keeps_its_sessions(
     try:
         started.fill(300, 500)
         for operation in ("create", "get", "update", "touch", "delete"):
-            run = started.run(DriverCase(operation, 60, callers=3))
+            run = started.run(DriverCase({operation: 1.0}, 60, callers=3))
             assert run.units == len(run.latencies_ns) == 60
             assert max(run.latencies_ns) / 1e9 <= run.seconds < DEADLINE_S
-        assert started.run(DriverCase("create_many", 200)).units == 200
-        assert started.run(DriverCase("expire_due", 50)).units == 50
-        assert started.run(DriverCase("ids", 2)).units == 600
+        mix = {"get": 0.5, "update": 0.25, "get_update": 0.25}
+        assert started.run(DriverCase(mix, 90, is_zipfian=True)).units == 90
+        assert started.run(DriverCase({"create_many": 1.0}, 200)).units == 200
+        assert started.run(DriverCase({"expire_due": 1.0}, 50)).units == 50
+        assert started.run(DriverCase({"ids": 1.0}, 2)).units == 600
         assert own_bytes(pids) > 1 << 20
         if durability is Durability.TWO:
             pair = cast(PairDriving, started)
             pair.kill()
             pair.take_over()
-            assert pair.run(DriverCase("ids", 1)).units >= 301
+            assert pair.run(DriverCase({"ids": 1.0}, 1)).units >= 301
     finally:
         started.close()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
