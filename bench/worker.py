@@ -57,6 +57,8 @@ class Fill(msgspec.Struct, frozen=True, tag=True):
     """Takes the ids, one a line."""
     limit_s: float
     """Store no more after this time."""
+    is_all: bool = False
+    """Rather fail, and early, than have fewer."""
 
 
 class Learn(msgspec.Struct, frozen=True, tag=True):
@@ -182,6 +184,9 @@ class Worker:
                 ids = create_many(list(islice(fields, min(BATCH, request.count - done))))
                 file.write("\n".join(ids) + "\n")
                 done += len(ids)
+                took_s = time.monotonic() + request.limit_s - end_s
+                if request.is_all and took_s > 1.0 and took_s / done * request.count > request.limit_s:
+                    raise TimeoutError(f"{request.count:,} would take {took_s / done * request.count:.0f} s")
         return float(done)
 
     def _first(self, request: First) -> float:

@@ -59,6 +59,8 @@ def test_a_system_that_is_slow_to_fill_has_what_the_time_allowed(tmp_path: Path)
         stored = crew.fill(1_000_000, SMALL_BYTES, limit_s=0.3)
         assert 100 <= stored <= 200
         assert len(crew.file_of(SMALL_BYTES).read_text().split()) == stored
+        with pytest.raises(ClientError, match="1,000,000 would take"):
+            crew.fill(1_000_000, SMALL_BYTES, limit_s=60.0, is_all=True)
     finally:
         crew.close()
 
