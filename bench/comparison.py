@@ -23,7 +23,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     rounds: int = 5
     """After one round of warm-up."""
-    slice_s: float = 0.12
+    slice_s: float = 0.1
     """Of one system in one round."""
     open_s: float = 0.5
     """The same where calls arrive at a rate."""

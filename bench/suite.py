@@ -129,15 +129,17 @@ class Suite:
         return [case for case in CASES if case.is_quick or not self._plan.is_quick]
 
     def _names(self, case: Case, durability: Durability) -> list[str]:
-        """The systems that were asked for in this case. Our other back ends are for single calls."""
+        """The systems that were asked for in this case. Our other back ends are for single calls, in runs
+        that are not quick."""
         key = f"{case.group}: {case.name}, {durability.value}"
         reference = self._reference(durability)
+        is_told = case.group == "single" and not self._plan.is_quick
         return [
             one.name
             for one in self._all
             if durability in one.settings
             and durability.value in case.classes
-            and (case.group == "single" or not is_ours(one.name) or one.name == reference)
+            and (is_told or not is_ours(one.name) or one.name == reference)
             and self._choice.has(f"{key}, {one.name}", one.name, durability.value)
         ]
 

@@ -277,12 +277,12 @@ class Worker:
     def _arguments(self, operation: str, case: Case, seed: int) -> Iterator[tuple[Any, ...]]:
         """The arguments of one call after the other, without end."""
         if operation == "create":
-            return ((fields,) for fields in sessions_of(case.value_bytes, seed % 97))
+            return ((fields,) for fields in sessions_of(case.value_bytes, seed))
         if operation == "create_many":
-            fields = sessions_of(case.value_bytes, seed % 97)
+            fields = sessions_of(case.value_bytes, seed)
             return ((many,) for many in iter(lambda: list(islice(fields, BATCH)), None))
         if operation == "delete":
-            fields = sessions_of(case.value_bytes, seed % 97)
+            fields = sessions_of(case.value_bytes, seed)
             batches = iter(lambda: self._connected.create_many(list(islice(fields, BATCH))), None)
             return ((id,) for batch in batches for id in batch)
         ids = self._chosen(case, seed)
