@@ -9,7 +9,7 @@ import argparse
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -21,8 +21,10 @@ from .gate import baseline_of, exit_code_of, judge, read_baseline, text_of, writ
 from .machine import machine
 from .measure import Figure
 from .plots import write_plots
+from .reasons import read_reasons
 from .report import Result, line, markdown, write_json
 from .rows import Row
+from .scaling import GROUP as SCALING
 from .suite import Choice, Suite
 from .systems import DRIVERS, SYSTEMS
 from .systems.ports import Durability
@@ -38,19 +40,19 @@ QUICK = Plan(
     is_quick=True,
 )
 FIGURES = "figures"
+ROOMS = (store_figures, session_figures, process_figures, replicated_figures, failover_figures)
+SCALES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 
 
 def figures(only: str, quick: bool, directory: str | None) -> Iterator[Row]:
     """Each of perdure's own figures, beside the limit or the peer that it is measured with."""
-    rooms = (store_figures, session_figures, process_figures, replicated_figures, failover_figures)
-    for figure in chain.from_iterable(room.measure_all(only, quick, directory) for room in rooms):
+    for figure in chain.from_iterable(room.measure_all(only, quick, directory) for room in ROOMS):
         yield _row(figure)
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit codes: 0 measured, 1 something is worse than the baseline (only with --gate), 2 usage."""
+    """Exit codes: 0 measured, 1 a part failed or, with --gate, got worse, 2 nothing to measure or compare."""
     options = _parser().parse_args(words)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then, too
     plan = _plan(options)
     choice = Choice(options.only, _words(options.systems), _words(options.durabilities))
     directory = Path(options.directory or tempfile.gettempdir())
@@ -62,20 +64,37 @@ def main(words: list[str] | None = None) -> int:
         sources.append(suite.rows())
     if options.part in ("all", FIGURES) and not (choice.systems or choice.durabilities):
         sources.append(figures(options.only, options.quick, options.directory))
-    try:
-        for row in chain.from_iterable(sources):
-            rows.append(row)
-            print(line(row), flush=True)
-    except KeyboardInterrupt:
-        _say("interrupted: what was measured is written")
+    if options.part == SCALING:
+        most = options.sessions or (50_000 if options.quick else 1_000_000)
+        sources.append(suite.scaling([size for size in SCALES if size <= most]))
+    failures = _measured(sources, rows)
     if not rows:
-        _say("nothing has that name")
-        return 2
+        _say(failures[0] if failures else "nothing has that name")
+        return 1 if failures else 2
+    if failures:
+        suite.skipped["a part of the run"] = "; ".join(failures)
     result = Result(before, {**msgspec.to_builtins(plan), "only": options.only}, rows, suite.skipped)
     write_json(result, Path(options.json))
-    Path(options.json).with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+    Path(options.json).with_suffix(".md").write_text(markdown(result, read_reasons()), encoding="utf-8")
     write_plots(result, Path(options.json).parent / "plots")
-    return _gated(result, options)
+    return 1 if failures else _gated(result, options)
+
+
+def _measured(sources: Iterable[Iterator[Row]], rows: list[Row]) -> list[str]:
+    """Adds the rows of one source after the other as they come, and keeps them: what went wrong."""
+    failures: list[str] = []
+    for source in sources:
+        try:
+            for row in source:
+                rows.append(row)
+                print(line(row), flush=True)
+        except KeyboardInterrupt:
+            _say("interrupted: what was measured is written")
+            return [*failures, "interrupted"]
+        except Exception as error:  # noqa: BLE001  an hour's rows are not lost for the one that fails
+            failures.append(f"{type(error).__name__}: {error}")
+            _say(f"a part of the run failed: {failures[-1]}")
+    return failures
 
 
 def _gated(result: Result, options: argparse.Namespace) -> int:
@@ -112,14 +131,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--part",
-        choices=("all", "comparison", FIGURES),
+        choices=("all", "comparison", FIGURES, SCALING),
         default="all",
-        help="the comparison with peers, perdure's own figures, or both",
+        help="the comparison with peers, perdure's own figures, both, or how perdure's costs grow",
     )
     parser.add_argument("--quick", action="store_true", help="fewer sessions and cases, shorter slices")
     parser.add_argument("--rounds", type=int, default=None, help="after the warm-up; at least 5")
     parser.add_argument("--slice-ms", type=int, default=None, help="of one system in one round")
-    parser.add_argument("--sessions", type=int, default=None, help="that are there while calls are measured")
+    parser.add_argument(
+        "--sessions",
+        type=int,
+        default=None,
+        help="that are there while calls are measured",
+    )
     parser.add_argument(
         "--directory", default=None, help="where everything is stored; it should be on the disk that counts"
     )
@@ -170,4 +194,5 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then, too
     sys.exit(main())

@@ -23,7 +23,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     rounds: int = 5
     """After one round of warm-up."""
-    slice_s: float = 0.12
+    slice_s: float = 0.1
     """Of one system in one round."""
     open_s: float = 0.5
     """The same where calls arrive at a rate."""
@@ -34,7 +34,7 @@ class Plan(msgspec.Struct, frozen=True):
     """Sessions with which a start is timed."""
     fill_s: float = 20.0
     """A system is filled for so long at most; one that is slower has fewer sessions, and its rows say so."""
-    reopen_fill_s: float = 90.0
+    reopen_fill_s: float = 60.0
     """The same before a start is timed; one that is slower is left out."""
     slow_s: float = 8.0
     """A system whose warm-up took longer is measured in that round only."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from .crew import Crew
+from .crew import ClientError, Crew
 from .latency import Histogram
 from .limits import NAME as LIMIT
 from .systems.memory import own_bytes
@@ -91,7 +91,11 @@ class Served:
         return own_bytes(self.running.pids) + self.crew.memory_bytes()
 
     def make_ready(self, case: Case) -> None:
-        self.crew.resize(case.clients)
+        try:
+            self.crew.resize(case.clients)
+        except ClientError:
+            self.crew.close()
+            raise
 
     def slice(self, case: Case, number: int, seconds: float) -> tuple[float, Histogram]:
         return self.crew.slice(case, number, seconds)

@@ -113,9 +113,12 @@ class Crew:
         """Have no connection, and know what is learned."""
         self._sizes: list[int] = []
 
-    def fill(self, count: int, value_bytes: int, *, limit_s: float) -> int:
-        """Have so many more sessions of this size, or what `limit_s` allows: how many. Raises ClientError."""
-        request = Fill(count, value_bytes, str(self.file_of(value_bytes)), limit_s)
+    def fill(self, count: int, value_bytes: int, *, limit_s: float, is_all: bool = False) -> int:
+        """Have so many more sessions of this size, or what `limit_s` allows: how many.
+
+        Raises ClientError, with `is_all` also as soon as the time will not do.
+        """
+        request = Fill(count, value_bytes, str(self.file_of(value_bytes)), limit_s, is_all)
         stored = self.resize(1)[0].ask(request, wait_s=limit_s + REPLY_S)
         assert isinstance(stored, float)
         return int(stored)

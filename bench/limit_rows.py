@@ -25,6 +25,7 @@ LIMIT_NAMES: Final = (
     "MessagePack encode",
     "raw append write",
     "raw write + fdatasync",
+    "raw write in place + fdatasync",
     *_UNITS,
 )
 

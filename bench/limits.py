@@ -192,6 +192,14 @@ def bare_calls(folder: Path) -> dict[str, Callable[[], object]]:
         os.write(log, data)
         os.fdatasync(log)
 
+    again = os.open(folder / "overwritten", os.O_WRONLY | os.O_CREAT)
+    os.write(again, record)
+    os.fsync(again)
+
+    def overwritten() -> None:
+        os.pwrite(again, record, 0)
+        os.fdatasync(again)
+
     return {
         "raw LMDB get": raw_get,
         "raw LMDB get + decode": partial(client.get, id),
@@ -200,6 +208,7 @@ def bare_calls(folder: Path) -> dict[str, Callable[[], object]]:
         "MessagePack encode": partial(_encode, fields),
         "raw append write": partial(os.write, log, record),
         "raw write + fdatasync": partial(synced, record),
+        "raw write in place + fdatasync": overwritten,
         "write of 8 + one fdatasync": partial(synced, record * 8),
         "write of 32 + one fdatasync": partial(synced, record * 32),
     }

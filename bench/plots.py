@@ -37,8 +37,9 @@ class Point(NamedTuple):
 
 
 def write_plots(result: Result, folder: Path) -> list[Path]:
-    """An SVG for each class with rates, and one for its latencies at a given rate: the files written."""
-    written: list[Path] = []
+    """An SVG for each class with rates, for its latencies at a given rate, and for each cost that may grow:
+    the files written."""
+    written = _scaling_plots(result.rows, folder)
     for durability in dict.fromkeys(row.durability for row in result.rows if row.durability):
         rows = [row for row in result.rows if row.durability == durability]
         for name, bars in (("rates", _rate_bars(rows)), ("latency", _latency_bars(rows))):
@@ -112,6 +113,25 @@ def slope_of(points: Sequence[Point]) -> float | None:
     x_mean, y_mean = sum(xs) / len(xs), sum(ys) / len(ys)
     products = sum((x - x_mean) * (y - y_mean) for x, y in zip(xs, ys, strict=True))
     return products / sum((x - x_mean) ** 2 for x in xs)
+
+
+def _scaling_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """A plot for each factor, from rows whose case is `what against factor: point`."""
+    lines: dict[str, dict[str, list[Point]]] = {}
+    for row in rows:
+        case, _, point = row.case.rpartition(": ")
+        what, _, factor = case.partition(" against ")
+        if row.group == "scaling" and point != "slope" and row.amount:
+            its = lines.setdefault(factor, {}).setdefault(what, [])
+            its.append(Point(float(point.replace(",", "")), row.amount))
+    written = []
+    for factor, drawn_lines in lines.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"scaling-{factor.replace(' ', '-')}.svg"
+        drawn = line_chart(f"us a call against {factor}", factor, "us", list(drawn_lines.items()))
+        file.write_text(drawn, encoding="utf-8")
+        written.append(file)
+    return written
 
 
 def _rate_bars(rows: Sequence[Row]) -> list[tuple[str, list[Bar]]]:

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from .limits import NAME as LIMIT
+from .reasons import Reason, reason_for
 from .rows import Row
 
 CLASSES = {
@@ -58,9 +59,9 @@ def line(row: Row) -> str:
     return words + (f"  ({row.note})" if row.note else "")
 
 
-def markdown(result: Result) -> str:
-    """The tables of a run, class by class and group by group."""
-    parts = [_machine(result), _summary(result.rows)]
+def markdown(result: Result, reasons: Sequence[Reason] = ()) -> str:
+    """The tables of a run, class by class and group by group; `reasons` say why a row is not ahead."""
+    parts = [_machine(result), _summary(result.rows, reasons)]
     for durability, rows in _grouped(result.rows, lambda row: row.durability):
         meaning = CLASSES.get(durability, "")
         parts.append(f"## Class `{durability}`: {meaning}" if meaning else "## Beside limits")
@@ -85,7 +86,7 @@ def _machine(result: Result) -> str:
     )
 
 
-def _summary(rows: Sequence[Row]) -> str:
+def _summary(rows: Sequence[Row], reasons: Sequence[Reason]) -> str:
     """In how many comparisons ours is ahead, and where it is not."""
     compared = [row for row in rows if row.ours_ratio is not None and not row.system.startswith("perdure")]
     if not compared:
@@ -97,6 +98,7 @@ def _summary(rows: Sequence[Row]) -> str:
         text += " Not ahead:\n\n" + "\n".join(
             f"- {row.group}: {row.case}, `{row.durability}`, {row.system}: {_ratio(row):.2f}"
             + (" (within the spread)" if (row.ours_ratio_high or 0) >= 1 else "")
+            + (f": {why}" if (why := reason_for(row, reasons)) else "")
             for row in behind
         )
     return text

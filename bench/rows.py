@@ -83,7 +83,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> str:
         """Names the row in texts, and from run to run."""
-        return f"{self.group}: {self.case}, {self.durability}, {self.system}"
+        return f"{self.group}: " + ", ".join(filter(None, (self.case, self.durability, self.system)))
 
     @property
     def figure(self) -> float | None:

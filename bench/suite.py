@@ -22,6 +22,7 @@ from .limit_rows import LIMIT_NAMES, LIMITS, limit_rows
 from .limits import Limit
 from .restarts import reopening, taking_over
 from .rows import Row
+from .scaling import scaling_rows
 from .systems.ports import Driver, Durability, System
 from .workloads import CASES, LARGE_BYTES, ONE_NODE, SMALL_BYTES, TWO_NODES, Case
 
@@ -77,6 +78,12 @@ class Suite:
                 yield from self._class(durability, stack)
         yield from self._restarts()
 
+    def scaling(self, sessions: Sequence[int]) -> Iterator[Row]:
+        """How the costs of ours grow, up to the last of these numbers of sessions."""
+        ours = next(one for one in self._systems if is_ours(one.name))
+        rows = scaling_rows(ours, self._plan, sessions, self._folder)
+        yield from (row for row in rows if self._choice.only in row.key)
+
     def _can(self, one: System | Driver) -> bool:
         reason = one.why_not()
         if reason:
@@ -122,15 +129,17 @@ class Suite:
         return [case for case in CASES if case.is_quick or not self._plan.is_quick]
 
     def _names(self, case: Case, durability: Durability) -> list[str]:
-        """The systems that were asked for in this case. Our other back ends are for single calls."""
+        """The systems that were asked for in this case. Our other back ends are for single calls, in runs
+        that are not quick."""
         key = f"{case.group}: {case.name}, {durability.value}"
         reference = self._reference(durability)
+        is_told = case.group == "single" and not self._plan.is_quick
         return [
             one.name
             for one in self._all
             if durability in one.settings
             and durability.value in case.classes
-            and (case.group == "single" or not is_ours(one.name) or one.name == reference)
+            and (is_told or not is_ours(one.name) or one.name == reference)
             and self._choice.has(f"{key}, {one.name}", one.name, durability.value)
         ]
 
@@ -190,7 +199,11 @@ class Suite:
                 return Served(system, self._folder(stack), durability)
 
             for sessions in self._plan.reopened:
-                systems, _ = self._restarted(f"start: first answer, {sessions:,} sessions", ONE_NODE)
+                key = f"start: first answer, {sessions:,} sessions"
+                systems, _ = self._restarted(key, ONE_NODE)
+                if sessions > self._plan.reopened[0]:  # our other back ends are for the first number
+                    ours = self._first_of_ours(ONE_NODE)
+                    systems = [one for one in systems if one is ours or not is_ours(one.name)]
                 yield from reopening(systems, sessions, self._plan, start, self._skip)
             systems, drivers = self._restarted("failover: kill -9", TWO_NODES)
             folder = partial(self._folder, stack)
@@ -209,6 +222,10 @@ class Suite:
         systems = [one for one in self._systems if has(one)]
         drivers = [one for one in self._drivers if has(one)]
         if systems or drivers:
-            ours = next((one for one in self._systems if is_ours(one.name)), None)
+            ours = self._first_of_ours(classes)
             systems = [one for one in self._systems if one in systems or one is ours]
         return systems, drivers
+
+    def _first_of_ours(self, classes: tuple[str, ...]) -> System | None:
+        ours = [one for one in self._systems if is_ours(one.name)]
+        return next((one for one in ours if any(its.value in classes for its in one.settings)), None)

@@ -57,6 +57,8 @@ class Fill(msgspec.Struct, frozen=True, tag=True):
     """Takes the ids, one a line."""
     limit_s: float
     """Store no more after this time."""
+    is_all: bool = False
+    """Rather fail, and early, than have fewer."""
 
 
 class Learn(msgspec.Struct, frozen=True, tag=True):
@@ -182,6 +184,9 @@ class Worker:
                 ids = create_many(list(islice(fields, min(BATCH, request.count - done))))
                 file.write("\n".join(ids) + "\n")
                 done += len(ids)
+                took_s = time.monotonic() + request.limit_s - end_s
+                if request.is_all and took_s > 1.0 and took_s / done * request.count > request.limit_s:
+                    raise TimeoutError(f"{request.count:,} would take {took_s / done * request.count:.0f} s")
         return float(done)
 
     def _first(self, request: First) -> float:
@@ -272,12 +277,12 @@ class Worker:
     def _arguments(self, operation: str, case: Case, seed: int) -> Iterator[tuple[Any, ...]]:
         """The arguments of one call after the other, without end."""
         if operation == "create":
-            return ((fields,) for fields in sessions_of(case.value_bytes, seed % 97))
+            return ((fields,) for fields in sessions_of(case.value_bytes, seed))
         if operation == "create_many":
-            fields = sessions_of(case.value_bytes, seed % 97)
+            fields = sessions_of(case.value_bytes, seed)
             return ((many,) for many in iter(lambda: list(islice(fields, BATCH)), None))
         if operation == "delete":
-            fields = sessions_of(case.value_bytes, seed % 97)
+            fields = sessions_of(case.value_bytes, seed)
             batches = iter(lambda: self._connected.create_many(list(islice(fields, BATCH))), None)
             return ((id,) for batch in batches for id in batch)
         ids = self._chosen(case, seed)

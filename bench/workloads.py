@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -26,7 +27,10 @@ ONE_NODE: Final = ("none", "os", "second", "disk")
 TWO_NODES: Final = ("two", "two-disks")
 _MAIN: Final = ("os", "disk")
 
+_SETS = 4
 _VARIETY = 500  # different sessions' fields, given again and again
+_VARIETY_BYTES = 1_000_000
+_QUICK_RATE_MAX = 2_000
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -54,8 +58,8 @@ class Case(msgspec.Struct, frozen=True):
         return next(iter(self.mix)) if len(self.mix) == 1 else ""
 
 
-def _single(name: str, operation: str) -> Case:
-    return Case("single", name, {operation: 1.0})
+def _single(name: str, operation: str, *, is_quick: bool = True) -> Case:
+    return Case("single", name, {operation: 1.0}, is_quick=is_quick)
 
 
 def _large(name: str, operation: str) -> Case:
@@ -90,12 +94,14 @@ def _ycsb(letter: str, mix: dict[str, float], clients: int = 1) -> Case:
         clients=clients,
         is_zipfian=True,
         classes=_MAIN if clients == 4 else ONE_NODE,
-        is_quick=letter == "A" and clients != 4,
+        is_quick=letter == "A" and clients == 1,
     )
 
 
 def _open(name: str, mix: dict[str, float], rate_per_s: int) -> Case:
-    return Case("open loop", f"{name} at {rate_per_s:,}/s", mix, rate_per_s=rate_per_s, is_zipfian=True)
+    name = f"{name} at {rate_per_s:,}/s"
+    is_quick = rate_per_s < _QUICK_RATE_MAX
+    return Case("open loop", name, mix, rate_per_s=rate_per_s, is_zipfian=True, is_quick=is_quick)
 
 
 def _replicated(operation: str, clients: int) -> Case:
@@ -108,7 +114,7 @@ _HALF_UPDATES = {"get": 0.5, "update": 0.5}
 CASES: Final = (
     _single("get", "get"),
     _large("get", "get"),
-    _single("list", "ids"),
+    _single("list", "ids", is_quick=False),
     _single("update", "update"),
     _large("update", "update"),
     _single("touch", "touch"),
@@ -117,8 +123,8 @@ CASES: Final = (
     _ycsb("F", {"get": 0.5, "get_update": 0.5}),
     _open("YCSB A", _HALF_UPDATES, 1_000),
     _open("YCSB A", _HALF_UPDATES, 4_000),
-    _single("delete", "delete"),
-    _single("cleanup", "expire_due"),
+    _single("delete", "delete", is_quick=False),
+    _single("cleanup", "expire_due", is_quick=False),
     _many("get", 4),
     _many("update", 4),
     _ycsb("A", _HALF_UPDATES, 4),
@@ -139,7 +145,7 @@ CASES: Final = (
 
 def sessions_of(value_bytes: int, seed: int) -> Iterator[dict[str, Any]]:
     """The fields of one session after the other, about `value_bytes` each as msgpack; without end."""
-    made = [_fields(value_bytes, random.Random(seed * _VARIETY + number)) for number in range(_VARIETY)]
+    made = _made(value_bytes, seed % _SETS)
     while True:
         yield from made
 
@@ -149,6 +155,12 @@ def changes_of(seed: int) -> Iterator[dict[str, Any]]:
     made = [{"page": number} for number in range(seed % _VARIETY, seed % _VARIETY + _VARIETY)]
     while True:
         yield from made
+
+
+@lru_cache(maxsize=8)
+def _made(value_bytes: int, seed: int) -> tuple[dict[str, Any], ...]:
+    variety = max(10, min(_VARIETY, _VARIETY_BYTES // value_bytes))
+    return tuple(_fields(value_bytes, random.Random(seed * _VARIETY + number)) for number in range(variety))
 
 
 def _fields(value_bytes: int, random: random.Random) -> dict[str, Any]:

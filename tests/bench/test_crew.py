@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 import pytest
@@ -12,6 +14,7 @@ from bench.comparison import Plan
 from bench.contestants import Served
 from bench.crew import ClientError, Crew
 from bench.rows import Row
+from bench.scaling import scaling_rows
 from bench.suite import Choice, Suite
 from bench.systems.ports import Durability
 from bench.workloads import CASES, SMALL_BYTES, Case
@@ -56,6 +59,8 @@ def test_a_system_that_is_slow_to_fill_has_what_the_time_allowed(tmp_path: Path)
         stored = crew.fill(1_000_000, SMALL_BYTES, limit_s=0.3)
         assert 100 <= stored <= 200
         assert len(crew.file_of(SMALL_BYTES).read_text().split()) == stored
+        with pytest.raises(ClientError, match="1,000,000 would take"):
+            crew.fill(1_000_000, SMALL_BYTES, limit_s=60.0, is_all=True)
     finally:
         crew.close()
 
@@ -107,3 +112,19 @@ def test_a_system_that_can_not_run_here_is_left_out_with_its_reason() -> None:
 
 def test_the_plan_has_five_rounds_at_least() -> None:
     assert msgspec.structs.asdict(Plan())["rounds"] >= 5
+
+
+def test_costs_are_measured_at_each_point_and_fitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.scaling.SIZES", (100, 10_000))
+    monkeypatch.setattr("bench.scaling.CLIENTS", (1, 2))
+
+    def folder(stack: ExitStack) -> Path:
+        return Path(stack.enter_context(TemporaryDirectory(dir=tmp_path)))
+
+    rows = list(scaling_rows(FileSystem(), PLAN, [100, 200], folder))
+    cases = [row.case for row in rows]
+    assert {"get against sessions: 100", "get against sessions: 200"} <= set(cases)
+    assert "start after kill -9 against sessions: slope" in cases
+    assert "create against bytes a session: 10,000" in cases
+    assert sum(case.endswith("slope") for case in cases) == 10
+    assert all(row.amount is not None for row in rows)

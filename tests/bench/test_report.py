@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bench.plots import Point, line_chart, slope_of, write_plots
+from bench.reasons import read_reasons
 from bench.report import Result, line, markdown, read_json, write_json
 from bench.rows import Ratio, Row, with_limit, with_ours
 
@@ -95,3 +96,35 @@ def test_the_slope_of_a_cost_is_the_exponent_with_which_it_grows() -> None:
     assert slope_of(points[:1]) is None
     drawn = line_chart("cost", "sessions", "us", [("get", points)])
     assert "get (slope 0.50)" in "".join(ElementTree.fromstring(drawn).itertext())
+
+
+def test_a_cost_that_may_grow_is_drawn_against_what_it_may_grow_with(tmp_path: Path) -> None:
+    rows = [
+        Row(
+            group="scaling", case=f"get against sessions: {n:,}", system="p", durability="os", amount=n / 1000
+        )
+        for n in (1000, 10_000, 100_000)
+    ]
+    files = write_plots(Result({}, {}, rows, {}), tmp_path)
+    assert [file.name for file in files] == ["scaling-sessions.svg"]
+    assert "get (slope 1.00)" in "".join(ElementTree.parse(files[0]).getroot().itertext())
+
+
+def test_a_reason_is_told_where_ours_is_not_ahead_and_nowhere_else(tmp_path: Path) -> None:
+    file = tmp_path / "reasons.toml"
+    file.write_text(
+        '[[reason]]\nsystem = "swift"\ncase = "single"\nclass = "os"\nwhy = "another class"\n'
+        '[[reason]]\nsystem = "swift"\nwhy = "it keeps nothing"\n'
+        '[[reason]]\nsystem = "peer & co"\nwhy = "never told"\n'
+    )
+    text = markdown(RESULT, read_reasons(file))
+    assert "swift: 0.80: it keeps nothing" in text
+    assert "another class" not in text and "never told" not in text
+
+
+def test_the_reasons_of_the_bench_can_be_read_and_wrong_ones_are_refused(tmp_path: Path) -> None:
+    assert all(reason.why for reason in read_reasons())
+    file = tmp_path / "reasons.toml"
+    file.write_text('[[reason]]\nsystem = "swift"\nbecause = "of it"\n')
+    with pytest.raises(ValueError, match="because"):
+        read_reasons(file)
