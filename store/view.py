@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import heapq
 import threading
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -517,21 +519,32 @@ class View:
             self.check_floor()
             tail = dict(self.tail)
             scan = self.scan(max(after, prefix_floor(prefix)))
-        new = sorted(key for key, entry in tail.items() if entry[1] is not None)
+        new = sorted(
+            key
+            for key, entry in tail.items()
+            if entry[1] is not None and key > after and key.startswith(prefix)
+        )
         found: list[bytes] = []
         try:
-            stored = (key for key, _ in scan if key not in tail)
-            for key in heapq.merge(stored, new):
-                if key <= after or key < prefix:
-                    continue
-                if not key.startswith(prefix):
-                    break
-                found.append(key)
-                if len(found) >= limit:
+            stored = iter(scan)
+            while len(found) < limit:
+                # As lists, not one by one: a list of all ids is little else than this.
+                chunk = [key for key, _ in islice(stored, limit)]
+                last = chunk[-1] if len(chunk) == limit else None
+                if tail:
+                    chunk = [key for key in chunk if key not in tail]
+                if prefix or (chunk and chunk[0] <= after):
+                    chunk = [key for key in chunk if key > after and key.startswith(prefix)]
+                upto = len(new) if last is None else bisect_right(new, last)
+                if upto:
+                    chunk = sorted(chunk + new[:upto])
+                    del new[:upto]
+                found += chunk
+                if last is None or (last > prefix and not last.startswith(prefix)):
                     break
         finally:
             scan.close()
-        return found
+        return found[:limit]
 
     def members(
         self, term: bytes, prefix: bytes, after: bytes, limit: int, *, newest: bool = False
