@@ -165,6 +165,9 @@ class ReplicaLog:
         """Roll: the piece's first frame begins a segment."""
         log, first = self._log, piece.first
         header = log.cursor.header
+        continues = piece.epoch_start is None and header is not None and header.epoch != first.epoch
+        if continues and leave_empty_tail(log):  # the segment of an epoch that never came
+            header = log.cursor.header
         if piece.epoch_start is not None:
             primary = piece.epoch_start.node
         elif header is not None and header.epoch == first.epoch:

@@ -23,14 +23,14 @@ COUNT = int(os.environ.get("PERDURE_SIM_COUNT", "3000"))
 LAB_COUNT = int(os.environ.get("PERDURE_SIM_COUNT", "20000"))
 BATCH = 75
 LAB_BATCH = 500
-BUG_SEEDS = 60
+BUG_SEEDS = 240
 """A bug is found within so many of the schedules that are about it."""
 FOUND_BY = {
     "no-fence": 30,
     "promise-not-durable": 10,
     "ack-before-fsync": 200,
     "shorter-log-promoted": 50,
-    "epoch-reused": 201,
+    "epoch-reused": 360,
     "two-promised-in-one-epoch": 29,
     "q-is-n-minus-k-only": 30,
     "lease-by-wall-clock": 30,

@@ -79,6 +79,26 @@ def test_a_run_that_spans_segments_is_cut_where_they_begin(primary: Path, replic
     assert len(list_segments(replica / "log")) == 2
 
 
+def test_an_epoch_rolls_behind_a_segment_whose_first_frame_was_lost_with_the_power(
+    primary: Path, replica: Path
+) -> None:
+    first, rest = runs_of(primary)[0], runs_of(primary)[1:]
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        log.append(REIGN, [first.data[: first.frames[-1][0] + first.frames[-1][1].size_bytes]])
+        node.log.lock_any()
+        node.log.begin_segment(2, "n2", NOW_MS)  # and no EPOCH_START: it was not synced
+        node.log.unlock()
+    with opened(replica) as node:
+        log, reign = ReplicaLog(node), Promise(3, "n1")
+        log.accept_reign(reign)
+        assert log.append(reign, [run.raw for run in rest]) == end_of(primary)
+    assert [file.path.name for file in list_segments(replica / "log")] == [
+        file.path.name for file in list_segments(primary / "log")
+    ]
+
+
 @pytest.mark.parametrize("is_sealed", [False, True])
 def test_an_epoch_goes_on_behind_a_segment_whose_first_frame_was_lost_with_the_power(
     primary: Path, replica: Path, is_sealed: bool
