@@ -1,9 +1,9 @@
 """Candidacies of one node, one at a time: its elector, a switchover and a person may want it promoted.
 
 Owns the lock that says so. Nothing is unsafe without it, because each promotion begins with a promise of its
-own; but the second promise takes the epoch away from the first promotion just before it begins. So who
-promotes holds the lock from before the first promise until the epoch has begun, and an elector that sees
-it taken waits for how that ends. It goes with its process.
+own, and changes the log only while that is in force; but the second promise takes the epoch away from the
+first promotion just before it begins. So who promotes holds the lock from before the first promise until the
+epoch has begun, and an elector that sees it taken waits for how that ends. It goes with its process.
 """
 
 from __future__ import annotations

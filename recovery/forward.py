@@ -31,12 +31,17 @@ PROBE_BYTES: Final = 4096
 """So much log is asked for where the question is only whether a position is there."""
 
 
-def cut_to_prefix(node: NodeLog, better: str, end: Position, source: Voters) -> tuple[NodeLog, int]:
+def cut_to_prefix(
+    node: NodeLog, reign: Promise, better: str, end: Position, source: Voters
+) -> tuple[NodeLog, int]:
     """Make the log of `node` a prefix of that of `better`, which ends at `end`: cut its tail if need be.
+
+    `reign` is the promise that the node gave itself.
 
     Answers the node's log, opened anew if it was cut, and the first LSN that was cut, 0 if none was. Raises
     DivergedError if the two logs can't be one, PositionGoneError if that log no longer reaches back to this
-    one, WireError if the node does not answer; nothing was changed then.
+    one, WireError if the node does not answer, FencedError if that promise is no longer in force; nothing was
+    changed then.
     """
     ours = node.log.cursor.at.position
     if _has(source, better, ours):
@@ -56,7 +61,7 @@ def cut_to_prefix(node: NodeLog, better: str, end: Position, source: Voters) -> 
             hint=f"Promote {better} instead; {node.node} then has to rejoin.",
         )
     # Frames that begin no segment may follow: an older epoch can go on where the one that is cut began.
-    cut_log(node, common, is_open=True)
+    cut_log(node, common, reign, is_open=True)
     return node.reopened(), common.lsn + 1
 
 

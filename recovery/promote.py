@@ -261,7 +261,7 @@ class _Promotion:
                 own = self._promise_self(asked)
 
     def _fetch(self, asked: Promise, better: Answer) -> Answer:
-        self.node, cut_from = cut_to_prefix(self.node, better.node, better.end, self.peers)
+        self.node, cut_from = cut_to_prefix(self.node, asked, better.node, better.end, self.peers)
         self.cut_from = cut_from or self.cut_from
         self.fetched_events += fetch_rest(self.node, asked, better.node, better.end, self.peers)
         self.fetched_from.append(better.node)

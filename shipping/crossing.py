@@ -83,10 +83,14 @@ class Crossing:
         self._taking = self._visitor = None
 
     def _cross(self, taking: Taking, prepared: Prepared, visitor: Visitor) -> None:
-        node = self._receiver.node
+        node, reign = self._receiver.node, visitor.reign
         folder = export_folder(node.store, taking.fork.lsn, node.log.cursor.at.epoch)
-        if prepared.state.lsn > taking.fork.lsn and begin_rejoin(
-            node.store, taking.fork, taking.primary, taking.at, prepared, folder
+        if (
+            reign is not None
+            and prepared.state.lsn > taking.fork.lsn
+            and begin_rejoin(
+                node.store, taking.fork, taking.primary, taking.at, prepared, folder, reign=reign
+            )
         ):
             self._receiver.reopen()
         self._meet_again(visitor)

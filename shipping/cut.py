@@ -34,6 +34,7 @@ from ..store.files import (
 from ..store.frame import cluster_key
 from ..store.identity import Identity, read_identity
 from ..store.ids import Position
+from ..store.promise import Promise
 from ..store.sealing import footer_up_to
 from ..store.segment import encode_footer
 from ..store.smallfile import publish_small, read_small_file
@@ -65,14 +66,29 @@ class CommittedError(DivergedError):
     """What is to be cut is committed here: two primaries have committed."""
 
 
-def cut_log(node: NodeLog, to: Position, *, is_open: bool = False, is_accepted: bool = False) -> None:
+def cut_log(
+    node: NodeLog, to: Position, reign: Promise, *, is_open: bool = False, is_accepted: bool = False
+) -> None:
     """End the log of this node at `to`. The node's handles have to be opened anew afterwards.
 
-    `is_open` says that frames of the same segment follow, `is_accepted` that what others confirmed may go,
-    too, because a promotion accepted that. Raises DivergedError, with nothing changed, if
-    `to` is not in this log by its chain, or if the state holds what is behind it; CommittedError if that
-    was confirmed by others.
+    `reign` is the promise of this node under which that was decided. `is_open` says that frames of the same
+    segment follow, `is_accepted` that what others confirmed may go, too, because a promotion accepted that.
+    Raises, with nothing changed, FencedError if the promise is another one by now, DivergedError if `to` is
+    not in this log by its chain, or if the state holds what is behind it; CommittedError if that was
+    confirmed by others.
     """
+    lock = take_write_lock(node.store, reign)
+    try:
+        plan = _plan(node, to, is_open=is_open, is_accepted=is_accepted)
+        with translated("cannot cut the log", node.store):
+            publish_small(node.store / names.CUT_PLAN, MAGIC, VERSION, plan)
+            _carry_out(node.store, node.identity, plan)
+    finally:
+        lock.close()
+
+
+def _plan(node: NodeLog, to: Position, *, is_open: bool, is_accepted: bool) -> CutPlan:
+    """What is to be done; raises as cut_log. The caller holds the write lock."""
     cursor = node.cursor()
     try:
         cursor.seek(to.lsn)
@@ -100,10 +116,8 @@ def cut_log(node: NodeLog, to: Position, *, is_open: bool = False, is_accepted: 
             hint="The primary is asked for another way at the next try.",
         )
     folder = export_folder(node.store, to.lsn, node.log.cursor.at.epoch)
-    plan = CutPlan(to.epoch, to.lsn, to.chain, min(committed, to.lsn), folder, is_open)
     logger.warning("cutting the log: from=%s to=%s kept=%s", node.log.cursor.at.position, to, folder)
-    publish_small(node.store / names.CUT_PLAN, MAGIC, VERSION, plan)
-    finish_cut(node.store)
+    return CutPlan(to.epoch, to.lsn, to.chain, min(committed, to.lsn), folder, is_open)
 
 
 def finish_cut(store: Path) -> bool:

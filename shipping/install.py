@@ -43,6 +43,7 @@ from ..store.files import (
 from ..store.frame import FRAME_BYTES_MAX, cluster_key
 from ..store.identity import Identity, read_identity
 from ..store.ids import StatePosition
+from ..store.promise import read_promise
 from ..store.segment import HEADER_BYTES, SegmentHeader, encode_header
 from ..store.smallfile import publish_small, read_small_file
 from ..store.snapshot import verify_snapshot
@@ -86,6 +87,7 @@ class Incoming:
 
     def __init__(self, node: NodeLog, offer: SnapshotOffer) -> None:
         self._node = node
+        self._reign = read_promise(node.store)
         self._offer = offer
         self._at = StatePosition(*offer.at)
         self._folder = node.store / names.INCOMING
@@ -141,14 +143,30 @@ class Incoming:
         return self._is_checked
 
     def install(self) -> None:
-        """Replace this node's log by what has arrived. Its handles have to be opened anew afterwards."""
-        store, end = self._node.store, self._at.position
+        """Replace this node's log by what has arrived. Its handles have to be opened anew afterwards.
+
+        Raises FencedError, with nothing changed, if this node has given another promise since the snapshot
+        was offered.
+        """
+        store = self._node.store
         self.close()
         self._node.log.lock_any()
         try:
             old = self._node.log.cursor.at
         finally:
             self._node.log.unlock()
+        lock = take_write_lock(store, self._reign)
+        try:
+            plan = self._plan(old)
+            with translated("cannot install a snapshot", store):
+                publish_small(store / names.INSTALL_PLAN, PLAN_MAGIC, VERSION, plan)
+                _carry_out(store, self._node.identity, plan)
+        finally:
+            lock.close()
+
+    def _plan(self, old: StatePosition) -> InstallPlan:
+        """What is to be done with a log that ends at `old`."""
+        store, end = self._node.store, self._at.position
         folder = next_free(store / names.ASIDE / f"replaced-{old.lsn:020d}-{old.epoch:08x}")
         parted_lsn = self._offer.parted_lsn
         kept = export_folder(store, parted_lsn, old.epoch) if parted_lsn >= 0 else ""
@@ -158,8 +176,7 @@ class Incoming:
             # Until it has again what it acknowledged, it vouches for nothing.
             why = f"a snapshot at LSN {end.lsn} replaced a log that ended at LSN {old.lsn}"
             keep_floor(store, why, old.epoch, old.lsn, self._node.log.now_ms())
-        publish_small(store / names.INSTALL_PLAN, PLAN_MAGIC, VERSION, plan)
-        finish_install(store)
+        return plan
 
     def close(self) -> None:
         files, self._files = self._files, []

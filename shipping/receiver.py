@@ -371,7 +371,7 @@ class Receiver:
         to = Position(*cut.to)
         self.replica.accept_reign(reign)
         try:
-            cut_log(self.node, to, is_open=cut.is_open, is_accepted=cut.is_accepted)
+            cut_log(self.node, to, reign, is_open=cut.is_open, is_accepted=cut.is_accepted)
             if cut.is_accepted:
                 clear_fault(self.node.store)
         except CommittedError as error:

@@ -48,6 +48,7 @@ from ..store.ids import Position, StatePosition
 from ..store.lock import FileLock
 from ..store.page import ControlPage, Word, read_boot_id
 from ..store.ports import Backend, Record
+from ..store.promise import Promise
 from ..store.rebuild import write_fold
 from ..store.sealing import footer_up_to
 from ..store.segment import SegmentHeader, encode_footer, encode_header
@@ -175,11 +176,20 @@ def open_trusted(store: Path, identity: Identity) -> Backend | None:
 
 
 def begin_rejoin(
-    store: Path, fork: Position, primary: str, at: StatePosition, prepared: Prepared, folder: str
+    store: Path,
+    fork: Position,
+    primary: str,
+    at: StatePosition,
+    prepared: Prepared,
+    folder: str,
+    *,
+    reign: Promise,
 ) -> bool:
-    """Carry out a rejoin. The node's handles have to be opened anew afterwards.
+    """Carry out a rejoin, which was decided under the promise `reign`. The node's handles have to be opened
+    anew afterwards.
 
-    False, with nothing changed, if the state has moved on since it was prepared for. Raises as finish_rejoin.
+    False, with nothing changed, if the state has moved on since it was prepared for. Raises FencedError, with
+    nothing changed, if the promise is another one by now, and as finish_rejoin.
     """
     plan = RejoinPlan(
         fork,
@@ -190,7 +200,7 @@ def begin_rejoin(
         xxhash.xxh3_64_intdigest(read_part(store, FRAMES)),
         xxhash.xxh3_64_intdigest(read_part(store, RECORDS)),
     )
-    return _locked(store, plan, prepared)
+    return _locked(store, plan, prepared, reign)
 
 
 def finish_rejoin(store: Path) -> bool:
@@ -202,15 +212,15 @@ def finish_rejoin(store: Path) -> bool:
     if plan is None:
         shutil.rmtree(store / names.REJOIN, ignore_errors=True)
         return False
-    return _locked(store, plan, None)
+    return _locked(store, plan, None, None)
 
 
-def _locked(store: Path, plan: RejoinPlan, prepared: Prepared | None) -> bool:
+def _locked(store: Path, plan: RejoinPlan, prepared: Prepared | None, reign: Promise | None) -> bool:
     identity = read_identity(store)
     folding = FileLock(store / names.FOLD_LOCK)
     try:
         folding.acquire(FOLD_LOCK_MS, "a process that folds")
-        writing = take_write_lock(store)
+        writing = take_write_lock(store, reign)
         try:
             if prepared is not None:
                 if _state_at(store, identity) != prepared.state:

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from ..store import names
+from ..store.errors import FencedError
 from ..store.files import rename_durably, sync_directory
 from ..store.frame import cluster_key
 from ..store.identity import Identity
@@ -18,13 +19,27 @@ from ..store.lock import FileLock
 from ..store.log import LOCK_TIMEOUT_MS
 from ..store.mark import MarkFile
 from ..store.page import ControlPage, Word, read_boot_id
+from ..store.promise import Promise, read_promise
 
 
-def take_write_lock(store: Path) -> FileLock:
-    """The write lock of a store, for a change of its log's files. Raises LockTimeoutError."""
+def take_write_lock(store: Path, reign: Promise | None = None) -> FileLock:
+    """The write lock of a store, for a change of its log's files.
+
+    `reign` is the promise under which that was decided: if this node has given another one since, it may
+    have begun an epoch of its own, and what is to be taken off may be what others count on. Without it a
+    change that was planned is finished. Raises LockTimeoutError, FencedError.
+    """
     lock = FileLock(store / names.WRITE_LOCK)
     try:
         lock.acquire(LOCK_TIMEOUT_MS)
+        if reign is not None:
+            held = read_promise(store)
+            if (held.epoch, held.candidate) != (reign.epoch, reign.candidate):
+                raise FencedError(
+                    f"epoch {held.epoch} was promised to {held.candidate} meanwhile: the log stays as it is",
+                    path=store,
+                    hint=f"Nothing was changed. What was decided in epoch {reign.epoch} is decided anew.",
+                )
     except BaseException:
         lock.close()
         raise

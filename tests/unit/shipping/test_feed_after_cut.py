@@ -37,7 +37,7 @@ class Replica:
     def follow_the_winner(self) -> Position:
         """Cut what the winner does not have, and take what it wrote since; where the log then ends."""
         with opened(self.path) as node:
-            cut_log(node, self.fork)
+            cut_log(node, self.fork, node.log.promise)
         begin_epoch(self.winner, "n1", 2)
         end = write(self.winner, 3, roll=True)
         self._append(self.winner, 2, self.fork.lsn)

@@ -23,6 +23,7 @@ from perdure.shipping.taking import Taking
 from perdure.store import (
     Config,
     DivergedError,
+    FencedError,
     OpenOptions,
     Position,
     SessionStore,
@@ -32,7 +33,7 @@ from perdure.store import (
     open_store,
 )
 from perdure.store.page import read_boot_id
-from perdure.store.promise import Promise
+from perdure.store.promise import Promise, read_promise
 from perdure.store.state import mark_state
 from tests.recovery.nodes import CLUSTER, NOW_MS, opened, replicate
 from tests.unit.shipping.test_replacing import Crash, dying_at
@@ -129,7 +130,10 @@ def cross(parted: Parted, old: Path | None = None) -> None:
         ReplicaLog(node).accept_reign(new.log.promise)
         taking = gather(new, node, parted.fork)
         assert taking.prepared is not None
-        assert begin_rejoin(path, taking.fork, taking.primary, taking.at, taking.prepared, "kept")
+        reign = read_promise(path)
+        assert begin_rejoin(
+            path, taking.fork, taking.primary, taking.at, taking.prepared, "kept", reign=reign
+        )
 
 
 def expect_same(old: Path, new: Path) -> None:
@@ -222,8 +226,36 @@ def test_a_state_that_has_moved_on_since_is_not_changed(tmp_path: Path) -> None:
         write(parted.old, random_, 5, "old")
         end = end_of(parted.old)
         assert taking.prepared is not None
-        assert not begin_rejoin(parted.old, taking.fork, "n1", taking.at, taking.prepared, "kept")
+        reign = read_promise(parted.old)
+        assert not begin_rejoin(
+            parted.old, taking.fork, "n1", taking.at, taking.prepared, "kept", reign=reign
+        )
     assert end_of(parted.old) == end
+
+
+def test_a_rejoin_decided_under_a_promise_that_is_over_changes_nothing(tmp_path: Path) -> None:
+    random_ = random.Random(SEED)
+    parted = Parted(tmp_path)
+    write(parted.old, random_, 20, "shared")
+    parted.part()
+    write(parted.old, random_, 20, "old")
+    write(parted.new, random_, 20, "new")
+    with opened(parted.new) as new, opened(parted.old) as old:
+        reign = new.log.promise
+        ReplicaLog(old).accept_reign(reign)
+        taking = gather(new, old, parted.fork)
+        assert taking.prepared is not None
+        with opened(parted.old) as other:  # meanwhile it stands for an epoch itself
+            other.log.lock_any()
+            other.log.give_promise(Promise(reign.epoch + 1, "n1"))
+            other.log.unlock()
+        end = end_of(parted.old)
+        with pytest.raises(FencedError, match="stays as it is"):
+            begin_rejoin(
+                parted.old, taking.fork, taking.primary, taking.at, taking.prepared, "kept", reign=reign
+            )
+    assert end_of(parted.old) == end
+    assert not (parted.old / "rejoin.plan").exists()
 
 
 def test_a_rejoin_is_whole_after_a_crash_at_any_step(tmp_path: Path) -> None:
@@ -248,7 +280,8 @@ def test_a_rejoin_is_whole_after_a_crash_at_any_step(tmp_path: Path) -> None:
         trust(copy)
         with dying_at(step):
             try:
-                begin_rejoin(copy, taking.fork, taking.primary, taking.at, made, "kept")
+                reign = read_promise(copy)
+                begin_rejoin(copy, taking.fork, taking.primary, taking.at, made, "kept", reign=reign)
                 is_over = True
             except Crash:
                 pass

@@ -17,7 +17,7 @@ from perdure.shipping.install import Incoming, finish_install
 from perdure.shipping.messages import unpack_payload
 from perdure.shipping.nodelog import NodeLog
 from perdure.shipping.replica_log import ReplicaLog
-from perdure.store import CorruptError, DivergedError, Position, SessionStore, WireError
+from perdure.store import CorruptError, DivergedError, FencedError, Position, SessionStore, WireError
 from perdure.store.page import Word
 from perdure.store.promise import Promise
 from perdure.store.snapshot import SnapshotHead, write_snapshot
@@ -81,7 +81,7 @@ def make_replica(tmp_path: Path) -> tuple[Path, list[Position]]:
 
 def cut(path: Path, to: Position) -> None:
     with opened(path) as node:
-        cut_log(node, to)
+        cut_log(node, to, node.log.promise)
 
 
 # -- cutting ---------------------------------------------------------------------------------------
@@ -98,6 +98,19 @@ def test_a_cut_log_ends_where_it_was_told_and_what_was_cut_is_kept(tmp_path: Pat
     with opened(path) as node:
         assert node.log.must_roll
         assert node.committed_lsn() == positions[0].lsn
+
+
+def test_a_cut_decided_under_a_promise_that_is_over_changes_nothing(tmp_path: Path) -> None:
+    path, positions = make_replica(tmp_path)
+    with opened(path) as node:
+        with opened(path) as other:  # another promotion of this node has begun its epoch meanwhile
+            other.log.lock_any()
+            start = other.log.start_epoch(Promise(2, "n2"), other.log.config, "test")
+            other.log.unlock()
+        with pytest.raises(FencedError, match="stays as it is"):
+            cut_log(node, positions[1], REIGN)
+    assert end_of(path) == start
+    assert not (path / "cut.plan").exists() and not list((path / "diverged").rglob("*.seg"))
 
 
 def test_a_handle_that_was_open_all_the_time_sees_the_cut(tmp_path: Path) -> None:
@@ -223,8 +236,10 @@ def primary(tmp_path: Path) -> Path:
     return path
 
 
-def receive(primary: Path, replica: Path, *, stop_after: int = 1 << 30) -> bool:
-    """Bring a snapshot over, without sockets; True if it was installed."""
+def receive(
+    primary: Path, replica: Path, *, stop_after: int = 1 << 30, before: Callable[[], None] = lambda: None
+) -> bool:
+    """Bring a snapshot over, without sockets; True if it was installed. `before` is called just before."""
     with opened(primary) as source, opened(replica) as target:
         snapshot = next((primary / "snapshots").glob("*.snap"))
         sender = SnapshotSender(source, snapshot, compress=False)
@@ -241,6 +256,7 @@ def receive(primary: Path, replica: Path, *, stop_after: int = 1 << 30) -> bool:
             while not incoming.check():
                 assert incoming._verifier is not None
                 incoming._verifier.join()
+            before()
             incoming.install()
         finally:
             incoming.close()
@@ -268,6 +284,24 @@ def test_an_installed_snapshot_is_a_store_that_frames_can_follow(tmp_path: Path,
         log.accept_reign(REIGN)
         assert log.append(REIGN, [run.raw for run in runs_of(primary, lsn)]) == end_of(primary)
         assert node.log.config.voters == ("n1", "n2")
+
+
+def test_a_snapshot_that_was_offered_under_a_promise_that_is_over_is_not_installed(
+    tmp_path: Path, primary: Path
+) -> None:
+    replica = make_node(tmp_path / "p2", "n2")
+
+    def promise() -> None:
+        with opened(replica) as other:
+            other.log.lock_any()
+            other.log.give_promise(Promise(7, "n2"))
+            other.log.unlock()
+
+    with pytest.raises(FencedError, match="stays as it is"):
+        receive(primary, replica, before=promise)
+    assert end_of(replica).lsn == 0
+    assert not (replica / "install.plan").exists()
+    assert receive(primary, replica)
 
 
 def test_what_arrived_before_a_death_is_not_asked_for_again(tmp_path: Path, primary: Path) -> None:
