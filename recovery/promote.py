@@ -156,7 +156,7 @@ class _Promotion:
         epoch = self._next_epoch(states)
         asked = Promise(epoch, self.name, self.alone)
         self.on_step("promise")
-        own = self._promise_self(asked)
+        own = self._promise_self(asked, is_first=True)
         self.on_step("gather")
         own, decision = self._gather(asked, own)
         if not decision.is_granted:
@@ -225,11 +225,21 @@ class _Promotion:
 
     # -- promises --------------------------------------------------------------------------------
 
-    def _promise_self(self, asked: Promise) -> Answer:
-        """Promise the epoch to itself: from here on the log takes nothing of an older one."""
+    def _promise_self(self, asked: Promise, *, is_first: bool = False) -> Answer:
+        """Promise the epoch to itself: from here on the log takes nothing of an older one.
+
+        The first time nobody may have done so: two promotions of one node, both with the same promise, would
+        take each other's for their own.
+        """
         log = self.log
         log.lock_any()
         try:
+            if is_first and read_promise(self.node.store) == asked:
+                raise PromiseRefusedError(
+                    f"another promotion of {self.name} was promised epoch {asked.epoch} meanwhile",
+                    node=self.name,
+                    hint="See whether it is primary now, or try again.",
+                )
             log.give_promise(asked)
             at = log.cursor.at
             log.flush(at.lsn)

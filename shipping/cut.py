@@ -23,7 +23,7 @@ import msgspec
 from ..store import names
 from ..store.backends import shares_state
 from ..store.cursor import LogCursor, SegmentFile, list_segments
-from ..store.errors import CorruptError, DivergedError
+from ..store.errors import CorruptError, DivergedError, FencedError
 from ..store.files import (
     make_directory,
     pread_exactly,
@@ -73,12 +73,20 @@ def cut_log(
 
     `reign` is the promise of this node under which that was decided. `is_open` says that frames of the same
     segment follow, `is_accepted` that what others confirmed may go, too, because a promotion accepted that.
-    Raises, with nothing changed, FencedError if the promise is another one by now, DivergedError if `to` is
+    Raises, with nothing changed, FencedError if the promise is another one by now, or the node itself has
+    begun that epoch, DivergedError if `to` is
     not in this log by its chain, or if the state holds what is behind it; CommittedError if that was
     confirmed by others.
     """
     lock = take_write_lock(node.store, reign)
     try:
+        begun = [
+            file.epoch for file in list_segments(names.log_path(node.store)) if file.epoch >= reign.epoch
+        ]
+        if begun and reign.candidate == node.node:
+            raise FencedError(
+                f"this node has begun epoch {max(begun)} meanwhile: the log stays as it is", path=node.store
+            )
         plan = _plan(node, to, is_open=is_open, is_accepted=is_accepted)
         with translated("cannot cut the log", node.store):
             publish_small(node.store / names.CUT_PLAN, MAGIC, VERSION, plan)

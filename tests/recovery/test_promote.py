@@ -116,7 +116,7 @@ def test_two_promotions_of_one_node_at_once_do_not_begin_an_epoch_twice(tmp_path
         if step == "promise":  # the second has chosen its epoch, and the first is quicker from here on
             first.append(promote(cluster.at["b"], cluster.voters("c")))
 
-    with pytest.raises(PerdureError, match="another promotion of b has begun epoch 2 meanwhile"):
+    with pytest.raises(PerdureError, match="another promotion of b was promised epoch 2 meanwhile"):
         promote(cluster.at["b"], cluster.voters("c"), on_step=on_step)
     assert first[0].epoch == 2
     assert _end(cluster.at["b"]) == first[0].start

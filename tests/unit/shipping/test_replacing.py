@@ -113,6 +113,19 @@ def test_a_cut_decided_under_a_promise_that_is_over_changes_nothing(tmp_path: Pa
     assert not (path / "cut.plan").exists() and not list((path / "diverged").rglob("*.seg"))
 
 
+def test_a_cut_for_an_epoch_that_this_node_has_begun_changes_nothing(tmp_path: Path) -> None:
+    path, positions = make_replica(tmp_path)
+    asked = Promise(2, "n2")
+    with opened(path) as node:
+        with opened(path) as other:
+            other.log.lock_any()
+            start = other.log.start_epoch(asked, other.log.config, "test")
+            other.log.unlock()
+        with pytest.raises(FencedError, match="has begun epoch 2"):
+            cut_log(node, positions[1], asked)
+    assert end_of(path) == start
+
+
 def test_a_handle_that_was_open_all_the_time_sees_the_cut(tmp_path: Path) -> None:
     path, positions = make_replica(tmp_path)
     with opened(path) as other:
