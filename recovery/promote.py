@@ -234,7 +234,8 @@ class _Promotion:
         log = self.log
         log.lock_any()
         try:
-            if is_first and read_promise(self.node.store) == asked:
+            held = read_promise(self.node.store)
+            if is_first and (held.epoch, held.candidate) == (asked.epoch, asked.candidate):
                 raise PromiseRefusedError(
                     f"another promotion of {self.name} was promised epoch {asked.epoch} meanwhile",
                     node=self.name,
