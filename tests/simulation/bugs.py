@@ -94,13 +94,16 @@ def _shorter_log_promoted() -> list[Patch]:
 def _epoch_reused() -> list[Patch]:
     """A candidate that was promised an epoch before takes the same one again."""
     promotion: Any = vars(import_module("perdure.recovery.promote"))["_Promotion"]
-    taken = promotion._next_epoch
+    taken, promised = promotion._next_epoch, promotion._promise_self
 
     def next_epoch(self: Any, states: Any) -> int:
         held = self.log.promise
         return int(held.epoch) if held.candidate == self.name else taken(self, states)
 
-    return [(promotion, "_next_epoch", next_epoch)]
+    def promise_self(self: Any, asked: Any, **_is_first: bool) -> Any:
+        return promised(self, asked)
+
+    return [(promotion, "_next_epoch", next_epoch), (promotion, "_promise_self", promise_self)]
 
 
 def _two_promised() -> list[Patch]:
