@@ -413,10 +413,12 @@ class LogFollower:
     def look_again(self, seen: int | None = None) -> None:
         """Read poison, promise, config and role anew; all else was looked at in generation `seen`."""
         self.flusher.check_poison()
-        self.generation = self.words[_GENERATION] if seen is None else seen
+        generation = self.words[_GENERATION] if seen is None else seen
         self.promise = read_promise(self.store)
         self.load_config()
         self._judge_role()
+        # Last: a thread with the write lock that sees it current appends by the role that it finds.
+        self.generation = generation
 
     def _judge_role(self) -> None:
         header, at = self.cursor.header, self.cursor.at

@@ -82,16 +82,18 @@ def test_what_was_appended_before_is_in_the_position_that_a_drain_answers(
 
     with ThreadPoolExecutor(4) as pool:
         writers = [pool.submit(write) for _ in range(4)]
-        number, deadline_s = 0, time.monotonic() + 60
-        while (number < 30 or store.count() <= 30) and time.monotonic() < deadline_s:
-            number += 1
-            at = begin_drain(node.log, number, 5_000)
-            assert node.end_on_disk() == at.position
-            time.sleep(0.002)  # room for a writer that would not wait
-            assert node.end_on_disk() == at.position
-            assert end_drain(node.log, number)
-            time.sleep(0.005)  # room for those that waited
-        stopping.set()
+        try:
+            number, deadline_s = 0, time.monotonic() + 60
+            while (number < 30 or store.count() <= 30) and time.monotonic() < deadline_s:
+                number += 1
+                at = begin_drain(node.log, number, 5_000)
+                assert node.end_on_disk() == at.position
+                time.sleep(0.002)  # room for a writer that would not wait
+                assert node.end_on_disk() == at.position
+                assert end_drain(node.log, number)
+                time.sleep(0.005)  # room for those that waited
+        finally:
+            stopping.set()
         written = sum(writer.result(20) for writer in writers)
     assert store.count() == written > 30
 
