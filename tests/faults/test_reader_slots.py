@@ -167,8 +167,8 @@ def test_when_dead_readers_have_all_slots_the_next_one_takes_theirs(
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
                 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-            for _ in range(3):  # the store's own view may have been given back meanwhile: a free slot or two
-                held.append(store._opened.backend.scan())
+            # The store's own view may have been given back meanwhile: a free slot or two.
+            held += [store._opened.backend.scan() for _ in range(3)]
             assert not readers_of(store).intersection(pids)
             assert store.peek(id) is not None
         for scan in held:
