@@ -68,6 +68,7 @@ class FactsReply(msgspec.Struct, frozen=True):
     epochs: list[tuple[Count, Count]]
     oldest_lsn: Count
     segments: list[tuple[Count, Count]]
+    committed_lsn: Count
     losses: list[tuple[Count, Count]]
     has_snapshot: bool
 

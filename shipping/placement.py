@@ -131,6 +131,7 @@ class Placement:
             oldest_lsn=reign.node.oldest_lsn(),
             segments=segments,
             slot_budget_bytes=reign.slot_budget_bytes,
+            committed_lsn=reign.node.committed_lsn(),
             has_snapshot=may_exceed and reign.find_snapshot() is not None,
         )
 

@@ -73,6 +73,7 @@ def tell_facts(node: NodeLog) -> FactsReply:
         epochs=node.epochs(),
         oldest_lsn=node.oldest_lsn(),
         segments=log_sizes(node.log.cursor.log)[-SEGMENTS_TOLD:],
+        committed_lsn=node.committed_lsn(),
         losses=list(accepted_losses(node)),
         has_snapshot=bool(list_snapshots(node.store / names.SNAPSHOTS)),
     )
@@ -86,6 +87,7 @@ def primary_facts(told: FactsReply, slot_budget_bytes: int) -> PrimaryFacts:
         oldest_lsn=told.oldest_lsn,
         segments=tuple(told.segments),
         slot_budget_bytes=slot_budget_bytes,
+        committed_lsn=told.committed_lsn,
         has_snapshot=told.has_snapshot,
         losses=tuple(told.losses),
     )

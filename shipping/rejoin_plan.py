@@ -15,7 +15,8 @@ with the primary's at the fork:
     | no fork is known, or either log begins behind it   | Bootstrap                                      |
     | its state is not beyond the fork, or can be made   | Truncate                                       |
     | anew from a snapshot that is not                   |                                                |
-    | its state is beyond the fork (k = 0)               | TakeKeys; Bootstrap if that would be too much  |
+    | its state is beyond the fork (k = 0, or the loss   | TakeKeys; Bootstrap if that would be too much, |
+    | is accepted)                                       | or the primary's state cannot be at the fork   |
 
 Invariant: an outcome that takes something off a log names the fork, and nothing that a majority confirmed
 stands behind it.
@@ -77,6 +78,8 @@ class PrimaryFacts(msgspec.Struct, frozen=True):
     """(first LSN, bytes) of the segments of its log, oldest first."""
     slot_budget_bytes: int
     """A replica that lacks more log than this gets a snapshot, if there is one."""
+    committed_lsn: int
+    """What its state may hold: in a new epoch perhaps less than the fork, until another node confirms it."""
     has_snapshot: bool = False
     losses: tuple[tuple[int, int], ...] = ()
     """(LSN of an EPOCH_START, first LSN of the history before it that its promotion accepted to lose)."""
@@ -181,11 +184,20 @@ def _decide_parted(replica: ReplicaFacts, primary: PrimaryFacts, fork: Common) -
         ):
             return Truncate(fork)
         return Bootstrap(fork, True, "it has no snapshot from before its log parted")
+    why = _why_no_keys(replica, primary, fork)
+    return Bootstrap(fork, True, why) if why else TakeKeys(fork)
+
+
+def _why_no_keys(replica: ReplicaFacts, primary: PrimaryFacts, fork: Common) -> str:
+    """Why touched keys cannot be taken one by one; empty if they can."""
+    if primary.committed_lsn < fork.lsn:
+        # Its state cannot get there, perhaps not before this very replica confirms the new epoch.
+        return "the primary does not know yet that the fork is committed"
     if not replica.takes_keys:
-        return Bootstrap(fork, True, "the keys that it changed cannot be taken one by one")
+        return "the keys that it changed cannot be taken one by one"
     if bytes_behind(primary.segments, fork.lsn) > KEYS_LOG_BYTES_MAX:
-        return Bootstrap(fork, True, "too much was written since to take the changed keys one by one")
-    return TakeKeys(fork)
+        return "too much was written since to take the changed keys one by one"
+    return ""
 
 
 def bytes_behind(segments: Sequence[tuple[int, int]], lsn: int) -> int:

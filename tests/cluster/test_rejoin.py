@@ -9,7 +9,7 @@ import pytest
 from perdure.recovery import plan_rejoin, rejoin, take_snapshot
 from perdure.shipping import open_node_log, read_fault
 from perdure.store import Config, DivergedError, NotPrimaryError, SessionStore
-from perdure.store.page import Word
+from perdure.store.page import ControlPage, Word, read_boot_id
 from perdure.store.promise import Promise
 from tests.cluster.nodes import HOST, SECRET, Cluster, cluster_of, session_ids, until
 from tests.cluster.test_shipping_safety import become_primary, write_uncommitted
@@ -37,6 +37,15 @@ def return_of_n1(cluster: Cluster) -> None:
     cluster.serve_here("n1")
     cluster.fold_here("n1")
     cluster.ship_here("n2", make_snapshot=lambda: take_snapshot(cluster.path("n2")).path)
+
+
+def set_word(cluster: Cluster, name: str, word: Word, value: int) -> None:
+    """Have a node know something else than it found out by itself."""
+    page = ControlPage(cluster.path(name) / "control", read_boot_id())
+    try:
+        page.words[word] = value
+    finally:
+        page.close()
 
 
 def kept_bytes(cluster: Cluster, name: str) -> bytes:
@@ -173,24 +182,50 @@ def test_a_node_that_rejoins_by_command_waits_for_it(tmp_path: Path) -> None:
         assert (anew.way, anew.exported_events) == ("bootstrap", 0)
 
 
-def test_a_fault_of_two_primaries_is_gone_over_by_force(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("is_folded", "is_known", "way"),
+    [
+        (False, True, "truncate"),
+        (False, False, "truncate"),
+        (True, True, "take-keys"),
+        (True, False, "bootstrap"),
+    ],
+)
+def test_a_fault_of_two_primaries_is_gone_over_by_force(
+    tmp_path: Path, is_folded: bool, is_known: bool, way: str
+) -> None:
+    """`is_folded`: n1's state is beyond the fork. `is_known`: n3 knows that the fork is committed; if not,
+    it learns that only once n1, the one other node that runs, has confirmed its epoch."""
     with cluster_of(tmp_path, 3, sync_replicas=1) as cluster:
-        cluster.start_here()
+        cluster.serve_here("n2", "n3")
+        cluster.fold_here("n2")
+        cluster.ship_here("n1")
         store = cluster.open("n1")
-        store.create({"n": 0})
-        until(lambda: cluster.end("n3") == cluster.end("n1") == cluster.end("n2"), "all have it")
+        kept = store.create({"n": 0})
+        fork = cluster.end("n1").lsn
+        until(lambda: cluster.word("n3", Word.COMMITTED) == fork, "all have it")
+        store.close()
         lost = write_uncommitted(cluster, "n1", ("n2",))
-        store._log.words[Word.COMMITTED] = cluster.end("n1").lsn
+        set_word(cluster, "n1", Word.COMMITTED, cluster.end("n1").lsn)
+        if is_folded:
+            with SessionStore.open(cluster.path("n1")) as store:
+                store.fold()
+        if not is_known:
+            set_word(cluster, "n3", Word.COMMITTED, fork - 1)
         become_primary(cluster, "n3", Promise(2, "n3"), Config(cluster.names, 1))
         cluster.serve_here("n1", "n3")
-        cluster.ship_here("n3")
+        cluster.ship_here("n3", make_snapshot=lambda: take_snapshot(cluster.path("n3")).path)
         until(lambda: read_fault(cluster.path("n1")), "n1 says that it is at fault")
         peers = {"n3": (HOST, cluster.ports["n3"])}
         with pytest.raises(DivergedError, match="two primaries"):
             rejoin(cluster.path("n1"), peers, SECRET, timeout_s=20)
-        assert rejoin(cluster.path("n1"), peers, SECRET, force=True, timeout_s=20).is_done
+        done = rejoin(cluster.path("n1"), peers, SECRET, force=True, timeout_s=20)
+        assert (done.is_done, done.way) == (True, way)
         assert not read_fault(cluster.path("n1"))
         assert lost.encode() in kept_bytes(cluster, "n1")
+        cluster.fold_here("n1")
+        cluster.wait_applied(fork + 1, "n1")
+        assert session_ids(cluster.path("n1")) == {kept}
 
 
 def test_records_that_cannot_be_taken_lead_to_a_snapshot(

@@ -34,6 +34,7 @@ PRIMARY = PrimaryFacts(
     oldest_lsn=1,
     segments=((1, 1000), (101, 1000)),
     slot_budget_bytes=10_000,
+    committed_lsn=150,
 )
 # An old primary: epoch 1 up to LSN 120.
 REPLICA = ReplicaFacts(
@@ -101,6 +102,9 @@ NAMES = {Follow: "follow", Truncate: "truncate", TakeKeys: "keys", Bootstrap: "b
         ({"applied_lsn": 120, "takes_keys": False}, {}, "bootstrap"),
         ({"applied_lsn": 120, "is_sound": False}, {}, "bootstrap"),
         ({"applied_lsn": 120}, {"segments": ((1, 9), (101, KEYS_LOG_BYTES_MAX + 1))}, "bootstrap"),
+        ({"applied_lsn": 120}, {"committed_lsn": 100}, "keys"),
+        ({"applied_lsn": 120}, {"committed_lsn": 99}, "bootstrap"),
+        ({"applied_lsn": 100}, {"committed_lsn": 99}, "truncate"),
         ({"applied_lsn": 120}, FULL, "bootstrap"),
         ({}, FULL, "bootstrap"),
         ({"applied_lsn": 120}, LATE, "bootstrap"),
@@ -226,7 +230,7 @@ def test_the_fork_is_the_longest_common_beginning_of_any_two_histories() -> None
         k = random_.randrange(2)
         outcome = decide_rejoin(
             ReplicaFacts(end_of(theirs), epochs_of(theirs), 1, applied, applied, k),
-            PrimaryFacts(end_of(ours), epochs_of(ours), 1, ((1, 100),), 1000),
+            PrimaryFacts(end_of(ours), epochs_of(ours), 1, ((1, 100),), 1000, len(ours)),
         )
         expect(outcome, common, len(theirs), applied, k, f"seed {SEED} number {number}")
         seen[type(outcome)] = seen.get(type(outcome), 0) + 1
