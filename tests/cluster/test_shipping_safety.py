@@ -256,6 +256,20 @@ def test_a_shipper_of_an_older_epoch_is_refused(tmp_path: Path) -> None:
         assert cluster.end("n2").lsn == 0
 
 
+def test_a_replica_that_has_caught_up_counts_as_connected_before_the_next_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cluster_of(tmp_path, 2, sync_replicas=1) as cluster:
+        cluster.start_here()
+        cluster.open("n1").create({"n": 0})
+        write_uncommitted(cluster, "n1", ())
+        monkeypatch.setattr("perdure.shipping.peer.HEARTBEAT_MS", 1_000_000)
+        cluster.serve_here("n2")
+        cluster.ship_here("n1")
+        until(lambda: cluster.word("n1", Word.VOTERS_CONNECTED) == 1, "writers may go on", timeout_s=5)
+        assert cluster.end("n2") == cluster.end("n1")
+
+
 def write_uncommitted(cluster: Cluster, primary: str, reached: tuple[str, ...]) -> str:
     """Let a write reach some replicas' logs without being committed; answers its id. All are down then."""
     cluster.stop_here()
