@@ -43,7 +43,7 @@ from ..store.files import (
 from ..store.frame import FRAME_BYTES_MAX, cluster_key
 from ..store.identity import Identity, read_identity
 from ..store.ids import StatePosition
-from ..store.promise import read_promise
+from ..store.promise import Promise
 from ..store.segment import HEADER_BYTES, SegmentHeader, encode_header
 from ..store.smallfile import publish_small, read_small_file
 from ..store.snapshot import verify_snapshot
@@ -85,9 +85,10 @@ class InstallPlan(msgspec.Struct, frozen=True):
 class Incoming:
     """A snapshot that arrives."""
 
-    def __init__(self, node: NodeLog, offer: SnapshotOffer) -> None:
+    def __init__(self, node: NodeLog, offer: SnapshotOffer, reign: Promise) -> None:
+        """`reign` is the promise of this node under which the snapshot is offered."""
         self._node = node
-        self._reign = read_promise(node.store)
+        self._reign = reign
         self._offer = offer
         self._at = StatePosition(*offer.at)
         self._folder = node.store / names.INCOMING
@@ -145,8 +146,8 @@ class Incoming:
     def install(self) -> None:
         """Replace this node's log by what has arrived. Its handles have to be opened anew afterwards.
 
-        Raises FencedError, with nothing changed, if this node has given another promise since the snapshot
-        was offered.
+        Raises FencedError, with nothing changed, if this node has given another promise than the one under
+        which the snapshot was offered.
         """
         store = self._node.store
         self.close()

@@ -394,11 +394,11 @@ class Receiver:
         """What the state holds, also before the folder has looked at it."""
         return self.node.folded_lsn() or state_lsn(self.node.store)
 
-    def begin_install(self, offer: SnapshotOffer) -> SnapshotWant:
-        """A snapshot comes: say how much of it is here already."""
+    def begin_install(self, offer: SnapshotOffer, reign: Promise) -> SnapshotWant:
+        """A snapshot comes from the primary of a reign: say how much of it is here already."""
         if self._incoming is not None:
             self._incoming.close()
-        self._incoming = Incoming(self.node, offer)
+        self._incoming = Incoming(self.node, offer, reign)
         return self._incoming.want()
 
     def take_piece(self, piece: Piece, raw: bytes) -> tuple[int, int]:

@@ -155,7 +155,7 @@ class Visitor:
             case Stage.MEETING, Parted() if self.reign:
                 self._receiver.has_parted(message)
             case Stage.MEETING, SnapshotOffer() if self.reign:
-                self.link.send(self._receiver.begin_install(message))
+                self.link.send(self._receiver.begin_install(message, self.reign))
                 self.stage = Stage.SNAPSHOT
             case Stage.SNAPSHOT, Piece():
                 raw = unpack_payload(payload, message.raw_bytes, message.compressed)

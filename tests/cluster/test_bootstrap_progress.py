@@ -51,7 +51,7 @@ def test_however_often_either_side_dies_no_byte_is_written_twice(tmp_path: Path)
         while not is_whole:
             with opened(cluster.path("n1")) as source, opened(cluster.path("n2")) as target:
                 sender = SnapshotSender(source, snapshot, compress=True)
-                incoming = Incoming(target, sender.offer)
+                incoming = Incoming(target, sender.offer, target.log.promise)
                 want = incoming.want()
                 assert [want.snapshot_offset, want.log_offset] == sent, f"seed {SEED}"
                 sender.want(want)

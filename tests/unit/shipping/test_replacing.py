@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,8 @@ from perdure.shipping.cut import cut_log, finish_cut
 from perdure.shipping.folder import Folder
 from perdure.shipping.install import Incoming, finish_install
 from perdure.shipping.messages import unpack_payload
-from perdure.shipping.nodelog import NodeLog
+from perdure.shipping.nodelog import NodeLog, open_node_log
+from perdure.shipping.receiver import Receiver
 from perdure.shipping.replica_log import ReplicaLog
 from perdure.store import CorruptError, DivergedError, FencedError, Position, SessionStore, WireError
 from perdure.store.page import Word
@@ -34,6 +35,7 @@ from tests.unit.shipping.logs import (
 )
 
 REIGN = Promise(1, "n1")
+HOST = "127.0.0.1"
 
 
 class Crash(BaseException):
@@ -256,7 +258,7 @@ def receive(
     with opened(primary) as source, opened(replica) as target:
         snapshot = next((primary / "snapshots").glob("*.snap"))
         sender = SnapshotSender(source, snapshot, compress=False)
-        incoming = Incoming(target, sender.offer)
+        incoming = Incoming(target, sender.offer, target.log.promise)
         try:
             sender.want(incoming.want())
             while (found := sender.next_message()) is not None:
@@ -275,6 +277,29 @@ def receive(
             incoming.close()
             sender.close()
     return True
+
+
+def test_a_snapshot_that_an_older_primary_offers_is_not_installed_over_an_epoch_that_the_node_began(
+    tmp_path: Path, primary: Path
+) -> None:
+    """The promise is given between the welcome and the offer: the offer is of the reign of the welcome."""
+    replica, _ = make_replica(tmp_path)
+    with opened(primary) as source, closing(Receiver(open_node_log(replica, []), HOST, 0, b"")) as receiver:
+        with opened(replica) as other:
+            other.log.lock_any()
+            start = other.log.start_epoch(Promise(9, "n2"), other.log.config, "test")
+            other.log.unlock()
+        sender = SnapshotSender(source, next((primary / "snapshots").glob("*.snap")), compress=False)
+        sender.want(receiver.begin_install(sender.offer, REIGN))
+        while (found := sender.next_message()) is not None:
+            receiver.take_piece(*found)
+        sender.close()
+        while (incoming := receiver._incoming) is not None:
+            receiver._install_if_whole()
+            if incoming._verifier is not None:
+                incoming._verifier.join()
+    assert end_of(replica) == start
+    assert not (replica / "install.plan").exists()
 
 
 def at_of_snapshot(primary: Path) -> int:
@@ -322,7 +347,7 @@ def test_what_arrived_before_a_death_is_not_asked_for_again(tmp_path: Path, prim
     assert not receive(primary, replica, stop_after=100)
     with opened(primary) as source, opened(replica) as target:
         sender = SnapshotSender(source, next((primary / "snapshots").glob("*.snap")), compress=False)
-        incoming = Incoming(target, sender.offer)
+        incoming = Incoming(target, sender.offer, target.log.promise)
         assert incoming.want().snapshot_offset == 100
         incoming.close()
         sender.close()
@@ -349,7 +374,7 @@ def test_pieces_out_of_order_or_beyond_the_offer_are_refused(tmp_path: Path, pri
     replica = make_node(tmp_path / "p2", "n2")
     with opened(primary) as source, opened(replica) as target:
         sender = SnapshotSender(source, next((primary / "snapshots").glob("*.snap")), compress=False)
-        incoming = Incoming(target, sender.offer)
+        incoming = Incoming(target, sender.offer, target.log.promise)
         sender.want(incoming.want())
         found = sender.next_message()
         assert found is not None
@@ -398,7 +423,7 @@ def test_an_installation_is_whole_after_a_crash_at_any_step(tmp_path: Path, prim
 def fill(source: NodeLog, target: NodeLog, primary: Path) -> Incoming:
     """A snapshot that has arrived and was checked, but is not installed."""
     sender = SnapshotSender(source, next((primary / "snapshots").glob("*.snap")), compress=False)
-    incoming = Incoming(target, sender.offer)
+    incoming = Incoming(target, sender.offer, target.log.promise)
     sender.want(incoming.want())
     while (found := sender.next_message()) is not None:
         incoming.take(*found)
