@@ -16,6 +16,7 @@ from time import monotonic_ns, time_ns
 from typing import Final
 
 from ..shipping.credentials import Secret
+from ..shipping.cut import finish_cut
 from ..shipping.detection import PeerHealth
 from ..shipping.messages_health import StandReply
 from ..shipping.monitor_pipe import Done, Order, Pipe, Report, Told
@@ -149,6 +150,7 @@ class Elector:
         at_ms = monotonic_ns() // 1_000_000
         if at_ms - self._fault_ms >= FAULT_MS:
             self._fault_ms = at_ms
+            self._finish_cut()
             plans = [name for name in _PLANS if (self._store / name).exists()]
             self._fault = f"{plans[0]} is under way" if plans else why_unfit(self._store)
         failing, epoch = self._report.failing, int(words[Word.EPOCH])
@@ -168,6 +170,17 @@ class Elector:
             fault=self._fault or failing,
             failing=failing,
         )
+
+    def _finish_cut(self) -> None:
+        """What a promotion of this node had begun when it was killed: nobody else may come to finish it."""
+        if not (self._store / names.CUT_PLAN).exists() or is_candidate(self._store):
+            return
+        try:
+            if finish_cut(self._store):
+                self._node.end_on_disk()  # which the page does not say before somebody has looked
+                logger.warning("finished a cut that was broken off: node=%s", self._name)
+        except (PerdureError, OSError) as error:
+            logger.error("cannot finish a cut: node=%s error=%s", self._name, error)
 
     # -- carrying out ----------------------------------------------------------------------------
 

@@ -275,6 +275,17 @@ class Receiver:
         told = read_permission(self.node.store)
         return told is not None and told.is_anew
 
+    def accept_reign(self, reign: Promise) -> Position:
+        """As ReplicaLog.accept_reign, on a log that nothing is to be taken off any more.
+
+        A promotion of this node that was killed amid a cut leaves its plan. Whoever finishes that later would
+        take off what was appended, and acknowledged, meanwhile. No older promotion plans one from here on.
+        """
+        end = self.replica.accept_reign(reign)
+        if finish_cut(self.node.store):
+            end = self.replica.accept_reign(reign)
+        return end
+
     def announced(self, committed_lsn: int) -> None:
         self.replica.commit(committed_lsn)
 
@@ -369,7 +380,7 @@ class Receiver:
     def cut(self, cut: Cut, reign: Promise) -> None:
         """End this log where the primary says; see cut_log."""
         to = Position(*cut.to)
-        self.replica.accept_reign(reign)
+        self.accept_reign(reign)
         try:
             cut_log(self.node, to, reign, is_open=cut.is_open, is_accepted=cut.is_accepted)
             if cut.is_accepted:

@@ -203,7 +203,7 @@ class Visitor:
     def welcome(self, reign: Promise) -> None:
         """Say where this node's log ends."""
         receiver = self._receiver
-        end = receiver.replica.accept_reign(reign)
+        end = receiver.accept_reign(reign)
         node = receiver.node
         told = read_permission(node.store)
         self.link.send(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.shipping import open_node_log, serve_receiver
+from perdure.shipping import cut, open_node_log, serve_receiver
 from perdure.store import (
     Config,
     FencedError,
@@ -23,12 +23,14 @@ from perdure.store import (
     UsageError,
     WireError,
     init_store,
+    names,
 )
 from perdure.store.event import Kind, Reason, encode_event
 from perdure.store.fold import Fold
 from perdure.store.page import Word
 from perdure.store.promise import Promise, read_promise
 from perdure.store.session import encode_session
+from perdure.store.smallfile import publish_small
 from tests.cluster.nodes import CLUSTER, HOST, NOW_MS, SECRET, Cluster, cluster_of, until
 
 OTHER_SECRET = b"another secret, 32 bytes long..."
@@ -244,6 +246,33 @@ def test_an_uncommitted_tail_of_a_replica_is_exported_and_cut(tmp_path: Path) ->
         with SessionStore.open(cluster.path("n2")) as reader:
             assert reader.peek(new) is not None
             assert reader.count() == 2
+
+
+def test_a_cut_that_a_dead_promotion_left_takes_off_nothing_that_is_acknowledged_later(
+    tmp_path: Path,
+) -> None:
+    with cluster_of(tmp_path, 2, sync_replicas=1) as cluster:
+        cluster.start_here()
+        store = cluster.open("n1", write_timeout_ms=30_000)
+        store.create({"n": 0})
+        until(lambda: cluster.end("n2") == cluster.end("n1"), "n2 has it")
+        fork = cluster.end("n2")
+        store.create({"n": 1})
+        cluster.stop_here()
+        cluster.serve_here("n2")
+        # A promotion of n2 was killed before it had cut what the plan says; n2's receiver goes on.
+        publish_small(
+            cluster.path("n2") / names.CUT_PLAN,
+            cut.MAGIC,
+            cut.VERSION,
+            cut.CutPlan(*fork, committed_lsn=0, folder="a-plan", is_open=True),
+        )
+        cluster.ship_here("n1")
+        store.create({"n": 2})
+        end = cluster.end("n1")
+        cluster.stop_here()
+        cluster.serve_here("n2")  # whoever opens the log for itself finishes what was planned
+        assert cluster.end("n2") == end
 
 
 def test_a_shipper_of_an_older_epoch_is_refused(tmp_path: Path) -> None:

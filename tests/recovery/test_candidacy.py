@@ -13,11 +13,13 @@ from perdure.recovery.election import ElectionOptions
 from perdure.recovery.elector import Elector
 from perdure.recovery.promote import promote
 from perdure.recovery.takeovers import read_takeovers
+from perdure.shipping import cut
 from perdure.shipping.detection import PeerHealth, Verdict
 from perdure.shipping.messages_health import Beat
 from perdure.shipping.monitor_pipe import Pipe, Report, pipe_pair
 from perdure.shipping.unmonitored import NOBODY
 from perdure.store import LockTimeoutError, Promise, StoreMissingError, names, read_promise
+from perdure.store.smallfile import publish_small
 from tests.recovery.nodes import DirectoryVoters, make_node, make_primary, opened, replicate, write
 
 
@@ -96,6 +98,20 @@ def test_an_elector_stands_once_a_promotion_of_its_node_came_to_nothing(
     assert read_promise(nodes["b"]) == Promise(3, "b")
     with opened(nodes["b"]) as node:
         assert node.log.is_primary
+
+
+def test_a_cut_that_a_promotion_left_when_it_was_killed_does_not_keep_the_node_from_standing(
+    nodes: dict[str, Path], elector: Elector
+) -> None:
+    with opened(nodes["b"]) as node:
+        cursor = node.cursor()
+        cursor.seek(5)
+        plan = cut.CutPlan(*cursor.at.position, committed_lsn=0, folder="a-plan", is_open=True)
+        cursor.close()
+    publish_small(nodes["b"] / names.CUT_PLAN, cut.MAGIC, cut.VERSION, plan)
+    own = elector._own()
+    assert not (nodes["b"] / names.CUT_PLAN).exists()
+    assert (own.fault, own.epoch, own.lsn) == ("", 1, 5)  # it may stand, and fetches what it lacks
 
 
 def test_a_candidacy_waits_for_the_one_before_it_until_its_epoch_has_begun(
