@@ -70,7 +70,7 @@ class FactsReply(msgspec.Struct, frozen=True):
     segments: list[tuple[Count, Count]]
     committed_lsn: Count
     losses: list[tuple[Count, Count]]
-    has_snapshot: bool
+    snapshot_lsn: Count
 
 
 RejoinMessage: TypeAlias = Parted | KeysOffer | KeysAsk | KeysReply | FactsAsk | FactsReply

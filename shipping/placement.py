@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from ..store import names
 from ..store.cursor import LogCursor, list_segments
 from ..store.ids import Position
 from .bootstrap import log_sizes
@@ -125,6 +126,8 @@ class Placement:
         reign = self._reign
         segments = tuple(log_sizes(reign.node.log.cursor.log))
         may_exceed = bytes_behind(segments, 0) > reign.slot_budget_bytes
+        snapshot = reign.find_snapshot() if may_exceed else None
+        place = names.parse_snapshot_name(snapshot.name) if snapshot is not None else None
         return PrimaryFacts(
             end=reign.window.end,
             epochs=tuple(reign.node.epochs()),
@@ -132,7 +135,7 @@ class Placement:
             segments=segments,
             slot_budget_bytes=reign.slot_budget_bytes,
             committed_lsn=reign.node.committed_lsn(),
-            has_snapshot=may_exceed and reign.find_snapshot() is not None,
+            snapshot_lsn=place[0] if place is not None else 0,
         )
 
     def _compare(self, found: Position) -> Verdict:

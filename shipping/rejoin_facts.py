@@ -75,7 +75,7 @@ def tell_facts(node: NodeLog) -> FactsReply:
         segments=log_sizes(node.log.cursor.log)[-SEGMENTS_TOLD:],
         committed_lsn=node.committed_lsn(),
         losses=list(accepted_losses(node)),
-        has_snapshot=bool(list_snapshots(node.store / names.SNAPSHOTS)),
+        snapshot_lsn=max((file.lsn for file in list_snapshots(node.store / names.SNAPSHOTS)), default=0),
     )
 
 
@@ -88,7 +88,7 @@ def primary_facts(told: FactsReply, slot_budget_bytes: int) -> PrimaryFacts:
         segments=tuple(told.segments),
         slot_budget_bytes=slot_budget_bytes,
         committed_lsn=told.committed_lsn,
-        has_snapshot=told.has_snapshot,
+        snapshot_lsn=told.snapshot_lsn,
         losses=tuple(told.losses),
     )
 

@@ -7,7 +7,8 @@ with the primary's at the fork:
     | the replica                                        | outcome                                        |
     |----------------------------------------------------|------------------------------------------------|
     | has nothing behind the fork                        | Follow; Bootstrap if the log is gone, or more  |
-    |                                                    | than its budget is missing                     |
+    |                                                    | than its budget is missing, and a snapshot is  |
+    |                                                    | further                                        |
     | k >= 1, and something behind the fork is committed | Refuse: two primaries have committed; unless a |
     |                                                    | promotion accepted that loss, or it is forced  |
     | rejoins by command only                            | Refuse, until it is told to                    |
@@ -77,10 +78,11 @@ class PrimaryFacts(msgspec.Struct, frozen=True):
     segments: tuple[tuple[int, int], ...]
     """(first LSN, bytes) of the segments of its log, oldest first."""
     slot_budget_bytes: int
-    """A replica that lacks more log than this gets a snapshot, if there is one."""
+    """A replica that lacks more log than this gets a snapshot, if there is one that is further."""
     committed_lsn: int
     """What its state may hold: in a new epoch perhaps less than the fork, until another node confirms it."""
-    has_snapshot: bool = False
+    snapshot_lsn: int = 0
+    """Where its newest snapshot stands; 0 if there is none, or none is needed."""
     losses: tuple[tuple[int, int], ...] = ()
     """(LSN of an EPOCH_START, first LSN of the history before it that its promotion accepted to lose)."""
 
@@ -207,7 +209,8 @@ def bytes_behind(segments: Sequence[tuple[int, int]], lsn: int) -> int:
 
 
 def _is_over_budget(primary: PrimaryFacts, lsn: int) -> bool:
-    return primary.has_snapshot and bytes_behind(primary.segments, lsn) > primary.slot_budget_bytes
+    """Never for a snapshot that is no further: behind that it would be over its budget again, for ever."""
+    return primary.snapshot_lsn > lsn and bytes_behind(primary.segments, lsn) > primary.slot_budget_bytes
 
 
 def _gone(primary: PrimaryFacts) -> str:

@@ -64,6 +64,21 @@ def test_a_replica_over_its_budget_gets_a_snapshot_instead_of_the_log(tmp_path: 
         assert list_segments(cluster.path("n2") / "log")[0].first_lsn > 1
 
 
+def test_a_replica_over_its_budget_behind_the_newest_snapshot_gets_that_once_and_then_the_log(
+    tmp_path: Path,
+) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        write_segments(cluster)
+        snapshot = take_snapshot(cluster.path("n1"))
+        write_segments(cluster)
+        cluster.serve_here("n2")
+        cluster.fold_here("n2")
+        cluster.ship_here("n1", options=ShipperOptions(slot_budget_bytes=64 << 10))
+        expect_same(cluster)
+        assert 1 < list_segments(cluster.path("n2") / "log")[0].first_lsn <= snapshot.lsn + 1
+        assert len(list((cluster.path("n2") / "aside").glob("replaced-*"))) == 1
+
+
 def test_no_log_is_kept_for_a_replica_that_is_away_for_longer_than_its_budget(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 2) as cluster:
         cluster.ports["n2"] = 1  # nobody listens there

@@ -68,7 +68,7 @@ EXAMPLES: list[Message] = [
     messages_rejoin.KeysAsk(2),
     messages_rejoin.KeysReply(2),
     messages_rejoin.FactsAsk(),
-    messages_rejoin.FactsReply("n1", True, POSITION, [(1, 1)], 1, [(1, 500)], 88, [(90, 80)], True),
+    messages_rejoin.FactsReply("n1", True, POSITION, [(1, 1)], 1, [(1, 500)], 88, [(90, 80)], 70),
     messages_server.Failed("LockTimeoutError", "no", path="/p", lsn=4, position=POSITION, actual=3),
     messages_forward.PositionAsk(True, 100),
     messages_forward.ForwardAsk(bytes(16), 1, 3, True),

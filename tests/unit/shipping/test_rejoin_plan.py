@@ -59,7 +59,7 @@ def primary(**changes: Any) -> PrimaryFacts:
 BEHIND = {"end": Position(1, 90, 5)}
 EMPTY = {"end": Position(0, 0, 0), "epochs": (), "oldest_lsn": 0}
 STRANGER = {"end": Position(2, 120, 5), "epochs": ((2, 80),), "oldest_lsn": 80}
-FULL = {"slot_budget_bytes": 500, "has_snapshot": True}
+FULL = {"slot_budget_bytes": 500, "snapshot_lsn": 130}
 LATE = {"oldest_lsn": 110, "epochs": ((3, 110),), "segments": ((110, 1000),)}
 OWN = {"is_state_shared": False, "applied_lsn": 120}
 NAMES = {Follow: "follow", Truncate: "truncate", TakeKeys: "keys", Bootstrap: "bootstrap", Refuse: "refuse"}
@@ -76,7 +76,10 @@ NAMES = {Follow: "follow", Truncate: "truncate", TakeKeys: "keys", Bootstrap: "b
         (BEHIND | {"committed_lsn": 90, "applied_lsn": 90, "sync_replicas": 1}, {}, "follow"),
         (BEHIND | {"is_automatic": False}, {}, "follow"),
         (BEHIND, FULL, "bootstrap"),
-        (BEHIND, FULL | {"has_snapshot": False}, "follow"),
+        (BEHIND, FULL | {"snapshot_lsn": 91}, "bootstrap"),
+        (BEHIND, FULL | {"snapshot_lsn": 90}, "follow"),  # it would lack as much again
+        (BEHIND, FULL | {"snapshot_lsn": 0}, "follow"),
+        ({}, FULL | {"snapshot_lsn": 100}, "truncate"),
         (BEHIND, LATE, "bootstrap"),
         (EMPTY, LATE, "bootstrap"),
         (BEHIND | {"is_automatic": False}, LATE, "bootstrap"),
