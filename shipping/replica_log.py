@@ -10,7 +10,7 @@ from ..store.errors import FencedError, PromiseRefusedError, StorageFullError, W
 from ..store.files import remove_durably
 from ..store.ids import Position
 from ..store.page import Word
-from ..store.promise import Promise, read_promise
+from ..store.promise import NO_PROMISE, Promise, read_promise
 from .empty_tail import leave_empty_tail
 from .frames_in import Piece, split_frames
 from .nodelog import NodeLog
@@ -29,6 +29,8 @@ class ReplicaLog:
         self.node = node
         self._log = node.log
         self._announced_lsn = 0
+        self._announcer = NO_PROMISE
+        """The primary that said so: it says nothing of the frames of another one."""
 
     # -- promises --------------------------------------------------------------------------------
 
@@ -49,6 +51,8 @@ class ReplicaLog:
                     if promise.epoch > held.epoch:
                         raise  # not over, but absurd
                     raise self.fenced() from error
+            if promise != self._announcer:
+                self._announced_lsn, self._announcer = 0, promise
             self._sync()
             return log.cursor.at.position
         finally:

@@ -261,8 +261,8 @@ class Visitor:
         self.echo_us = heartbeat.monotonic_us
         replica = self._receiver.replica
         if self.reign is not None and not replica.hear_time(self.reign, heartbeat.time_ms):
-            self.echo_us = 0  # it confirms nothing any more
-        if self.stage is Stage.STREAMING:
+            self.echo_us = 0  # it confirms nothing any more, nor does it say what is committed
+        elif self.stage is Stage.STREAMING:
             self._receiver.announced(heartbeat.committed_lsn)
             if self.echo_us:
                 replica.hear_commit(heartbeat.committed_lsn, self.heard_ms)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.shipping import ForwardService, Server, ServerClient, peer, server, visitor
+from perdure.shipping import ForwardService, Server, ServerClient, open_node_log, peer, server, visitor
 from perdure.shipping.auth import CLIENT, NONCE_BYTES, SHIPPER, Connecting
 from perdure.shipping.messages import (
     ENVELOPE,
@@ -25,6 +25,7 @@ from perdure.shipping.messages import (
     Challenge,
     Frames,
     Greet,
+    Heartbeat,
     Pause,
     Peers,
     PromiseAsk,
@@ -40,10 +41,11 @@ from perdure.shipping.messages import (
 )
 from perdure.shipping.receiver import STRANGERS_MAX
 from perdure.shipping.wire_types import NODES_MAX
-from perdure.store import FencedError, PromiseRefusedError, SessionStore, read_promise, zstd
+from perdure.store import Config, FencedError, PromiseRefusedError, SessionStore, read_promise, zstd
 from perdure.store.cursor import list_segments
 from perdure.store.errors import WireError
 from perdure.store.ids import EPOCH_JUMP_MAX, EPOCH_MAX
+from perdure.store.page import Word
 from perdure.store.promise import NO_PROMISE, Promise, decide_promise
 from tests.cluster.nodes import CLUSTER, SECRET, Cluster, cluster_of, until
 from tests.support.fuzz import SEED_VARIABLE, damaged
@@ -329,6 +331,26 @@ def test_frames_damaged_in_any_way_never_get_into_the_log(tmp_path: Path) -> Non
             now = footprint(cluster.path("n2"))
             assert now == before, f"{SEED_VARIABLE}={SEED} round={round_}"
         assert is_served(cluster)
+
+
+def test_a_primary_that_was_replaced_commits_nothing_on_the_node_that_replaced_it(tmp_path: Path) -> None:
+    """Its connection may be there a moment longer, and what it has committed may be lost by consent."""
+    with cluster_of(tmp_path, 2) as cluster:
+        filled(cluster)
+        intruder, welcome = as_primary(cluster)
+        with intruder:
+            intruder.say(Start(welcome.end), Heartbeat(0, 0, 0, 1))
+            assert isinstance(intruder.hear(), Ack)
+            node = open_node_log(cluster.path("n2"), [])
+            node.log.lock_any()
+            start = node.log.start_epoch(Promise(2, "n2"), Config(("n1", "n2"), 1), "promoted")
+            node.log.unlock()
+            node.end_on_disk()
+            before = int(node.log.words[Word.COMMITTED])
+            intruder.say(Heartbeat(start.lsn, start.lsn, 0, 2))
+            assert isinstance(intruder.hear(), Ack)
+            assert node.log.words[Word.COMMITTED] == before < start.lsn
+            node.close()
 
 
 def test_a_primary_that_tells_of_too_many_nodes_fills_no_disk(tmp_path: Path) -> None:

@@ -71,6 +71,29 @@ def test_what_is_appended_is_the_primarys_log_segment_by_segment(primary: Path, 
     assert ours == [(file.first_lsn, file.epoch) for file in list_segments(primary / "log")]
 
 
+def test_what_one_primary_said_is_committed_says_nothing_of_the_next_ones_frames(
+    tmp_path: Path, primary: Path, replica: Path
+) -> None:
+    other = make_node(tmp_path / "n3", "n3")
+    for path in (replica, other):
+        with opened(path) as node:
+            log = ReplicaLog(node)
+            log.accept_reign(REIGN)
+            log.append(REIGN, [run.raw for run in runs_of(primary)])
+    end = end_of(replica)
+    begin_epoch(other, "n3", 2, k=1)  # at the price of what n1 had committed beyond
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        assert log.commit(end.lsn + 100) == end.lsn
+        reign = Promise(2, "n3")
+        log.give_promise(reign)
+        log.accept_reign(reign)
+        assert log.append(reign, [run.raw for run in runs_of(other, end.lsn)]).lsn > end.lsn
+        assert log.commit(0) == end.lsn
+        assert log.commit(end.lsn + 1) == end.lsn + 1
+
+
 def test_a_run_that_spans_segments_is_cut_where_they_begin(primary: Path, replica: Path) -> None:
     with opened(replica) as node:
         log = ReplicaLog(node)
