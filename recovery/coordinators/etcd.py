@@ -14,6 +14,8 @@ Safety is in the promises, as with every coordinator, so that nothing here has t
     |                                             | primary writes its key again                          |
     | etcd's own election lengthens the lease     | a silent primary is replaced later; one that has      |
     |                                             | ended at once, by taking the key over                 |
+    | a primary reaches etcd, and too few         | it lets its lease end, so that those may elect: it    |
+    | replicas to commit anything                 | could serve no write for as long as it held the key   |
     | etcd holds an absurd epoch                  | it is passed over, and written anew                   |
 """
 
@@ -101,7 +103,7 @@ class Etcd:
     def look(self, now_ms: int, own: Own, peers: Sequence[PeerHealth], unmonitored: frozenset[str]) -> Action:
         action = self._election.look(now_ms, own, peers, unmonitored)
         self._ended = frozenset(peer.node for peer in peers if _has_ended(peer))
-        reign = Leader(own.node, own.epoch) if own.is_primary else None
+        reign = Leader(own.node, own.epoch) if own.is_primary and not _is_left(own, peers) else None
         if reign != self._reign:
             self._reign = reign
             self._wake.set()
@@ -213,6 +215,13 @@ class Etcd:
             _epoch(epoch),
             epoch.mod_revision if epoch else 0,
         )
+
+
+def _is_left(own: Own, peers: Sequence[PeerHealth]) -> bool:
+    """Does this primary hear too few replicas to commit a write? One that it has not heard yet may come."""
+    config = own.config
+    away = {peer.node for peer in peers if peer.verdict in (Verdict.SILENT, Verdict.GONE)}
+    return len(set(config.data_voters) - {own.node} - away) < config.sync_replicas
 
 
 def _has_ended(peer: PeerHealth) -> bool:

@@ -162,6 +162,25 @@ def test_a_primary_that_is_only_silent_here_keeps_its_key_until_the_lease_ends(m
         assert second.claim(own("n2")) == 2
 
 
+def test_a_primary_that_reaches_etcd_and_no_replica_lets_its_lease_end_and_takes_it_again(
+    members: Members,
+) -> None:
+    with coordinators(members, 2) as (first, second):
+        reign_until_held(first, members, reigning("n1", 1))
+        silent = without_primary("n2", Verdict.SILENT)
+        until(lambda: "n1 holds the key" in kind_of(second, own("n2"), silent)[1], "n2 sees the key")
+        told = Beat("n2", False, 1, 100, 1, "n1", "n1", 1, False, True, "active")
+        away = [
+            PeerHealth("n2", Verdict.SILENT, 1_500, 15, 1, told),
+            PeerHealth("n3", Verdict.GONE, 1_500, 15, 1, msgspec.structs.replace(told, node="n3")),
+        ]
+        assert kind_of(first, reigning("n1", 1), away)[0] is Kind.NOTHING  # it stays primary all the same
+        until(lambda: kind_of(second, own("n2"), silent)[0] is Kind.STAND, "the lease ended")
+        one_is_back = [PeerHealth("n2", Verdict.ALIVE, 10, 0, 1, told), away[1]]
+        first.look(0, reigning("n1", 1), one_is_back, frozenset())
+        until(lambda: leader_of(members) == Leader("n1", 1), "n1 holds the key again")
+
+
 def test_without_etcd_nobody_stands_and_the_primary_goes_on(members: Members) -> None:
     with coordinators(members, 2) as (first, second):
         reign_until_held(first, members, reigning("n1", 1))
