@@ -339,7 +339,10 @@ def test_readers_see_one_history_or_the_other_while_a_rejoin_goes_on(tmp_path: P
     thread = threading.Thread(target=read)
     thread.start()
     try:
-        time.sleep(0.05)
+        deadline = time.monotonic() + 30
+        while "old" not in seen and thread.is_alive():
+            assert time.monotonic() < deadline, "the reader sees what is there before"
+            time.sleep(0.005)
         cross(parted)
     finally:
         is_done.set()

@@ -100,10 +100,10 @@ def test_what_was_appended_before_is_in_the_position_that_a_drain_answers(
 
 def test_a_drain_that_nobody_ends_ends_by_itself(store: SessionStore, node: NodeLog) -> None:
     began = time.monotonic()
-    begin_drain(node.log, 7, 200)
-    assert 0 < drained_ms(node.log) <= 200
+    begin_drain(node.log, 7, 1000)
+    assert 0 < drained_ms(node.log) <= 1000
     store.create({})
-    assert 0.15 < time.monotonic() - began < 10
+    assert 0.9 < time.monotonic() - began < 10
     assert drained_ms(node.log) == 0
     assert not end_drain(node.log, 7)
 

@@ -268,7 +268,7 @@ def test_without_the_replicas_that_its_writes_need_a_primary_waits_with_the_swee
     store._log.unlock()
     began = time.monotonic()
     tick(store)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 4  # a write would wait for 5 s
     assert not expired_keys(store)
 
 
