@@ -1,7 +1,7 @@
 """Readiness: waiting for many sockets at once, in one plain function.
 
-Owns a selector that does what selectors.EpollSelector does, with less between a wake-up and the first handler:
-a process that slept runs every line of it cold, and shipper and receiver sleep two or three times a write.
+Owns a selector that does what selectors.EpollSelector does, with less between a wake-up and the first
+handler: a process that slept runs every line of it cold, and the shipper sleeps twice a synchronous write.
 """
 
 from __future__ import annotations

@@ -54,9 +54,9 @@ from .nodelog import NodeLog, monotonic_ms, now_ms, open_node_log, take_process_
 from .parted import state_lsn
 from .permission import AUTO, end_permission, read_permission
 from .ports import read_ports
+from .readiness import Readiness
 from .rebuild import Rebuilding, finish_rebuild, note_log_fault, why_unfit
 from .rejoin import finish_rejoin
-from .readiness import Readiness
 from .replica_log import ReplicaLog
 from .slices import ask_for_short_slices
 from .slots import STATES, SlotWriter, slot_or_new
