@@ -434,6 +434,8 @@ class Peer:
         if self.sender.take_ack(position):
             self._reign.acked[self.name] = position
             self._reign.has_news = True
+            if self._slot.state == slots.CATCH_UP and self.sender.is_close:
+                self._update_state()  # at once: writers wait for replicas that follow closely
         self._newest_ack = ack
         if ack.echo_us:
             self._reign.echoed[self.name] = ack.echo_us

@@ -64,6 +64,7 @@ _COMMITTED = int(Word.COMMITTED)
 _GENERATION = int(Word.GENERATION)
 _IDLE = int(Word.SHIPPER_IDLE)
 _CONFIRMED = int(Word.CONFIRMED_US)
+_VOTERS = int(Word.VOTERS_CONNECTED)
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class Shipper:
         """Disconnect, and say in the page that no shipper runs."""
         words = self._words
         words[_IDLE] = 0
-        words[Word.VOTERS_CONNECTED] = 0
+        words[_VOTERS] = 0
         words[_CONFIRMED] = 0
         words[Word.SHIPPER] = 0
         for peer in self._peers:
@@ -309,6 +310,8 @@ class Shipper:
         """Move the commit LSN as far as what was acknowledged lets it."""
         reign, words = self._reign, self._words
         reign.has_news = False
+        if words[_VOTERS] < reign.electorate.sync_replicas:
+            self._count_voters()
         committed = commit_lsn(reign.electorate, reign.acked, reign.window.end.lsn, reign.committed_lsn)
         if committed <= reign.committed_lsn or words[_GENERATION] != self._log.generation:
             return
@@ -348,8 +351,7 @@ class Shipper:
         for peer in self._peers:
             peer.tick(at_ms)
             self._slots.put(peer.slot)
-        streaming = [peer.name for peer in self._peers if peer.is_streaming]
-        self._words[Word.VOTERS_CONNECTED] = voters_connected(self._reign.electorate, streaming)
+        self._count_voters()
         self._watcher.rest()
         self._log.flusher.sync_mark()
         self._node.clock.tick(is_primary=self._log.is_primary)
@@ -363,6 +365,11 @@ class Shipper:
             self._budget_ms = at_ms
             self._watch_budget()
         return True
+
+    def _count_voters(self) -> None:
+        """Say how many voters follow closely: writers wait until there are enough."""
+        streaming = [peer.name for peer in self._peers if peer.is_streaming]
+        self._words[_VOTERS] = voters_connected(self._reign.electorate, streaming)
 
     def _watch_budget(self) -> None:
         """A replica that is away, and lacks more log than its budget, will get a snapshot instead."""

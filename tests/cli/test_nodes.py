@@ -18,6 +18,7 @@ import perdure
 from perdure.shipping import shipping_status
 from perdure.store import PerdureError, SessionStore
 from tests.cli.runner import process, run_json
+from tests.support.ports import free_ports
 
 pytestmark = pytest.mark.xdist_group("demo")
 
@@ -41,6 +42,8 @@ class ByHand:
         self.secret = root / "secret"
         self.secret.write_text(SECRET)
         self.ports: dict[str, int] = {}
+        """Of the nodes that were started once: who is started later is told of them."""
+        self._places = dict(zip(NODES, free_ports(len(NODES), in_a_row=3), strict=True))
         self.running: dict[str, subprocess.Popen[str]] = {}
 
     def make(self) -> None:
@@ -53,7 +56,7 @@ class ByHand:
 
     def start(self, node: str, *options: object) -> None:
         others = [word for name in NODES if name in self.ports for word in ("--replica", self.address(name))]
-        listen = f"127.0.0.1:{self.ports.get(node, 0)}"
+        listen = f"127.0.0.1:{self._places[node]}"
         self.running[node] = process(
             "node",
             self.root / node,

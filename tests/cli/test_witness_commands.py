@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from perdure.recovery import list_members
 from perdure.store import PerdureError, SessionStore
 from perdure.store.witness import read_witness
 from tests.cli.runner import process, run, run_json
+from tests.support.ports import free_ports
 
 pytestmark = pytest.mark.xdist_group("demo")
 
@@ -34,14 +34,6 @@ def until(is_so: Callable[[], object], what: str) -> None:
         time.sleep(0.05)
 
 
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-
-
 class Pair:
     """n1 and n2 as `perdure node`, w as `perdure witness`; where they are stands in the log."""
 
@@ -49,7 +41,7 @@ class Pair:
         self.root = root
         self.secret = root / "secret"
         self.secret.write_text("a secret that all nodes share")
-        self.ports = dict(zip(("n1", "n2", "w"), free_ports(3), strict=True))
+        self.ports = dict(zip(("n1", "n2", "w"), free_ports(3, in_a_row=3), strict=True))
         self.running: dict[str, subprocess.Popen[str]] = {}
         members = [word for name in self.ports for word in ("--member", f"{name}={HOST}:{self.ports[name]}")]
         made = run_json(
@@ -104,6 +96,9 @@ def test_either_of_two_nodes_may_be_lost_and_no_acknowledged_write_is(pair: Pair
         kept = [store.create({"n": number}) for number in range(10)]
         # A start that takes long has the primary go on alone as well.
         until(lambda: list_members(pair.root / "n1").degraded_from == 0, "n2 is needed again")
+        # Who decides about going alone looks now and then: it asks the witness once it has seen n2.
+        until(lambda: read_witness(pair.root / "w").promise.candidate == "n1", "n1 knows that n2 follows")
+        until(lambda: set(read_witness(pair.root / "w").in_sync.nodes) != {"n1"}, "w knows it, too")
         began = time.monotonic()
         pair.running["n2"].kill()
         until(lambda: list_members(pair.root / "n1").degraded_from == 1, "n1 goes on alone")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import pytest
 from perdure.shipping import open_gate, shipping_status
 from perdure.store import PerdureError, SessionStore
 from tests.cli.runner import process, run, run_json
+from tests.support.ports import free_ports
 
 SECRET = "a secret that all nodes share"
 NODES = ("n1", "n2", "n3")
@@ -47,18 +47,6 @@ def family(pid: int) -> list[int]:
     return found
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, each with the two behind it."""
-    found: list[int] = []
-    while len(found) < count:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-        if port < 65_000 and all(abs(port - other) > 2 for other in found):
-            found.append(port)
-    return found
-
-
 class Nodes:
     """Three nodes in one directory, with one configuration file each."""
 
@@ -68,7 +56,7 @@ class Nodes:
         self.secret.write_text(SECRET)
         self.running: dict[str, subprocess.Popen[str]] = {}
         self._stores: dict[str, SessionStore] = {}
-        ports = dict(zip(NODES, free_ports(len(NODES)), strict=True))
+        ports = dict(zip(NODES, free_ports(len(NODES), in_a_row=3), strict=True))
         peers = ", ".join(f'{node} = "127.0.0.1:{port}"' for node, port in ports.items())
         voters = [word for node in NODES for word in ("--voter", node)]
         made = run_json("init", root / "n1", "--node", "n1", "--primary", *voters, "--sync-replicas", "1")

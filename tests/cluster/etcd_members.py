@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+
+from tests.support.ports import free_ports
 
 ETCD = shutil.which("etcd")
 needs_etcd = pytest.mark.skipif(ETCD is None, reason="etcd is not installed (Debian package etcd-server)")
@@ -18,19 +19,13 @@ HEARTBEAT_MS = 100
 ELECTION_MS = 1_000
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 class Members:
     """One etcd cluster."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self.folder = folder
-        self._clients = [_free_port() for _ in range(count)]
-        self._peers = [_free_port() for _ in range(count)]
+        ports = free_ports(2 * count)
+        self._clients, self._peers = ports[:count], ports[count:]
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         for number in range(count):
             self.start(number)

@@ -17,7 +17,7 @@ from tests.cluster.elections import NODES, Nodes, family, until
 
 pytestmark = [pytest.mark.xdist_group("elections"), pytest.mark.timeout(400)]
 
-STALL_MS = 1_000
+STALL_MS = 3_000
 
 
 @pytest.fixture(scope="module")

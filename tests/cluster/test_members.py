@@ -87,14 +87,18 @@ def test_a_store_on_its_own_becomes_a_cluster_and_grows_and_shrinks_under_open_w
         writers.end()
     assert not writers.failed
     until(lambda: alone.end("n2") == alone.end("n4") == alone.end("n1"), "both replicas have everything")
+    end = alone.end("n1").lsn
+    until(lambda: alone.word("n2", Word.COMMITTED) == end, "n2 knows that it is committed")
     assert alone.end("n3").lsn < alone.end("n1").lsn
     report = promote(alone.path("n2"), {}, SECRET)  # the addresses are in the log
     assert report.keeps_acknowledged
     assert "n4" in report.promisers
     after = alone.open("n2")
     assert [id for id in kept + writers.kept if after.peek(id) is None] == []
+    _, shipper = alone._here[0]
+    until(shipper.done, "the old primary's shipper ends")
     with pytest.raises(FencedError):
-        alone.stop_here()  # the old primary's shipper
+        alone.stop_here()
 
 
 def test_a_replica_that_every_write_needs_confirms_that_it_leaves(alone: Alone) -> None:
@@ -120,7 +124,9 @@ def test_a_node_that_does_not_follow_stays_without_a_vote_and_is_taken_up_later(
     alone.ship_here("n1")
     alone.serve_here("n2")
     one, place = alone.path("n1"), address(alone, "n2")
-    alone._here.pop()[0].set()  # its receiver ends
+    stopping, receiver = alone._here.pop()
+    stopping.set()
+    receiver.result(30)
     with pytest.raises(NoQuorumError, match="n2 does not follow"):
         add_member(one, "n2", place, timeout_ms=300)
     found = list_members(one)
@@ -163,7 +169,9 @@ def test_a_replica_at_another_address_is_shipped_to_there(tmp_path: Path) -> Non
         store = cluster.open("n1")
         store.create({})
         until(lambda: cluster.slot_state("n1", "n3")[0] == "streaming", "n3 follows")
-        cluster._here[1][0].set()  # the receiver of n3
+        stopping, receiver = cluster._here[1]  # of n3
+        stopping.set()
+        receiver.result(30)
         until(lambda: cluster.slot_state("n1", "n3")[0] != "streaming", "n3 is gone")
         cluster.ports["n3"] = 0
         cluster.serve_here("n3")

@@ -145,7 +145,10 @@ def test_a_promise_of_a_node_that_is_made_anew_says_so(pair: Cluster) -> None:
     begin(pair, "n2")
     pair.serve_here("n1")
     rebuild_log(two, reach(pair))
-    pair._here.pop(next(i for i, (_, future) in enumerate(pair._here) if not future.done()))[0].set()
+    shipper = next(i for i, (_, future) in enumerate(pair._here) if not future.done())
+    stopping, ended = pair._here.pop(shipper)
+    stopping.set()
+    ended.result(30)
     pair.serve_here("n2")
     with NodeClient(HOST, pair.ports["n2"], cluster_id=CLUSTER, secret=SECRET) as client:
         assert "short of what it acknowledged" in client.status().fault

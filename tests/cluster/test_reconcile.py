@@ -228,8 +228,9 @@ def test_a_session_is_located_on_every_node(cluster: Cluster) -> None:
     assert wait_synced(cluster.path("n1"), id, 2, 30_000)
     gone = locate(cluster.path("n1"), id, reach)
     assert gone.change is not None and gone.change.is_removed and gone.change.lsn == lsn + 2
-    on_replica = locate(cluster.path("n2"), id, reach_of(cluster, "n1", "n3"))
-    assert on_replica.change == gone.change
+    others = reach_of(cluster, "n1", "n3")
+    until(lambda: locate(cluster.path("n2"), id, others).change == gone.change, "n2 knows of the commit")
+    on_replica = locate(cluster.path("n2"), id, others)
     assert on_replica.sync_state is SessionSync.ACTIVE
     assert locate(cluster.path("n1"), "never-was", reach).change is None
 

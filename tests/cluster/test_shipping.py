@@ -72,8 +72,8 @@ def test_a_synchronous_write_without_a_shipper_is_refused_before_it_is_written(t
 def test_a_synchronous_write_is_indeterminate_when_the_replicas_die_under_it(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 2, sync_replicas=1) as cluster:
         cluster.start_all()
+        cluster.open("n1", write_timeout_ms=30_000).create({"n": 0})
         store = cluster.open("n1", write_timeout_ms=1000)
-        store.create({"n": 0})
         cluster.children["receiver:n2"].process.send_signal(19)  # SIGSTOP: connected, and silent
         try:
             with pytest.raises(Indeterminate) as raised:

@@ -179,8 +179,8 @@ def test_a_promise_outlives_the_receivers_death(tmp_path: Path) -> None:
 def test_a_higher_promise_at_the_replicas_stops_the_old_primarys_commits(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 3, sync_replicas=1) as cluster:
         cluster.start_all()
+        cluster.open("n1", write_timeout_ms=30_000).create({"n": 0})
         store = cluster.open("n1", write_timeout_ms=2_000)
-        store.create({"n": 0})
         committed = cluster.word("n1", Word.COMMITTED)
         for name in ("n2", "n3"):
             with cluster.client(name) as client:
@@ -227,6 +227,8 @@ def test_an_uncommitted_tail_of_a_replica_is_exported_and_cut(tmp_path: Path) ->
         cluster.ship_here("n3")
         until(lambda: cluster.end("n2") == cluster.end("n3"), "n2 follows n3")
         until(lambda: cluster.end("n1") == cluster.end("n3"), "n1 follows n3")
+        end = cluster.end("n3").lsn
+        until(lambda: cluster.word("n2", Word.COMMITTED) == end, "n2 knows that all is committed")
         for name in ("n1", "n2"):
             kept_files = list((cluster.path(name) / "diverged").rglob("*.seg"))
             assert any(lost.encode() in file.read_bytes() for file in kept_files)
@@ -252,6 +254,20 @@ def test_a_shipper_of_an_older_epoch_is_refused(tmp_path: Path) -> None:
         cluster.start(cluster.shipper("n1"))
         until(lambda: not cluster.children["shipper:n1"].is_running, "the shipper is fenced")
         assert cluster.end("n2").lsn == 0
+
+
+def test_a_replica_that_has_caught_up_counts_as_connected_before_the_next_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cluster_of(tmp_path, 2, sync_replicas=1) as cluster:
+        cluster.start_here()
+        cluster.open("n1").create({"n": 0})
+        write_uncommitted(cluster, "n1", ())
+        monkeypatch.setattr("perdure.shipping.peer.HEARTBEAT_MS", 1_000_000)
+        cluster.serve_here("n2")
+        cluster.ship_here("n1")
+        until(lambda: cluster.word("n1", Word.VOTERS_CONNECTED) == 1, "writers may go on", timeout_s=5)
+        assert cluster.end("n2") == cluster.end("n1")
 
 
 def write_uncommitted(cluster: Cluster, primary: str, reached: tuple[str, ...]) -> str:

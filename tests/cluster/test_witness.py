@@ -82,6 +82,8 @@ def test_of_two_nodes_the_replica_is_promoted_by_the_witness(pair: Cluster) -> N
     add(pair)
     store = pair.open("n1")
     kept = [store.create({"n": number}) for number in range(20)]
+    end = pair.word("n1", Word.APPENDED)
+    until(lambda: pair.word("n2", Word.COMMITTED) == end, "n2 knows that they are committed")
     report = promote(pair.path("n2"), {"n1": (HOST, 1)}, SECRET)
     assert (report.epoch, report.promisers, report.unheard) == (2, ("w",), ("n1",))
     assert report.keeps_acknowledged
@@ -117,11 +119,11 @@ def test_a_primary_that_is_left_goes_on_once_the_witness_knows_and_goes_back_wit
     store = pair.open("n1", write_timeout_ms=20_000)
     kept = [store.create({"n": "both"})]
     receiver = next(stop for stop, future in pair._here if not future.done())
+    began = time.monotonic()
     receiver.set()  # n2 is gone
     until(lambda: pair.slot_state("n1", "n2")[0] != "streaming", "n2 is lost")
-    began = time.monotonic()
     kept += [store.create({"n": "alone"}) for _ in range(5)]
-    assert 1 < time.monotonic() - began < 15
+    assert 1 < time.monotonic() - began < 30
     found = list_members(pair.path("n1"))
     assert (found.sync_replicas, found.degraded_from) == (0, 1)
     assert read_witness(pair.path("w")).in_sync.nodes == ("n1",)
@@ -134,7 +136,8 @@ def test_a_primary_that_is_left_goes_on_once_the_witness_knows_and_goes_back_wit
     pair.serve_here("n2")
     until(lambda: list_members(pair.path("n1")).degraded_from == 0, "n1 waits for n2 again")
     kept.append(store.create({"n": "both again"}))
-    until(lambda: set(read_witness(pair.path("w")).in_sync.nodes) == {"n1", "n2"}, "the witness knows")
+    with pair.client("w") as client:  # its file shows it a moment before it says so
+        until(lambda: set(client.status().in_sync) == {"n1", "n2"}, "the witness knows")
     assert promote(pair.path("n2"), {}, SECRET).keeps_acknowledged
     after = pair.open("n2")
     assert all(after.peek(id) is not None for id in kept)

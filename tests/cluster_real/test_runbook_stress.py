@@ -9,6 +9,7 @@ import pytest
 
 import perdure
 from perdure.cli.demo.caller import CallerTask
+from perdure.cli.demo.etcd import why_no_etcd
 from perdure.cli.demo.linearizability import Operation
 from tests.cluster_real.network import why_not
 from tests.cluster_real.runs import Run, run_of
@@ -45,8 +46,12 @@ def fill(run: Run, store: Path, sessions: int) -> None:
 
 
 def stress(run: Run, sessions: int, times: int) -> None:
+    """Failover and failback, again and again; from the second time on with a member of etcd killed, if
+    there is one."""
     fill(run, run.cluster.path(run.primary()), sessions)
-    for _ in range(times):
+    for number in range(times):
+        if number == 1 and run.etcd is not None:
+            run.etcd.kill(0)
         run.take_out()
         run.switch_over("n1")
 
@@ -65,13 +70,20 @@ def test_a_thousand_sessions_outlive_a_failover_and_a_failback(tmp_path: Path, s
 
 @pytest.mark.lab
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("nodes", [3, 4])
+@pytest.mark.parametrize(
+    ("nodes", "coordinator"),
+    [
+        (3, "quorum"),
+        (4, "quorum"),
+        pytest.param(3, "etcd", marks=pytest.mark.skipif(bool(why_no_etcd()), reason=why_no_etcd())),
+    ],
+)
 def test_ten_thousand_sessions_outlive_ten_failovers_and_failbacks(
-    nodes: int, tmp_path: Path, seed: int
+    nodes: int, coordinator: str, tmp_path: Path, seed: int
 ) -> None:
     task = CallerTask(seed=seed, keys=STEADY, pause_ms=2.0, has_deletes=False)
-    with run_of(tmp_path, task, nodes=nodes) as run:
+    with run_of(tmp_path, task, nodes=nodes, coordinator=coordinator) as run:
         stress(run, 10_000, 10)
-        report = run.check(f"stress-of-{nodes}", operations_min=5_000)
+        report = run.check(f"stress-of-{nodes}-{coordinator}", operations_min=5_000)
     assert report.sessions == 10_000 + STEADY
     assert len(report.failovers) == 20

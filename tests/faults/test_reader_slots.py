@@ -19,7 +19,7 @@ from perdure.store.keeper import RENEW_TICKS, TICK_S
 from perdure.store.ports import Backend, Scan
 
 READERS = 50
-BACK_S = READER_CHECK_S + RENEW_TICKS * TICK_S + 1.0
+BACK_S = READER_CHECK_S + RENEW_TICKS * TICK_S + 10.0
 """A slot is back after this: a check is due, the keeper renews its view; and a little for a busy machine."""
 STARTED_S = 60.0
 

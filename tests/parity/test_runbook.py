@@ -10,11 +10,10 @@ import json
 import random
 import re
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from perdure.store import Priority, SessionStore
 from perdure.store.fold import record_of
 from tests.cli.runner import process, run, run_json
 from tests.cluster.ops import damage
+from tests.support.ports import free_ports
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("demo")]
 
@@ -42,7 +42,7 @@ class Nodes:
         self.running: dict[str, subprocess.Popen[str]] = {}
         secret = root / "secret"
         secret.write_text("a secret that all nodes share")
-        ports = dict(zip(NODES, _free_ports(len(NODES)), strict=True))
+        ports = dict(zip(NODES, free_ports(len(NODES), in_a_row=3), strict=True))
         voters = [word for node in NODES for word in ("--voter", node)]
         made = run_json("init", root / "n1", "--node", "n1", "--primary", *voters, "--sync-replicas", "1")
         for node in NODES[1:]:
@@ -68,21 +68,6 @@ class Nodes:
         """id -> metadata of every session, as this node has them."""
         with SessionStore.open(self[node], create=False) as store:
             return {session.id: session.metadata for session in store.sessions()}
-
-
-def _free_ports(count: int) -> list[int]:
-    """First of three free ports in a row, for each node."""
-    rng = random.SystemRandom()
-    found: list[int] = []
-    while len(found) < count:
-        first = rng.randrange(20_000, 60_000, 4)
-        with suppress(OSError):
-            for port in range(first, first + 3):
-                with closing(socket.socket()) as probe:
-                    probe.bind(("127.0.0.1", port))
-            if first not in found:
-                found.append(first)
-    return found
 
 
 @pytest.fixture
