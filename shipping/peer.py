@@ -162,13 +162,11 @@ class Peer:
         elif at_ms - self._since_ms > HANDSHAKE_MS:
             self._fail(WireError(f"no handshake within {HANDSHAKE_MS} ms", node=self.name))
 
-    @property
-    def has_sent_all(self) -> bool:
-        """Has it been sent all frames that may be sent? Never before it streams."""
-        return self.sender is not None and self.sender.has_sent_all
-
     def pump(self) -> bool:
         """Send what the credits and the socket allow; says whether there may be more."""
+        sender = self.sender
+        if sender is not None and sender.number == sender.window.next:
+            return False  # it has all
         if self._stage is Stage.STREAMING:
             return self._guarded(self._pump_frames)
         if self._stage is Stage.SNAPSHOT:
@@ -197,7 +195,7 @@ class Peer:
         """The socket is ready."""
         if mask & selectors.EVENT_WRITE:
             self._guarded(self._writable)
-        if mask & selectors.EVENT_READ and self._link is not None:
+        if mask & selectors.EVENT_READ:
             self._guarded(self._readable)
 
     def needs_snapshot(self) -> None:

@@ -286,7 +286,7 @@ class Receiver:
         if visitor.reign is None or visitor is not self._shipper:
             raise WireError("another connection of the primary ships now")
         try:
-            position = self.replica.append(visitor.reign, visitor.batch)
+            position = self.replica.append(visitor.reign, visitor.batch, visitor.acknowledge)
         except StorageFullError as error:
             if not visitor.is_paused:
                 logger.error("paused: %s", error)
@@ -299,7 +299,6 @@ class Receiver:
             logger.info("there is space again: lsn=%d", position.lsn)
             visitor.is_paused = False
             visitor.heard_ms = monotonic_ms()
-        visitor.acknowledge(position)
         self.replica.commit(0)
 
     def take_peers(self, peers: Peers) -> None:

@@ -6,6 +6,8 @@ lock, so that a position told with a promise covers every acknowledgement ever s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..store.errors import FencedError, PromiseRefusedError, StorageFullError, WireError
 from ..store.files import remove_durably
 from ..store.ids import Position
@@ -20,6 +22,10 @@ _FLUSHED = int(Word.FLUSHED)
 _GENERATION = int(Word.GENERATION)
 _HEARD_LSN = int(Word.HEARD_LSN)
 _HEARD_MS = int(Word.HEARD_MS)
+
+
+def ignored(_position: Position) -> None:
+    """Nobody is told."""
 
 
 class ReplicaLog:
@@ -78,9 +84,12 @@ class ReplicaLog:
 
     # -- frames ----------------------------------------------------------------------------------
 
-    def append(self, reign: Promise, batch: list[bytes]) -> Position:
+    def append(
+        self, reign: Promise, batch: list[bytes], when_durable: Callable[[Position], object] = ignored
+    ) -> Position:
         """Append what was received and make it durable with one sync; answers the end of the log.
 
+        `when_durable` is told it first, still under the lock: that acknowledges, while the lock is given back.
         Takes from the front of `batch` what was appended. Raises StorageFullError if the disk is full:
         what is in the log by then is durable, and is answered by the next call. Raises FencedError if
         the reign is over, WireError for frames that do not follow.
@@ -101,9 +110,11 @@ class ReplicaLog:
                     self._append_pieces(pieces, batch)
             finally:
                 self._sync()
-                self.node.clock.not_before(log.cursor.time_ms)
-            return log.cursor.at.position
+            position = log.cursor.at.position
+            when_durable(position)
+            return position
         finally:
+            self.node.clock.not_before(log.cursor.time_ms)
             log.unlock()
 
     def hear_time(self, reign: Promise, primary_ms: int) -> bool:

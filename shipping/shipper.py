@@ -51,7 +51,7 @@ READ_BYTES_MIN: Final = 4 << 10
 """Where little comes at once: the system maps and unmaps a large buffer for each read."""
 LINGER_MS: Final = 1
 """Without sync_replicas the shipper lets frames gather for so long before the next flush."""
-TICK_MS: Final = 10
+TICK_NS: Final = 10_000_000
 TICK_MS_MAX: Final = 50
 """The longest wait: heartbeats and time limits are looked at this often, whatever `poll_ms` is."""
 PEERS_MS: Final = 1_000
@@ -134,12 +134,14 @@ class Shipper:
         """Does a commit take an acknowledgement, whichever set of voters counts?"""
         self._is_fresh = False
         """Frames came in this round."""
+        self._poll_s = min(options.poll_ms, TICK_MS_MAX) / 1000
+        self._owed_poll_s = min(self._poll_s, LINGER_NS / 1e9)
         self._woken_by = Wake.POLL
         self._unannounced = 0
         """How often in a row frames came without a poke."""
         self.wakes: Counter[Wake] = Counter()
         """By what the shipper heard of frames that came while it waited."""
-        self._ticked_ms = self._peers_told_ms = self._budget_ms = 0
+        self._ticked_ns = self._peers_told_ms = self._budget_ms = 0
         self._words[Word.SHIPPER] = os.getpid()
 
     # -- the loop --------------------------------------------------------------------------------
@@ -176,8 +178,9 @@ class Shipper:
 
     def _round(self) -> bool:
         """Do what there is to do, and wait; says whether a tick went by."""
-        reign = self._reign
-        self._check_role()
+        reign, log = self._reign, self._log
+        if self._words[_GENERATION] != log.generation or not log.is_primary:
+            self._check_role()
         if reign.has_news:
             self._advance()  # first what replicas acknowledged: writers wait for it
         if reign.has_echo:
@@ -186,9 +189,13 @@ class Shipper:
         if reign.has_news and not self._is_waited_for:
             self._advance()
         has_more = self._pump() or has_more
+        at_ns = monotonic_ns()
         if self._is_owed:
-            self._announce()
-        has_ticked = self._tick()
+            self._announce(at_ns)
+        has_ticked = at_ns - self._ticked_ns >= TICK_NS
+        if has_ticked:
+            self._ticked_ns = at_ns
+            self._tick(at_ns // 1_000_000)
         self._wait(has_more)
         return has_ticked
 
@@ -196,7 +203,7 @@ class Shipper:
         """Let every peer send; says whether there may be more."""
         has_more = False
         for peer in self._peers:
-            if not peer.has_sent_all and peer.pump():
+            if peer.pump():
                 has_more = True
         return has_more
 
@@ -321,13 +328,13 @@ class Shipper:
         self._announcing.committed(monotonic_ns())
         self._is_owed = True
 
-    def _announce(self) -> None:
+    def _announce(self, at_ns: int) -> None:
         """Tell the commit LSN to replicas that no frames have told it, once that is due."""
         owed = [peer for peer in self._peers if peer.is_owed]
         self._is_owed = bool(owed)
         if not owed:
             self._announcing.told()
-        elif self._announcing.is_due(monotonic_ns()):
+        elif self._announcing.is_due(at_ns):
             for peer in owed:
                 peer.announce()
             self._is_owed = False
@@ -342,12 +349,8 @@ class Shipper:
 
     # -- time ------------------------------------------------------------------------------------
 
-    def _tick(self) -> bool:
-        """What is done every few milliseconds; says whether it was."""
-        at_ms = monotonic_ns() // 1_000_000
-        if at_ms - self._ticked_ms < TICK_MS:
-            return False
-        self._ticked_ms = at_ms
+    def _tick(self, at_ms: int) -> None:
+        """What is done every few milliseconds."""
         for peer in self._peers:
             peer.tick(at_ms)
             self._slots.put(peer.slot)
@@ -364,7 +367,6 @@ class Shipper:
         if at_ms - self._budget_ms >= BUDGET_MS:
             self._budget_ms = at_ms
             self._watch_budget()
-        return True
 
     def _count_voters(self) -> None:
         """Say how many voters follow closely: writers wait until there are enough."""
@@ -385,7 +387,7 @@ class Shipper:
 
     def _wait(self, has_more: bool) -> None:
         """Wait for sockets, a poke or the watcher, at most one poll long; not at all if there is more."""
-        words, log, options = self._words, self._log, self._options
+        words, cursor = self._words, self._log.cursor
         timeout_s = 0.0
         if self._is_fresh and not has_more and self._reign.electorate.sync_replicas == 0:
             # Nobody waits for these frames: let some more come, so that one sync serves them all.
@@ -395,22 +397,20 @@ class Shipper:
             return
         if not has_more:
             words[_IDLE] = 1
-            if words[_APPENDED] <= log.cursor.at.lsn:
-                timeout_s = min(options.poll_ms, TICK_MS_MAX) / 1000
-                if self._is_owed:
-                    timeout_s = min(timeout_s, LINGER_NS / 1e9)
+            if words[_APPENDED] <= cursor.at[1]:
+                timeout_s = self._owed_poll_s if self._is_owed else self._poll_s
         self._woken_by = BY_POLL
         ready = self._selector.select(timeout_s)
         words[_IDLE] = 0
         for key, mask in ready:
             key.data(mask)
-        if timeout_s and words[_APPENDED] > log.cursor.at.lsn:
+        if timeout_s and words[_APPENDED] > cursor.at[1]:
             self.wakes[self._woken_by] += 1
             if self._woken_by is Wake.POKE:
                 self._unannounced = 0
             elif not ready or self._woken_by is Wake.WATCHER:  # anything else may be ahead of the poke
                 self._unannounced += 1
-                if options.use_watcher and self._unannounced >= UNANNOUNCED_MIN:
+                if self._options.use_watcher and self._unannounced >= UNANNOUNCED_MIN:
                     self._watcher.need()
 
     def _poked(self, _mask: int) -> None:
