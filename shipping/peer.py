@@ -193,10 +193,15 @@ class Peer:
 
     def on_event(self, mask: int) -> None:
         """The socket is ready."""
-        if mask & selectors.EVENT_WRITE:
-            self._guarded(self._writable)
-        if mask & selectors.EVENT_READ:
-            self._guarded(self._readable)
+        try:
+            if mask & selectors.EVENT_WRITE:
+                self._writable()
+            if mask & selectors.EVENT_READ:
+                self._readable()
+        except PoisonedError:
+            raise
+        except (PerdureError, OSError) as error:
+            self._fail(error)
 
     def needs_snapshot(self) -> None:
         """The log is no longer kept for it."""
@@ -234,8 +239,10 @@ class Peer:
         link = self._link
         if link is None or self._stage is Stage.CONNECTING:
             return
-        for message, payload in link.receive():
+        messages = link.receive()
+        if messages:
             self._heard_ms = monotonic_ms()
+        for message, payload in messages:
             if type(message) is Ack and self._stage is Stage.STREAMING:
                 self._acked(message)
                 continue

@@ -199,8 +199,10 @@ class Receiver:
         if mask & selectors.EVENT_WRITE:
             link.flush()
         if mask & selectors.EVENT_READ and not visitor.is_paused:
-            for message, payload in link.receive():
+            messages = link.receive()
+            if messages:
                 visitor.heard_ms = monotonic_ms()
+            for message, payload in messages:
                 visitor.take(message, payload)
             if visitor.is_shipper:
                 self._heard_ms = visitor.heard_ms

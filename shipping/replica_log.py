@@ -89,7 +89,7 @@ class ReplicaLog:
     ) -> Position:
         """Append what was received and make it durable with one sync; answers the end of the log.
 
-        `when_durable` is told it first, still under the lock: that acknowledges, while the lock is given back.
+        `when_durable` is told it first, still under the lock: an acknowledgement leaves as early as it may.
         Takes from the front of `batch` what was appended. Raises StorageFullError if the disk is full:
         what is in the log by then is durable, and is answered by the next call. Raises FencedError if
         the reign is over, WireError for frames that do not follow.
@@ -114,8 +114,10 @@ class ReplicaLog:
             when_durable(position)
             return position
         finally:
-            self.node.clock.not_before(log.cursor.time_ms)
-            log.unlock()
+            try:
+                self.node.clock.not_before(log.cursor.time_ms)
+            finally:
+                log.unlock()
 
     def hear_time(self, reign: Promise, primary_ms: int) -> bool:
         """The primary's session time is this, or was a moment ago: it is this node's too.
@@ -196,8 +198,9 @@ class ReplicaLog:
 
     def _sync(self) -> None:
         log = self._log
-        if log.cursor.descriptor >= 0 and log.cursor.at.lsn > log.words[_FLUSHED]:
-            log.flush(log.cursor.at.lsn)
+        cursor = log.cursor
+        if cursor.descriptor >= 0 and cursor.at[1] > log.words[_FLUSHED]:
+            log.flusher.flush(cursor.at[1])
 
     def _check_reign(self, reign: Promise) -> None:
         held = self._log.promise

@@ -243,7 +243,7 @@ class Shipper:
         end_lsn = run.frames[-1][1].last_lsn
         if words[_FLUSHED] < end_lsn:
             try:
-                log.flush(end_lsn, self._ship_unflushed if self._is_waited_for else None)
+                log.flusher.flush(end_lsn, self._ship_unflushed if self._is_waited_for else None)
             except LockTimeoutError as error:
                 logger.error("cannot flush, will try again: %s", error)
                 return False
@@ -263,7 +263,8 @@ class Shipper:
     def _ship_unflushed(self) -> None:
         """As soon as it is on disk, while the mark is still to be written: that is for acknowledgements."""
         self._add_unflushed()
-        self._pump()
+        for peer in self._peers:
+            peer.pump()
 
     def _set_peers(self) -> None:
         """Ship to the nodes that the newest CONFIG names, and to no others."""

@@ -102,7 +102,7 @@ class Flusher:
         me = get_ident()
         covered = _EVERYTHING  # if this fails all wake up, and see for themselves
         try:
-            while not self._leads_or_waited(lsn):
+            while not self._leads_or_waited(me, lsn):
                 if words[_FLUSHED] >= lsn and not words[_POISON]:
                     return
             self._lead(lsn, when_synced)
@@ -194,11 +194,11 @@ class Flusher:
 
     # -- who leads -------------------------------------------------------------------------------
 
-    def _leads_or_waited(self, lsn: int) -> bool:
-        """True if this thread leads now; False after it waited for the one that does to cover `lsn`."""
+    def _leads_or_waited(self, me: int, lsn: int) -> bool:
+        """True if this thread, `me`, leads now; False after it waited for the one that does to cover it."""
         with self.threads:
             if not self.leader:
-                self.leader = get_ident()
+                self.leader = me
                 return True
             waiter = _Waiter(lsn)
             self._waiting.append(waiter)
