@@ -48,9 +48,9 @@ def split_frames(raw: bytes, at: StatePosition, *, key: int, shard: int, epoch_m
                 f"what was received is no frame of this cluster ({verdict.value})", lsn=at.lsn + 1
             )
         opens = starts_segment(raw[offset + HEADER_BYTES : offset + HEADER_BYTES + 1])
-        if first.first_lsn != at.lsn + 1 or first.previous_chain != at.chain:
+        if first.first_lsn != at[1] + 1 or first.previous_chain != at[2]:
             raise WireError("a frame does not follow the one before it", lsn=at.lsn + 1)
-        if not at.epoch <= first.epoch <= epoch_max or (first.epoch != at.epoch and not opens):
+        if not at[0] <= first.epoch <= epoch_max or (first.epoch != at[0] and not opens):
             raise WireError(f"a frame of epoch {first.epoch} out of place", lsn=at.lsn + 1)
         if first.size_bytes == size - offset and first.shard == shard:  # as most are: one alone
             pieces.append(_piece(raw, [(offset, _in_time(first))], opens))

@@ -73,6 +73,7 @@ PUMP_MESSAGES: Final = 8
 UNSENT_BYTES_MAX: Final = 4 << 20
 """No further frames are read for a replica while so much waits for its socket."""
 ERROR_CHARS_MAX: Final = 1000
+_new = tuple.__new__
 
 
 NO_SNAPSHOT: Final[dict[str, Any]] = {
@@ -161,11 +162,14 @@ class Peer:
         elif at_ms - self._since_ms > HANDSHAKE_MS:
             self._fail(WireError(f"no handshake within {HANDSHAKE_MS} ms", node=self.name))
 
+    @property
+    def has_sent_all(self) -> bool:
+        """Has it been sent all frames that may be sent? Never before it streams."""
+        return self.sender is not None and self.sender.has_sent_all
+
     def pump(self) -> bool:
         """Send what the credits and the socket allow; says whether there may be more."""
         if self._stage is Stage.STREAMING:
-            if self.sender is not None and self.sender.has_sent_all:
-                return False
             return self._guarded(self._pump_frames)
         if self._stage is Stage.SNAPSHOT:
             return self._guarded(self._pump_snapshot)
@@ -240,7 +244,8 @@ class Peer:
             self._take(message, payload)
             if self._link is not link:
                 return
-        self._watch()
+        if link.out_bytes or self._mask != selectors.EVENT_READ:
+            self._watch()
 
     def _take(self, message: Message, payload: bytes) -> None:
         match self._stage, message:
@@ -381,7 +386,9 @@ class Peer:
                 return False
             message, payload = found
             self._committed_sent = message.committed_lsn
-            self._send(message, payload)
+            link.send(message, payload)
+            if link.out_bytes:
+                self._watch()
             if sender.has_sent_all:
                 return False
         return True
@@ -423,7 +430,7 @@ class Peer:
     def _acked(self, ack: Ack) -> None:
         if self.sender is None:
             return
-        position = Position(*ack.position)
+        position = _new(Position, ack.position)
         if self.sender.take_ack(position):
             self._reign.acked[self.name] = position
             self._reign.has_news = True

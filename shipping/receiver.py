@@ -54,6 +54,7 @@ from .nodelog import NodeLog, monotonic_ms, now_ms, open_node_log, take_process_
 from .parted import state_lsn
 from .permission import AUTO, end_permission, read_permission
 from .ports import read_ports
+from .readiness import Readiness
 from .rebuild import Rebuilding, finish_rebuild, note_log_fault, why_unfit
 from .rejoin import finish_rejoin
 from .replica_log import ReplicaLog
@@ -85,7 +86,7 @@ class Receiver:
         self.node = node
         self.secret = secret
         self.replica = ReplicaLog(node)
-        self._selector = selectors.DefaultSelector()
+        self._selector = Readiness()
         self._visitors: dict[int, Visitor] = {}
         self._shipper: Visitor | None = None
         self._incoming: Incoming | None = None
@@ -109,15 +110,17 @@ class Receiver:
         """Serve until `should_stop` says so. Raises PoisonedError or CorruptError."""
         ask_for_short_slices()
         ticked_ms = 0
-        while not should_stop():
+        while True:
+            at_ms = monotonic_ms()
+            if at_ms - ticked_ms >= TICK_MS:
+                if should_stop():
+                    return
+                ticked_ms = at_ms
+                self._tick(at_ms)
             for key, mask in self._selector.select(TICK_MS / 1000):
                 key.data(mask)
             if self._broken is not None:
                 raise self._broken
-            at_ms = monotonic_ms()
-            if at_ms - ticked_ms >= TICK_MS:
-                ticked_ms = at_ms
-                self._tick(at_ms)
 
     def wake_on(self, file: Any, on_ready: Callable[[], object]) -> None:
         """Also wait for `file` (a descriptor) to be readable."""
@@ -203,7 +206,8 @@ class Receiver:
                 self._heard_ms = visitor.heard_ms
             if visitor.batch:
                 self._append(visitor)
-        self.watch(visitor)
+        if link.out_bytes or visitor.mask != selectors.EVENT_READ:
+            self.watch(visitor)
 
     def is_here(self, visitor: Visitor) -> bool:
         """Is it still connected?"""

@@ -133,7 +133,8 @@ class ReplicaLog:
     def commit(self, lsn: int) -> int:
         """The primary says that `lsn` is committed: publish it as far as this log has it on disk."""
         words = self._log.words
-        self.hear_of(lsn)
+        if lsn > self._announced_lsn:
+            self._announced_lsn = lsn
         reached = min(self._announced_lsn, words[_FLUSHED])
         if reached > words[_COMMITTED]:
             words[_COMMITTED] = reached

@@ -21,6 +21,7 @@ CREDIT_BYTES = 8 << 20
 """Log bytes that may be sent and not acknowledged; one larger message goes alone."""
 CATCH_UP_BYTES = 1 << 20
 COMPRESS_BYTES_MIN = 4096
+_new = tuple.__new__
 
 
 class UnderWay(NamedTuple):
@@ -86,7 +87,7 @@ class Sender:
     @property
     def has_sent_all(self) -> bool:
         """Was everything in the window sent?"""
-        return self._number is not None and self.sent == self._window.end
+        return self._number == self._window.next
 
     @property
     def oldest_unacked_ms(self) -> int:
@@ -104,11 +105,14 @@ class Sender:
         if found is None:
             return None
         raw, end, time_ms, compress = found
+        size_bytes = len(raw)
         self.sent = end
-        self._under_way.append(UnderWay(end, len(raw), time_ms))
-        self.under_way_bytes += len(raw)
-        payload, compressed = pack_payload(raw, compress and len(raw) >= COMPRESS_BYTES_MIN)
-        return Frames(len(raw), compressed, committed_lsn), payload
+        self._under_way.append(_new(UnderWay, (end, size_bytes, time_ms)))
+        self.under_way_bytes += size_bytes
+        if not compress or size_bytes < COMPRESS_BYTES_MIN:
+            return Frames(size_bytes, False, committed_lsn), raw
+        payload, compressed = pack_payload(raw, True)
+        return Frames(size_bytes, compressed, committed_lsn), payload
 
     def take_ack(self, position: Position) -> bool:
         """The replica says it has this on disk; answers whether that is new.

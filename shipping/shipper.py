@@ -35,6 +35,7 @@ from .messages import Peers
 from .nodelog import NodeLog, open_node_log, take_process_lock
 from .peer import Peer
 from .progress import Electorate, commit_lsn, confirmed_us, electorate_of, voters_connected
+from .readiness import Readiness
 from .reign import SILENCE_MS, SLOT_BUDGET_BYTES, Fenced, Reign
 from .roster import replica_addresses
 from .slices import ask_for_short_slices
@@ -55,6 +56,8 @@ TICK_MS_MAX: Final = 50
 """The longest wait: heartbeats and time limits are looked at this often, whatever `poll_ms` is."""
 PEERS_MS: Final = 1_000
 BUDGET_MS: Final = 1_000
+BY_POLL: Wake = Wake.POLL
+"""What a wait was ended by, unless a socket says otherwise."""
 _APPENDED = int(Word.APPENDED)
 _FLUSHED = int(Word.FLUSHED)
 _COMMITTED = int(Word.COMMITTED)
@@ -95,7 +98,7 @@ class Shipper:
         self._log = node.log
         self._words: Any = node.log.words
         self._options = options
-        self._selector = selectors.DefaultSelector()
+        self._selector = Readiness()
         self._snapshots = SnapshotFinder(node, make_snapshot)
         self._reign = Reign(
             node=node,
@@ -127,6 +130,8 @@ class Shipper:
         self._announcing = Announcing()
         self._is_owed = False
         """Some replica has perhaps not heard of the commit LSN."""
+        self._is_waited_for = False
+        """Does a commit take an acknowledgement, whichever set of voters counts?"""
         self._is_fresh = False
         """Frames came in this round."""
         self._woken_by = Wake.POLL
@@ -171,13 +176,18 @@ class Shipper:
 
     def _round(self) -> bool:
         """Do what there is to do, and wait; says whether a tick went by."""
+        reign = self._reign
         self._check_role()
-        self._commit()  # first what replicas acknowledged: writers wait for it
+        if reign.has_news:
+            self._advance()  # first what replicas acknowledged: writers wait for it
+        if reign.has_echo:
+            self._confirm()
         has_more = self._take_appended()
-        if self._reign.has_news and not self._is_waited_for:
-            self._commit()
+        if reign.has_news and not self._is_waited_for:
+            self._advance()
         has_more = self._pump() or has_more
-        self._announce()
+        if self._is_owed:
+            self._announce()
         has_ticked = self._tick()
         self._wait(has_more)
         return has_ticked
@@ -186,7 +196,7 @@ class Shipper:
         """Let every peer send; says whether there may be more."""
         has_more = False
         for peer in self._peers:
-            if peer.pump():
+            if not peer.has_sent_all and peer.pump():
                 has_more = True
         return has_more
 
@@ -276,16 +286,11 @@ class Shipper:
                     self._slots.drop(slot.node)
         self._peers = [peers[name] for name in sorted(peers)]
 
-    @property
-    def _is_waited_for(self) -> bool:
-        """Does a commit take an acknowledgement, whichever set of voters counts?"""
-        electorate = self._reign.electorate
-        return electorate.sync_replicas > 0 and electorate.before is None
-
     def _electorate_changed(self) -> None:
         self._set_peers()
         self._reign.committed_lsn = max(self._reign.committed_lsn, self._words[_COMMITTED])
-        self._reign.electorate = self._electorate()
+        electorate = self._reign.electorate = self._electorate()
+        self._is_waited_for = electorate.sync_replicas > 0 and electorate.before is None
         self._reign.has_news = self._is_owed = True
 
     def _electorate(self) -> Electorate:
@@ -301,13 +306,8 @@ class Shipper:
 
     # -- committing ------------------------------------------------------------------------------
 
-    def _commit(self) -> None:
-        if self._reign.has_news:
-            self._advance()
-        if self._reign.has_echo:
-            self._confirm()
-
     def _advance(self) -> None:
+        """Move the commit LSN as far as what was acknowledged lets it."""
         reign, words = self._reign, self._words
         reign.has_news = False
         if words[_VOTERS] < reign.electorate.sync_replicas:
@@ -323,8 +323,6 @@ class Shipper:
 
     def _announce(self) -> None:
         """Tell the commit LSN to replicas that no frames have told it, once that is due."""
-        if not self._is_owed:
-            return
         owed = [peer for peer in self._peers if peer.is_owed]
         self._is_owed = bool(owed)
         if not owed:
@@ -401,7 +399,7 @@ class Shipper:
                 timeout_s = min(options.poll_ms, TICK_MS_MAX) / 1000
                 if self._is_owed:
                     timeout_s = min(timeout_s, LINGER_NS / 1e9)
-        self._woken_by = _by_poll()
+        self._woken_by = BY_POLL
         ready = self._selector.select(timeout_s)
         words[_IDLE] = 0
         for key, mask in ready:
@@ -503,11 +501,6 @@ def check_replicas(store: Path, replicas: Mapping[str, tuple[str, int]], secret:
     own = read_identity(store).node
     if own in replicas:
         raise UsageError(f"{own} is this node itself, and no replica of it", node=own)
-
-
-def _by_poll() -> Wake:
-    """What a wait was ended by, unless a socket says otherwise."""
-    return Wake.POLL
 
 
 def _call(on_ready: Callable[[], object], _mask: int) -> None:

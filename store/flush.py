@@ -235,7 +235,8 @@ class Flusher:
         try:  # also around the lock: to release what is not held does nothing
             if not lock.try_acquire() and not self._acquire_or_covered(lsn):
                 return
-            self.check_poison()
+            if words[_POISON]:
+                raise self.poisoned()
             if words[_FLUSHED] < lsn:
                 self._sync(when_synced)
                 if words[_FLUSHED] < lsn:
@@ -274,9 +275,10 @@ class Flusher:
                 self._guarded(partial(os.fdatasync, descriptor))
         header = cursor.header
         if header is not None and words[_FLUSHED] + 1 < header.first_lsn:
-            self._sync_older(target.lsn)
-        self.check_poison()
-        if target.lsn <= words[_FLUSHED]:
+            self._sync_older(target[1])
+        if words[_POISON]:
+            raise self.poisoned()
+        if target[1] <= words[_FLUSHED]:
             return  # the mark never goes back
         if when_synced is not None:
             when_synced()
@@ -317,9 +319,10 @@ class Flusher:
         except OSError as error:
             raise translate(error, "cannot write the mark", self.mark.path) from error
         words[_MARK_SEQUENCE] = sequence
-        self.sync_mark()
-        if words[_FLUSHED] < target.lsn:
-            words[_FLUSHED] = target.lsn
+        if time.monotonic_ns() // 1_000_000 - words[_MARK_SYNCED] >= MARK_SYNC_MS:
+            self.sync_mark()
+        if words[_FLUSHED] < target[1]:
+            words[_FLUSHED] = target[1]
 
     def _target(self) -> Position:
         """What a sync that begins now covers: the page's last frame if it can be read whole."""
