@@ -34,6 +34,8 @@ FACTOR: Final = "events of the log"
 SESSIONS: Final = 5_000
 EVENTS: Final = (10_000, 100_000, 1_000_000)
 _QUICK_EVENTS_MAX: Final = 100_000
+_WRITTEN_PER_S: Final = 5_000
+"""Fewer would be too slow for a run with a long log."""
 _UPDATES: Final = 200
 """Of a slice: few, because they make the log longer."""
 
@@ -103,8 +105,9 @@ def log_rows(
         for events in EVENTS:
             if plan.is_quick and events > _QUICK_EVENTS_MAX:
                 continue
+            limit_s = max(plan.reopen_fill_s, events / _WRITTEN_PER_S)
             try:
-                logged[events] = Logged(system, folder(stack), events, plan.reopen_fill_s)
+                logged[events] = Logged(system, folder(stack), events, limit_s)
             except Exception as error:  # noqa: BLE001  the other lengths are measured
                 skip(f"{FACTOR}: {events:,}", str(error))
                 continue

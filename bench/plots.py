@@ -95,7 +95,7 @@ def line_chart(title: str, x_name: str, y_name: str, lines: Sequence[tuple[str, 
         parts.append(f"<line x1='{x}' y1='{y}' x2='{right}' y2='{y}' stroke='#ddd'/>")
     for mark in sorted({point.x for point in points}):
         x, y = place(Point(mark, 10.0**y0)).split(",")
-        parts.append(_text(float(x) - 10, float(y) + 16, f"{mark:,g}"))
+        parts.append(_text(float(x) - 10, float(y) + 16, f"{mark:,.0f}"))
     for number, (name, its) in enumerate(lines):
         color = ("#1f6f8b", "#b5532a", "#5b7f2b", "#6a4c93", "#8a6d1d", "#444")[number % 6]
         path = " ".join(place(point) for point in its)

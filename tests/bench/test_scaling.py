@@ -123,6 +123,7 @@ def test_a_log_that_can_not_be_written_in_time_is_left_out_and_said(
 ) -> None:
     monkeypatch.setattr(log_scaling, "SESSIONS", 50)
     monkeypatch.setattr(log_scaling, "EVENTS", (1_000_000,))
+    monkeypatch.setattr(log_scaling, "_WRITTEN_PER_S", 1e9)
     skipped: dict[str, str] = {}
     plan = Plan(rounds=1, reopen_fill_s=0.05)
     assert list(log_rows(OURS, plan, folder, skipped.__setitem__)) == []
