@@ -66,7 +66,7 @@ def main(words: list[str] | None = None) -> int:
         sources.append(figures(options.only, options.quick, options.directory))
     if options.part == SCALING:
         most = options.sessions or (50_000 if options.quick else 1_000_000)
-        sources.append(suite.scaling([size for size in SCALES if size <= most]))
+        sources.extend(suite.scaling([size for size in SCALES if size <= most]))
     failures = _measured(sources, rows)
     if not rows:
         _say(failures[0] if failures else "nothing has that name")

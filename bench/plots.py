@@ -81,9 +81,10 @@ def line_chart(title: str, x_name: str, y_name: str, lines: Sequence[tuple[str, 
     xs, ys = [math.log10(point.x) for point in points], [math.log10(point.y) for point in points]
     x0, x1, y0, y1 = min(xs), max(xs), math.floor(min(ys)), math.ceil(max(ys))
     height, left = 300, 60
+    right = WIDTH - max(180, 24 + 6 * max(len(f"{name} (slope -0.00)") for name, _ in lines))
 
     def place(point: Point) -> str:
-        x = left + (WIDTH - left - 180) * (math.log10(point.x) - x0) / max(0.1, x1 - x0)
+        x = left + (right - left) * (math.log10(point.x) - x0) / max(0.1, x1 - x0)
         y = height - 40 - (height - 80) * (math.log10(point.y) - y0) / max(1, y1 - y0)
         return f"{x:.1f},{y:.1f}"
 
@@ -91,17 +92,17 @@ def line_chart(title: str, x_name: str, y_name: str, lines: Sequence[tuple[str, 
     for tick in range(y0, y1 + 1):
         x, y = place(Point(10**x0, 10.0**tick)).split(",")
         parts.append(_text(float(x) - 48, float(y) + 4, f"{10.0**tick:,g}"))
-        parts.append(f"<line x1='{x}' y1='{y}' x2='{WIDTH - 180}' y2='{y}' stroke='#ddd'/>")
+        parts.append(f"<line x1='{x}' y1='{y}' x2='{right}' y2='{y}' stroke='#ddd'/>")
     for mark in sorted({point.x for point in points}):
         x, y = place(Point(mark, 10.0**y0)).split(",")
-        parts.append(_text(float(x) - 10, float(y) + 16, f"{mark:,g}"))
+        parts.append(_text(float(x) - 10, float(y) + 16, f"{mark:,.0f}"))
     for number, (name, its) in enumerate(lines):
         color = ("#1f6f8b", "#b5532a", "#5b7f2b", "#6a4c93", "#8a6d1d", "#444")[number % 6]
         path = " ".join(place(point) for point in its)
         parts.append(f"<polyline points='{path}' fill='none' stroke='{color}' stroke-width='2'/>")
         slope = slope_of(its)
         told = name + ("" if slope is None else f" (slope {slope:.2f})")
-        parts.append(_text(WIDTH - 172, 50 + 16 * number, told, f"fill='{color}'"))
+        parts.append(_text(right + 8, 50 + 16 * number, told, f"fill='{color}'"))
     return _svg(height, parts)
 
 
@@ -116,18 +117,19 @@ def slope_of(points: Sequence[Point]) -> float | None:
 
 
 def _scaling_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """A plot for each factor, from rows whose case is `what against factor: point`."""
-    lines: dict[str, dict[str, list[Point]]] = {}
+    """A plot for each factor and class, from rows whose case is `what against factor: point`."""
+    lines: dict[tuple[str, str], dict[str, list[Point]]] = {}
     for row in rows:
         case, _, point = row.case.rpartition(": ")
         what, _, factor = case.partition(" against ")
         if row.group == "scaling" and point != "slope" and row.amount:
-            its = lines.setdefault(factor, {}).setdefault(what, [])
+            its = lines.setdefault((factor, row.durability), {}).setdefault(what, [])
             its.append(Point(float(point.replace(",", "")), row.amount))
     written = []
-    for factor, drawn_lines in lines.items():
+    for (factor, durability), drawn_lines in lines.items():
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"scaling-{factor.replace(' ', '-')}.svg"
+        name = factor if durability == "os" else f"{factor} {durability}"
+        file = folder / f"scaling-{name.replace(' ', '-')}.svg"
         drawn = line_chart(f"us a call against {factor}", factor, "us", list(drawn_lines.items()))
         file.write_text(drawn, encoding="utf-8")
         written.append(file)

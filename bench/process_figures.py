@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from perdure.recovery import take_snapshot
@@ -210,11 +211,11 @@ def _raw_file(folder: Path, count: int) -> Slice:
     return work
 
 
-def _page(path: Path) -> ControlPage:
+def open_page(path: Path) -> ControlPage:
     return ControlPage(path / "control", read_boot_id())
 
 
-def _wait(page: ControlPage, word: Word, lsn: int) -> None:
+def wait_for(page: ControlPage, word: Word, lsn: int) -> None:
     deadline = time.monotonic() + WAIT_S
     while page.words[word] < lsn:
         if time.monotonic() > deadline:
@@ -224,22 +225,37 @@ def _wait(page: ControlPage, word: Word, lsn: int) -> None:
 
 def make_cluster(folder: Path, sync_replicas: int) -> tuple[Path, Path, Child]:
     """Two nodes and the replica's processes: (primary, replica, processes). The primary ships with ship()."""
-    one, two = folder / "n1", folder / "n2"
-    now_ms = time.time_ns() // 1_000_000
-    init_store(one, node="n1", cluster_id=CLUSTER, now_ms=now_ms)
-    init_store(two, node="n2", cluster_id=CLUSTER, now_ms=now_ms)
-    node = open_node_log(one, [])
-    node.log.lock_any()
-    begin_cluster(node.log, Config(("n1", "n2"), sync_replicas))
-    node.log.unlock()
-    node.close()
-    replica = start_child(Task("replica", str(two), host=HOST, secret=SECRET))
-    replica.wait_ready()
+    one, ((two, replica),) = make_nodes(folder, 1, sync_replicas)
     return one, two, replica
 
 
-def ship(one: Path, replica: Child) -> Child:
-    shipper = start_child(Task("shipper", str(one), replicas={"n2": (HOST, replica.port)}, secret=SECRET))
+def make_nodes(folder: Path, replicas: int, sync_replicas: int) -> tuple[Path, list[tuple[Path, Child]]]:
+    """A primary, and so many replicas: its directory, and of each of them directory and processes."""
+    names = [f"n{number + 1}" for number in range(replicas + 1)]
+    one, *others = (folder / name for name in names)
+    now_ms = time.time_ns() // 1_000_000
+    for name in names:
+        init_store(folder / name, node=name, cluster_id=CLUSTER, now_ms=now_ms)
+    node = open_node_log(one, [])
+    node.log.lock_any()
+    begin_cluster(node.log, Config(tuple(names), sync_replicas))
+    node.log.unlock()
+    node.close()
+    with ExitStack() as stack:
+        nodes = [
+            (path, stack.enter_context(start_child(Task("replica", str(path), host=HOST, secret=SECRET))))
+            for path in others
+        ]
+        for _, replica in nodes:
+            replica.wait_ready()
+        stack.pop_all()
+    return one, nodes
+
+
+def ship(one: Path, *replicas: Child) -> Child:
+    """The shipper of a primary, to its replicas n2, n3 and so on."""
+    ports = {f"n{number + 2}": (HOST, replica.port) for number, replica in enumerate(replicas)}
+    shipper = start_child(Task("shipper", str(one), replicas=ports, secret=SECRET))
     shipper.wait_ready()
     return shipper
 
@@ -252,12 +268,12 @@ def _catch_up(name: str, folder: Path, size: int) -> Iterator[Figure]:
             store.create(METADATA)
         end = store.position().lsn
         sent = sum(file.stat().st_size for file in (one / "log").iterdir())
-        page = _page(two)
+        page = open_page(two)
         started = time.perf_counter()
         with ship(one, replica):
-            _wait(page, Word.FLUSHED, end)
+            wait_for(page, Word.FLUSHED, end)
             shipped = time.perf_counter() - started
-            _wait(page, Word.FOLDED, end)
+            wait_for(page, Word.FOLDED, end)
             folded = time.perf_counter() - started
         page.close()
         loopback = events / _loopback_s(sent)
@@ -306,9 +322,9 @@ def _lag(name: str, folder: Path, size: int) -> Iterator[Figure]:
     one, two, replica = make_cluster(folder, 0)
     gate = open_gate(one)
     with replica, SessionStore.open(one, gate=gate) as store, ship(one, replica):
-        page = _page(two)
+        page = open_page(two)
         store.create(METADATA)
-        _wait(page, Word.FLUSHED, store.position().lsn)
+        wait_for(page, Word.FLUSHED, store.position().lsn)
         lags = _sample_lags(store, page, rate, seconds)
         page.close()
     p99 = percentile(lags, 0.99) * 1000

@@ -92,7 +92,7 @@ def _sync_writes(name: str, folder: Path, size: int) -> Iterator[Figure]:
         chain = stack.enter_context(BareChain(folder / "chain"))
         ours: Callable[[], Write] = lambda: lambda: store.create(METADATA)  # noqa: E731
         sources = {
-            OURS: Source(ours, (me, shipper.pid, replica.pid, *_children(replica.pid))),
+            OURS: Source(ours, (me, shipper.pid, replica.pid, *children_of(replica.pid))),
             CHAIN: Source(lambda: chain.write, (me, *chain.pids)),
         }
         missing = redis_peer.why_not()
@@ -104,7 +104,7 @@ def _sync_writes(name: str, folder: Path, size: int) -> Iterator[Figure]:
         yield from _latencies(name, sources, ROUNDS // size)
 
 
-def _children(pid: int) -> list[int]:
+def children_of(pid: int) -> list[int]:
     threads = Path(f"/proc/{pid}/task").iterdir()
     return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
 

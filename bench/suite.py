@@ -20,6 +20,8 @@ from .contestants import Bound, Contestant, Driven, Growth, Served, is_ours
 from .footprint import FOOTPRINT, footprint_rows
 from .limit_rows import LIMIT_NAMES, LIMITS, limit_rows
 from .limits import Limit
+from .log_scaling import log_rows
+from .replica_scaling import replica_rows
 from .restarts import reopening, taking_over
 from .rows import Row
 from .scaling import scaling_rows
@@ -78,11 +80,17 @@ class Suite:
                 yield from self._class(durability, stack)
         yield from self._restarts()
 
-    def scaling(self, sessions: Sequence[int]) -> Iterator[Row]:
-        """How the costs of ours grow, up to the last of these numbers of sessions."""
+    def scaling(self, sessions: Sequence[int]) -> list[Iterator[Row]]:
+        """How the costs of ours grow: with sessions up to the last of these numbers, with replicas, with the
+        log. Each can fail by itself."""
         ours = next(one for one in self._systems if is_ours(one.name))
-        rows = scaling_rows(ours, self._plan, sessions, self._folder)
-        yield from (row for row in rows if self._choice.only in row.key)
+        only = self._choice.only
+        sources = (
+            scaling_rows(ours, self._plan, sessions, self._folder, only),
+            replica_rows(ours, self._plan, self._folder, only),
+            log_rows(ours, self._plan, self._folder, self._skip, only),
+        )
+        return [filter(lambda row: only in row.key, rows) for rows in sources]
 
     def _can(self, one: System | Driver) -> bool:
         reason = one.why_not()

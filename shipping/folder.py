@@ -48,10 +48,12 @@ CHUNK_BYTES: Final = 512 << 10
 """Payload bytes folded in one transaction: about a thousand events."""
 FOLD_TIMEOUT_MS: Final = 5_000
 POLL_MS: Final = 5
-GATHER_EVENTS: Final = 64
-GATHER_MS: Final = 25
+GATHER_EVENTS: Final = 256
+GATHER_MS: Final = 100
 """Fewer events than these wait for more, but not longer: readers see them in the tail of the log, and a
 transaction for each write would take a core that the receiver needs."""
+GATHER_POLL_MS: Final = 20
+"""Meanwhile it looks this often."""
 SEAL_MS: Final = 1_000
 FULL_RETRY_MS: Final = 500
 _GENERATION = int(Word.GENERATION)
@@ -83,7 +85,10 @@ class Folder:
         Raises DivergedError when the sessions do not come out as a frame says; it is recorded then.
         """
         while not should_stop():
-            wait(0 if self._is_due() and self.step() else POLL_MS / 1000)
+            if self._is_due():
+                wait(0 if self.step() else POLL_MS / 1000)
+            else:
+                wait(GATHER_POLL_MS / 1000)
 
     def _is_due(self) -> bool:
         """Is there enough to fold, or has it waited long enough, or is there something else to do?"""

@@ -48,12 +48,13 @@ def split_frames(raw: bytes, at: StatePosition, *, key: int, shard: int, epoch_m
                 f"what was received is no frame of this cluster ({verdict.value})", lsn=at.lsn + 1
             )
         opens = starts_segment(raw[offset + HEADER_BYTES : offset + HEADER_BYTES + 1])
-        if first.first_lsn != at.lsn + 1 or first.previous_chain != at.chain:
+        if first.first_lsn != at[1] + 1 or first.previous_chain != at[2]:
             raise WireError("a frame does not follow the one before it", lsn=at.lsn + 1)
-        if not at.epoch <= first.epoch <= epoch_max or (first.epoch != at.epoch and not opens):
+        if not at[0] <= first.epoch <= epoch_max or (first.epoch != at[0] and not opens):
             raise WireError(f"a frame of epoch {first.epoch} out of place", lsn=at.lsn + 1)
         if first.size_bytes == size - offset and first.shard == shard:  # as most are: one alone
-            pieces.append(_piece(raw, [(offset, _in_time(first))], opens))
+            run = Run(raw, [(offset, _in_time(first))])
+            pieces.append(_opening(run) if opens else Piece(run, False, None, None))
             break
         scan = scan_frames(
             raw,
@@ -70,7 +71,8 @@ def split_frames(raw: bytes, at: StatePosition, *, key: int, shard: int, epoch_m
             raise WireError(f"a frame of shard {first.shard} out of place", lsn=at.lsn + 1)
         last = _in_time(frame_checked(raw, scan.last))
         frames = [(offset, first)] if scan.last == offset else [(offset, first), (scan.last, last)]
-        pieces.append(_piece(raw, frames, opens))
+        run = Run(raw, frames)
+        pieces.append(_opening(run) if opens else Piece(run, False, None, None))
         at, offset = last.state_position, scan.end
     return pieces
 
@@ -81,10 +83,8 @@ def _in_time(frame: Frame) -> Frame:
     return frame
 
 
-def _piece(raw: bytes, frames: list[tuple[int, Frame]], opens: bool) -> Piece:
-    run = Run(raw, frames)
-    if not opens:
-        return Piece(run, False, None, None)
+def _opening(run: Run) -> Piece:
+    frames = run.frames
     try:
         events = run.events(*frames[0])
         return Piece(run, True, epoch_start_of(events), config_of(events))

@@ -53,7 +53,8 @@ class Gate:
         self._stream: socket.socket | None = None
         self._poller = select.poll()
         """Watches the stream."""
-        self._changed = threading.Condition()
+        self._mutex = threading.Lock()
+        self._changed = threading.Condition(self._mutex)
         self._has_leader = False
         self._wanted: list[int] = []
         watch_forks(self)
@@ -91,7 +92,7 @@ class Gate:
             return True
         deadline = time.monotonic() + timeout_ms / 1000
         generation = words[_GENERATION]
-        with self._changed:
+        with self._mutex:
             self._wanted.append(lsn)
             try:
                 while words[_COMMITTED] < lsn:
@@ -153,36 +154,29 @@ class Gate:
         """Wait once on the stream for everyone, without holding the mutex. The caller holds it."""
         self._has_leader = True
         lowest = min(self._wanted)
-        self._changed.release()
+        self._mutex.release()
         try:
             self._wait_on_stream(lowest, min(left_s, LOOK_MS / 1000))
         finally:
-            self._changed.acquire()
+            self._mutex.acquire()
             self._has_leader = False
             if len(self._wanted) > 1:
                 self._changed.notify_all()
 
     def _wait_on_stream(self, lsn: int, wait_s: float) -> None:
-        stream = self._connected()
+        """Say what is waited for, and wait for one answer, perhaps to an earlier wish."""
+        stream = self._stream or self._connect()
         if stream is None:
             time.sleep(min(wait_s, RECONNECT_MS / 1000))
             return
         try:
             stream.sendall(LSN_WORD.pack(lsn))
-            poller = self._poller
-            deadline = time.monotonic() + wait_s
-            while self._words[_COMMITTED] < lsn:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return
-                if poller.poll(left * 1000) and not stream.recv(4096):
-                    raise ConnectionResetError
+            if self._poller.poll(wait_s * 1000) and not stream.recv(4096):
+                raise ConnectionResetError
         except OSError:
             self._drop_stream()
 
-    def _connected(self) -> socket.socket | None:
-        if self._stream is not None:
-            return self._stream
+    def _connect(self) -> socket.socket | None:
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with short_path(self._store, names.GATE_SOCKET) as path:

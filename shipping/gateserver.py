@@ -56,11 +56,12 @@ class GateServer:
         answer = LSN_WORD.pack(committed_lsn)
         lowest = _NEVER
         for writer in list(self._writers.values()):
-            if writer.wanted <= committed_lsn:
+            wanted = writer.wanted
+            if wanted <= committed_lsn:
                 writer.wanted = _NEVER
                 self._answer(writer, answer)
-            elif writer.wanted < lowest:
-                lowest = writer.wanted
+            elif wanted < lowest:
+                lowest = wanted
         self._lowest = lowest
 
     def close(self) -> None:

@@ -447,8 +447,11 @@ class Decoder:
             left -= 4 + size
             if left < 0:
                 break
-            body = buffer[body_at:payload_at]
-            found.append((_decode_body(kind, body), _copied(buffer, payload_at, end)))
+            try:
+                message = _DECODERS[kind].decode(buffer[body_at:payload_at])
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise WireError(f"the body of a {KINDS[kind].__name__} message does not decode") from error
+            found.append((message, _copied(buffer, payload_at, end)))
             at = end
         if not left:
             self._buffer = b""
@@ -495,10 +498,3 @@ def unpack_payload(payload: bytes, raw_bytes: int, compressed: bool) -> bytes:
         return zstd.decompress(payload, raw_bytes)
     except CorruptError as error:
         raise WireError(f"a payload that does not decompress: {error.message}") from error
-
-
-def _decode_body(kind: int, body: bytes | bytearray) -> Message:
-    try:
-        return _DECODERS[kind].decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(f"the body of a {KINDS[kind].__name__} message does not decode") from error

@@ -73,6 +73,7 @@ PUMP_MESSAGES: Final = 8
 UNSENT_BYTES_MAX: Final = 4 << 20
 """No further frames are read for a replica while so much waits for its socket."""
 ERROR_CHARS_MAX: Final = 1000
+_new = tuple.__new__
 
 
 NO_SNAPSHOT: Final[dict[str, Any]] = {
@@ -163,9 +164,10 @@ class Peer:
 
     def pump(self) -> bool:
         """Send what the credits and the socket allow; says whether there may be more."""
+        sender = self.sender
+        if sender is not None and sender.number == sender.window.next:
+            return False  # it has all
         if self._stage is Stage.STREAMING:
-            if self.sender is not None and self.sender.has_sent_all:
-                return False
             return self._guarded(self._pump_frames)
         if self._stage is Stage.SNAPSHOT:
             return self._guarded(self._pump_snapshot)
@@ -191,10 +193,15 @@ class Peer:
 
     def on_event(self, mask: int) -> None:
         """The socket is ready."""
-        if mask & selectors.EVENT_WRITE:
-            self._guarded(self._writable)
-        if mask & selectors.EVENT_READ and self._link is not None:
-            self._guarded(self._readable)
+        try:
+            if mask & selectors.EVENT_WRITE:
+                self._writable()
+            if mask & selectors.EVENT_READ:
+                self._readable()
+        except PoisonedError:
+            raise
+        except (PerdureError, OSError) as error:
+            self._fail(error)
 
     def needs_snapshot(self) -> None:
         """The log is no longer kept for it."""
@@ -232,15 +239,18 @@ class Peer:
         link = self._link
         if link is None or self._stage is Stage.CONNECTING:
             return
-        for message, payload in link.receive():
+        messages = link.receive()
+        if messages:
             self._heard_ms = monotonic_ms()
+        for message, payload in messages:
             if type(message) is Ack and self._stage is Stage.STREAMING:
                 self._acked(message)
                 continue
             self._take(message, payload)
             if self._link is not link:
                 return
-        self._watch()
+        if link.out_bytes or self._mask != selectors.EVENT_READ:
+            self._watch()
 
     def _take(self, message: Message, payload: bytes) -> None:
         match self._stage, message:
@@ -381,7 +391,9 @@ class Peer:
                 return False
             message, payload = found
             self._committed_sent = message.committed_lsn
-            self._send(message, payload)
+            link.send(message, payload)
+            if link.out_bytes:
+                self._watch()
             if sender.has_sent_all:
                 return False
         return True
@@ -423,7 +435,7 @@ class Peer:
     def _acked(self, ack: Ack) -> None:
         if self.sender is None:
             return
-        position = Position(*ack.position)
+        position = _new(Position, ack.position)
         if self.sender.take_ack(position):
             self._reign.acked[self.name] = position
             self._reign.has_news = True

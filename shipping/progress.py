@@ -108,15 +108,11 @@ def _reached(
     if k <= 0:
         return flushed_lsn
     primary, epoch, start_lsn = electorate.primary, electorate.epoch, electorate.epoch_start_lsn
-    counted = [
-        position[1]
-        for node, position in acked.items()
-        if position[0] == epoch
-        and position[1] >= start_lsn
-        and node in voters
-        and node != primary
-        and node not in witnesses
-    ]
+    counted: list[int] = []
+    for node, (at_epoch, lsn, _chain) in acked.items():
+        is_own = at_epoch == epoch and lsn >= start_lsn
+        if is_own and node in voters and node != primary and node not in witnesses:
+            counted.append(lsn)
     if len(counted) < k:
         return 0
     counted.sort(reverse=True)

@@ -54,6 +54,7 @@ from .nodelog import NodeLog, monotonic_ms, now_ms, open_node_log, take_process_
 from .parted import state_lsn
 from .permission import AUTO, end_permission, read_permission
 from .ports import read_ports
+from .readiness import Readiness
 from .rebuild import Rebuilding, finish_rebuild, note_log_fault, why_unfit
 from .rejoin import finish_rejoin
 from .replica_log import ReplicaLog
@@ -85,7 +86,7 @@ class Receiver:
         self.node = node
         self.secret = secret
         self.replica = ReplicaLog(node)
-        self._selector = selectors.DefaultSelector()
+        self._selector = Readiness()
         self._visitors: dict[int, Visitor] = {}
         self._shipper: Visitor | None = None
         self._incoming: Incoming | None = None
@@ -109,15 +110,17 @@ class Receiver:
         """Serve until `should_stop` says so. Raises PoisonedError or CorruptError."""
         ask_for_short_slices()
         ticked_ms = 0
-        while not should_stop():
+        while True:
+            at_ms = monotonic_ms()
+            if at_ms - ticked_ms >= TICK_MS:
+                if should_stop():
+                    return
+                ticked_ms = at_ms
+                self._tick(at_ms)
             for key, mask in self._selector.select(TICK_MS / 1000):
                 key.data(mask)
             if self._broken is not None:
                 raise self._broken
-            at_ms = monotonic_ms()
-            if at_ms - ticked_ms >= TICK_MS:
-                ticked_ms = at_ms
-                self._tick(at_ms)
 
     def wake_on(self, file: Any, on_ready: Callable[[], object]) -> None:
         """Also wait for `file` (a descriptor) to be readable."""
@@ -196,14 +199,17 @@ class Receiver:
         if mask & selectors.EVENT_WRITE:
             link.flush()
         if mask & selectors.EVENT_READ and not visitor.is_paused:
-            for message, payload in link.receive():
+            messages = link.receive()
+            if messages:
                 visitor.heard_ms = monotonic_ms()
+            for message, payload in messages:
                 visitor.take(message, payload)
             if visitor.is_shipper:
                 self._heard_ms = visitor.heard_ms
             if visitor.batch:
                 self._append(visitor)
-        self.watch(visitor)
+        if link.out_bytes or visitor.mask != selectors.EVENT_READ:
+            self.watch(visitor)
 
     def is_here(self, visitor: Visitor) -> bool:
         """Is it still connected?"""
@@ -293,7 +299,7 @@ class Receiver:
         if visitor.reign is None or visitor is not self._shipper:
             raise WireError("another connection of the primary ships now")
         try:
-            position = self.replica.append(visitor.reign, visitor.batch)
+            position = self.replica.append(visitor.reign, visitor.batch, visitor.acknowledge)
         except StorageFullError as error:
             if not visitor.is_paused:
                 logger.error("paused: %s", error)
@@ -306,7 +312,6 @@ class Receiver:
             logger.info("there is space again: lsn=%d", position.lsn)
             visitor.is_paused = False
             visitor.heard_ms = monotonic_ms()
-        visitor.acknowledge(position)
         self.replica.commit(0)
 
     def take_peers(self, peers: Peers) -> None:

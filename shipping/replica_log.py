@@ -6,6 +6,8 @@ lock, so that a position told with a promise covers every acknowledgement ever s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..store.errors import FencedError, PromiseRefusedError, StorageFullError, WireError
 from ..store.files import remove_durably
 from ..store.ids import Position
@@ -20,6 +22,10 @@ _FLUSHED = int(Word.FLUSHED)
 _GENERATION = int(Word.GENERATION)
 _HEARD_LSN = int(Word.HEARD_LSN)
 _HEARD_MS = int(Word.HEARD_MS)
+
+
+def ignored(_position: Position) -> None:
+    """Nobody is told."""
 
 
 class ReplicaLog:
@@ -82,9 +88,12 @@ class ReplicaLog:
 
     # -- frames ----------------------------------------------------------------------------------
 
-    def append(self, reign: Promise, batch: list[bytes]) -> Position:
+    def append(
+        self, reign: Promise, batch: list[bytes], when_durable: Callable[[Position], object] = ignored
+    ) -> Position:
         """Append what was received and make it durable with one sync; answers the end of the log.
 
+        `when_durable` is told it first, still under the lock: an acknowledgement leaves as early as it may.
         Takes from the front of `batch` what was appended. Raises StorageFullError if the disk is full:
         what is in the log by then is durable, and is answered by the next call. Raises FencedError if
         the reign is over, WireError for frames that do not follow.
@@ -105,10 +114,14 @@ class ReplicaLog:
                     self._append_pieces(pieces, batch)
             finally:
                 self._sync()
-                self.node.clock.not_before(log.cursor.time_ms)
-            return log.cursor.at.position
+            position = log.cursor.at.position
+            when_durable(position)
+            return position
         finally:
-            log.unlock()
+            try:
+                self.node.clock.not_before(log.cursor.time_ms)
+            finally:
+                log.unlock()
 
     def hear_time(self, reign: Promise, primary_ms: int) -> bool:
         """The primary's session time is this, or was a moment ago: it is this node's too.
@@ -137,7 +150,8 @@ class ReplicaLog:
     def commit(self, lsn: int) -> int:
         """The primary says that `lsn` is committed: publish it as far as this log has it on disk."""
         words = self._log.words
-        self.hear_of(lsn)
+        if lsn > self._announced_lsn:
+            self._announced_lsn = lsn
         reached = min(self._announced_lsn, words[_FLUSHED])
         if reached > words[_COMMITTED]:
             words[_COMMITTED] = reached
@@ -188,8 +202,9 @@ class ReplicaLog:
 
     def _sync(self) -> None:
         log = self._log
-        if log.cursor.descriptor >= 0 and log.cursor.at.lsn > log.words[_FLUSHED]:
-            log.flush(log.cursor.at.lsn)
+        cursor = log.cursor
+        if cursor.descriptor >= 0 and cursor.at[1] > log.words[_FLUSHED]:
+            log.flusher.flush(cursor.at[1])
 
     def _check_reign(self, reign: Promise) -> None:
         held = self._log.promise

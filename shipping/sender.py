@@ -21,6 +21,7 @@ CREDIT_BYTES = 8 << 20
 """Log bytes that may be sent and not acknowledged; one larger message goes alone."""
 CATCH_UP_BYTES = 1 << 20
 COMPRESS_BYTES_MIN = 4096
+_new = tuple.__new__
 
 
 class UnderWay(NamedTuple):
@@ -68,12 +69,13 @@ class Sender:
         self.acked = after
         """The replica has this on disk."""
         self.sent = after
-        self._window = window
+        self.window = window
         self._make_cursor = make_cursor
         self._compress = compress
         self._under_way: deque[UnderWay] = deque()
         self.under_way_bytes = 0
-        self._number = window.number_after(after)
+        self.number = window.number_after(after)
+        """Of the run in the window that is sent next; None while the log itself is sent."""
         self._cursor = cursor
         self._segment = -1
         self._is_sealed = False
@@ -81,12 +83,12 @@ class Sender:
     @property
     def is_close(self) -> bool:
         """Is it served from the window?"""
-        return self._number is not None
+        return self.number is not None
 
     @property
     def has_sent_all(self) -> bool:
         """Was everything in the window sent?"""
-        return self._number is not None and self.sent == self._window.end
+        return self.number == self.window.next
 
     @property
     def oldest_unacked_ms(self) -> int:
@@ -100,15 +102,18 @@ class Sender:
         """
         if self.under_way_bytes >= CREDIT_BYTES:
             return None
-        found = self._from_window() if self._number is not None else self._from_log()
+        found = self._from_window() if self.number is not None else self._from_log()
         if found is None:
             return None
         raw, end, time_ms, compress = found
+        size_bytes = len(raw)
         self.sent = end
-        self._under_way.append(UnderWay(end, len(raw), time_ms))
-        self.under_way_bytes += len(raw)
-        payload, compressed = pack_payload(raw, compress and len(raw) >= COMPRESS_BYTES_MIN)
-        return Frames(len(raw), compressed, committed_lsn), payload
+        self._under_way.append(_new(UnderWay, (end, size_bytes, time_ms)))
+        self.under_way_bytes += size_bytes
+        if not compress or size_bytes < COMPRESS_BYTES_MIN:
+            return Frames(size_bytes, False, committed_lsn), raw
+        payload, compressed = pack_payload(raw, True)
+        return Frames(size_bytes, compressed, committed_lsn), payload
 
     def take_ack(self, position: Position) -> bool:
         """The replica says it has this on disk; answers whether that is new.
@@ -134,21 +139,21 @@ class Sender:
             self._cursor = None
 
     def _from_window(self) -> tuple[bytes, Position, int, bool] | None:
-        number = self._number
-        if number is None or number < self._window.first:
-            self._number = None
+        number = self.number
+        if number is None or number < self.window.first:
+            self.number = None
             return self._from_log()
-        run = self._window.get(number)
+        run = self.window.get(number)
         if run is None:
             return None
-        self._number = number + 1
+        self.number = number + 1
         return run.raw, run.end, run.time_ms, False
 
     def _from_log(self) -> tuple[bytes, Position, int, bool] | None:
-        window = self._window
+        window = self.window
         number = window.number_after(self.sent)
         if number is not None:
-            self._number = number
+            self.number = number
             self.close()
             return self._from_window()
         cursor = self._cursor

@@ -35,6 +35,7 @@ from .messages import Peers
 from .nodelog import NodeLog, open_node_log, take_process_lock
 from .peer import Peer
 from .progress import Electorate, commit_lsn, confirmed_us, electorate_of, voters_connected
+from .readiness import Readiness
 from .reign import SILENCE_MS, SLOT_BUDGET_BYTES, Fenced, Reign
 from .roster import replica_addresses
 from .slices import ask_for_short_slices
@@ -50,11 +51,13 @@ READ_BYTES_MIN: Final = 4 << 10
 """Where little comes at once: the system maps and unmaps a large buffer for each read."""
 LINGER_MS: Final = 1
 """Without sync_replicas the shipper lets frames gather for so long before the next flush."""
-TICK_MS: Final = 10
+TICK_NS: Final = 10_000_000
 TICK_MS_MAX: Final = 50
 """The longest wait: heartbeats and time limits are looked at this often, whatever `poll_ms` is."""
 PEERS_MS: Final = 1_000
 BUDGET_MS: Final = 1_000
+BY_POLL: Wake = Wake.POLL
+"""What a wait was ended by, unless a socket says otherwise."""
 _APPENDED = int(Word.APPENDED)
 _FLUSHED = int(Word.FLUSHED)
 _COMMITTED = int(Word.COMMITTED)
@@ -95,7 +98,7 @@ class Shipper:
         self._log = node.log
         self._words: Any = node.log.words
         self._options = options
-        self._selector = selectors.DefaultSelector()
+        self._selector = Readiness()
         self._snapshots = SnapshotFinder(node, make_snapshot)
         self._reign = Reign(
             node=node,
@@ -127,14 +130,18 @@ class Shipper:
         self._announcing = Announcing()
         self._is_owed = False
         """Some replica has perhaps not heard of the commit LSN."""
+        self._is_waited_for = False
+        """Does a commit take an acknowledgement, whichever set of voters counts?"""
         self._is_fresh = False
         """Frames came in this round."""
+        self._poll_s = min(options.poll_ms, TICK_MS_MAX) / 1000
+        self._owed_poll_s = min(self._poll_s, LINGER_NS / 1e9)
         self._woken_by = Wake.POLL
         self._unannounced = 0
         """How often in a row frames came without a poke."""
         self.wakes: Counter[Wake] = Counter()
         """By what the shipper heard of frames that came while it waited."""
-        self._ticked_ms = self._peers_told_ms = self._budget_ms = 0
+        self._ticked_ns = self._peers_told_ms = self._budget_ms = 0
         self._words[Word.SHIPPER] = os.getpid()
 
     # -- the loop --------------------------------------------------------------------------------
@@ -171,14 +178,24 @@ class Shipper:
 
     def _round(self) -> bool:
         """Do what there is to do, and wait; says whether a tick went by."""
-        self._check_role()
-        self._commit()  # first what replicas acknowledged: writers wait for it
+        reign, log = self._reign, self._log
+        if self._words[_GENERATION] != log.generation or not log.is_primary:
+            self._check_role()
+        if reign.has_news:
+            self._advance()  # first what replicas acknowledged: writers wait for it
+        if reign.has_echo:
+            self._confirm()
         has_more = self._take_appended()
-        if self._reign.has_news and not self._is_waited_for:
-            self._commit()
+        if reign.has_news and not self._is_waited_for:
+            self._advance()
         has_more = self._pump() or has_more
-        self._announce()
-        has_ticked = self._tick()
+        at_ns = monotonic_ns()
+        if self._is_owed:
+            self._announce(at_ns)
+        has_ticked = at_ns - self._ticked_ns >= TICK_NS
+        if has_ticked:
+            self._ticked_ns = at_ns
+            self._tick(at_ns // 1_000_000)
         self._wait(has_more)
         return has_ticked
 
@@ -226,7 +243,7 @@ class Shipper:
         end_lsn = run.frames[-1][1].last_lsn
         if words[_FLUSHED] < end_lsn:
             try:
-                log.flush(end_lsn, self._ship_unflushed if self._is_waited_for else None)
+                log.flusher.flush(end_lsn, self._ship_unflushed if self._is_waited_for else None)
             except LockTimeoutError as error:
                 logger.error("cannot flush, will try again: %s", error)
                 return False
@@ -246,7 +263,8 @@ class Shipper:
     def _ship_unflushed(self) -> None:
         """As soon as it is on disk, while the mark is still to be written: that is for acknowledgements."""
         self._add_unflushed()
-        self._pump()
+        for peer in self._peers:
+            peer.pump()
 
     def _set_peers(self) -> None:
         """Ship to the nodes that the newest CONFIG names, and to no others."""
@@ -276,16 +294,11 @@ class Shipper:
                     self._slots.drop(slot.node)
         self._peers = [peers[name] for name in sorted(peers)]
 
-    @property
-    def _is_waited_for(self) -> bool:
-        """Does a commit take an acknowledgement, whichever set of voters counts?"""
-        electorate = self._reign.electorate
-        return electorate.sync_replicas > 0 and electorate.before is None
-
     def _electorate_changed(self) -> None:
         self._set_peers()
         self._reign.committed_lsn = max(self._reign.committed_lsn, self._words[_COMMITTED])
-        self._reign.electorate = self._electorate()
+        electorate = self._reign.electorate = self._electorate()
+        self._is_waited_for = electorate.sync_replicas > 0 and electorate.before is None
         self._reign.has_news = self._is_owed = True
 
     def _electorate(self) -> Electorate:
@@ -301,13 +314,8 @@ class Shipper:
 
     # -- committing ------------------------------------------------------------------------------
 
-    def _commit(self) -> None:
-        if self._reign.has_news:
-            self._advance()
-        if self._reign.has_echo:
-            self._confirm()
-
     def _advance(self) -> None:
+        """Move the commit LSN as far as what was acknowledged lets it."""
         reign, words = self._reign, self._words
         reign.has_news = False
         if words[_VOTERS] < reign.electorate.sync_replicas:
@@ -321,15 +329,13 @@ class Shipper:
         self._announcing.committed(monotonic_ns())
         self._is_owed = True
 
-    def _announce(self) -> None:
+    def _announce(self, at_ns: int) -> None:
         """Tell the commit LSN to replicas that no frames have told it, once that is due."""
-        if not self._is_owed:
-            return
         owed = [peer for peer in self._peers if peer.is_owed]
         self._is_owed = bool(owed)
         if not owed:
             self._announcing.told()
-        elif self._announcing.is_due(monotonic_ns()):
+        elif self._announcing.is_due(at_ns):
             for peer in owed:
                 peer.announce()
             self._is_owed = False
@@ -344,12 +350,8 @@ class Shipper:
 
     # -- time ------------------------------------------------------------------------------------
 
-    def _tick(self) -> bool:
-        """What is done every few milliseconds; says whether it was."""
-        at_ms = monotonic_ns() // 1_000_000
-        if at_ms - self._ticked_ms < TICK_MS:
-            return False
-        self._ticked_ms = at_ms
+    def _tick(self, at_ms: int) -> None:
+        """What is done every few milliseconds."""
         for peer in self._peers:
             peer.tick(at_ms)
             self._slots.put(peer.slot)
@@ -366,7 +368,6 @@ class Shipper:
         if at_ms - self._budget_ms >= BUDGET_MS:
             self._budget_ms = at_ms
             self._watch_budget()
-        return True
 
     def _count_voters(self) -> None:
         """Say how many voters follow closely: writers wait until there are enough."""
@@ -387,7 +388,7 @@ class Shipper:
 
     def _wait(self, has_more: bool) -> None:
         """Wait for sockets, a poke or the watcher, at most one poll long; not at all if there is more."""
-        words, log, options = self._words, self._log, self._options
+        words, cursor = self._words, self._log.cursor
         timeout_s = 0.0
         if self._is_fresh and not has_more and self._reign.electorate.sync_replicas == 0:
             # Nobody waits for these frames: let some more come, so that one sync serves them all.
@@ -397,22 +398,20 @@ class Shipper:
             return
         if not has_more:
             words[_IDLE] = 1
-            if words[_APPENDED] <= log.cursor.at.lsn:
-                timeout_s = min(options.poll_ms, TICK_MS_MAX) / 1000
-                if self._is_owed:
-                    timeout_s = min(timeout_s, LINGER_NS / 1e9)
-        self._woken_by = _by_poll()
+            if words[_APPENDED] <= cursor.at[1]:
+                timeout_s = self._owed_poll_s if self._is_owed else self._poll_s
+        self._woken_by = BY_POLL
         ready = self._selector.select(timeout_s)
         words[_IDLE] = 0
         for key, mask in ready:
             key.data(mask)
-        if timeout_s and words[_APPENDED] > log.cursor.at.lsn:
+        if timeout_s and words[_APPENDED] > cursor.at[1]:
             self.wakes[self._woken_by] += 1
             if self._woken_by is Wake.POKE:
                 self._unannounced = 0
             elif not ready or self._woken_by is Wake.WATCHER:  # anything else may be ahead of the poke
                 self._unannounced += 1
-                if options.use_watcher and self._unannounced >= UNANNOUNCED_MIN:
+                if self._options.use_watcher and self._unannounced >= UNANNOUNCED_MIN:
                     self._watcher.need()
 
     def _poked(self, _mask: int) -> None:
@@ -503,11 +502,6 @@ def check_replicas(store: Path, replicas: Mapping[str, tuple[str, int]], secret:
     own = read_identity(store).node
     if own in replicas:
         raise UsageError(f"{own} is this node itself, and no replica of it", node=own)
-
-
-def _by_poll() -> Wake:
-    """What a wait was ended by, unless a socket says otherwise."""
-    return Wake.POLL
 
 
 def _call(on_ready: Callable[[], object], _mask: int) -> None:

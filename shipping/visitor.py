@@ -108,7 +108,7 @@ class Visitor:
 
     @property
     def is_shipper(self) -> bool:
-        return self.stage in (Stage.STREAMING, Stage.SNAPSHOT, Stage.KEYS) or self.reign is not None
+        return self.reign is not None or self.stage in (Stage.STREAMING, Stage.SNAPSHOT, Stage.KEYS)
 
     def limit_ms(self) -> int:
         """How long it may be silent."""

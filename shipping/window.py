@@ -8,24 +8,22 @@ the log, is ever sent.
 from __future__ import annotations
 
 from collections import deque
+from typing import NamedTuple
 
 from ..store.cursor import Run
 from ..store.ids import Position
 
 WINDOW_BYTES_MAX = 16 << 20
+_new = tuple.__new__
 
 
-class WindowRun:
+class WindowRun(NamedTuple):
     """A run with the place before it."""
 
-    __slots__ = ("after", "end", "raw", "run", "time_ms")
-
-    def __init__(self, after: Position, run: Run) -> None:
-        offset, last = run.frames[-1]
-        self.after = after
-        self.end = last.position
-        self.time_ms = last.time_ms
-        self.raw = run.raw if offset else run.data[: last.size_bytes]
+    after: Position
+    end: Position
+    raw: bytes
+    time_ms: int
 
 
 class Window:
@@ -36,19 +34,20 @@ class Window:
         """Everything up to here is on disk and may be sent."""
         self.first = 0
         """Number of the oldest run that is held."""
+        self.next = 0
+        """Number of the run that will be added next."""
         self._runs: deque[WindowRun] = deque()
         self._bytes = 0
 
-    @property
-    def next(self) -> int:
-        return self.first + len(self._runs)
-
     def add(self, run: Run) -> None:
         """Take a run that follows `end` and is on disk."""
-        added = WindowRun(self.end, run)
-        self._runs.append(added)
-        self._bytes += len(added.raw)
-        self.end = added.end
+        offset, last = run.frames[-1]
+        raw = run.raw if offset else run.data[: last.size_bytes]
+        end = last.position
+        self._runs.append(_new(WindowRun, (self.end, end, raw, last.time_ms)))
+        self._bytes += len(raw)
+        self.end = end
+        self.next += 1
         while self._bytes > WINDOW_BYTES_MAX and len(self._runs) > 1:
             self._bytes -= len(self._runs.popleft().raw)
             self.first += 1

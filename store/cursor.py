@@ -174,7 +174,7 @@ class LogCursor:
         At least one frame even if it is over `limit_bytes`. Raises CorruptError at a frame that is
         damaged or does not follow, with the path and offset; `at` then stands before it.
         """
-        return self.advance(self._take, upto_lsn, limit_bytes)
+        return self.advance(self._take_ends if self.is_sparse else self._take, upto_lsn, limit_bytes)
 
     def fold(
         self,
@@ -250,8 +250,8 @@ class LogCursor:
 
     def pass_frames(self, offset: int, last: Frame) -> None:
         """Go behind a frame that stands `offset` bytes further on. The caller has checked all up to there."""
-        self.last_frame = self.offset + offset
-        self.offset += offset + last.size_bytes
+        self.last_frame = at = self.offset + offset
+        self.offset = at + FRAME_HEADER_BYTES + last.payload_bytes
         self.at, self.time_ms = last.state_position, last.time_ms
 
     def enter_next(self) -> None:
@@ -320,8 +320,6 @@ class LogCursor:
         self.at = StatePosition(frame.epoch, frame.first_lsn - 1, frame.previous_chain, 0, 0)
 
     def _take(self, data: bytes, upto_lsn: int) -> tuple[Run | None, Verdict]:
-        if self.is_sparse:
-            return self._take_ends(data, upto_lsn)
         frames: list[tuple[int, Frame]] = []
         start = 0
         lsn, chain = self.at.lsn, self.at.chain
@@ -351,12 +349,13 @@ class LogCursor:
             chain=self.at.chain,
             upto_lsn=upto_lsn,
         )
-        if scan.last < 0:
+        at = scan.last
+        if at < 0:
             return None, scan.verdict
-        frames = [(scan.last, frame_checked(data, scan.last))]
-        if scan.last:
-            frames.insert(0, (0, frame_checked(data, 0)))
-        return self._run(data, frames), scan.verdict
+        last = frame_checked(data, at)
+        self.pass_frames(at, last)
+        frames = [(0, frame_checked(data, 0)), (at, last)] if at else [(0, last)]
+        return Run(data, frames), scan.verdict
 
     def _run(self, data: bytes, frames: list[tuple[int, Frame]]) -> Run | None:
         """The run of these frames, with the cursor moved behind them; None if there are none."""

@@ -102,7 +102,7 @@ class Flusher:
         me = get_ident()
         covered = _EVERYTHING  # if this fails all wake up, and see for themselves
         try:
-            while not self._leads_or_waited(lsn):
+            while not self._leads_or_waited(me, lsn):
                 if words[_FLUSHED] >= lsn and not words[_POISON]:
                     return
             self._lead(lsn, when_synced)
@@ -194,11 +194,11 @@ class Flusher:
 
     # -- who leads -------------------------------------------------------------------------------
 
-    def _leads_or_waited(self, lsn: int) -> bool:
-        """True if this thread leads now; False after it waited for the one that does to cover `lsn`."""
+    def _leads_or_waited(self, me: int, lsn: int) -> bool:
+        """True if this thread, `me`, leads now; False after it waited for the one that does to cover it."""
         with self.threads:
             if not self.leader:
-                self.leader = get_ident()
+                self.leader = me
                 return True
             waiter = _Waiter(lsn)
             self._waiting.append(waiter)
@@ -235,7 +235,8 @@ class Flusher:
         try:  # also around the lock: to release what is not held does nothing
             if not lock.try_acquire() and not self._acquire_or_covered(lsn):
                 return
-            self.check_poison()
+            if words[_POISON]:
+                raise self.poisoned()
             if words[_FLUSHED] < lsn:
                 self._sync(when_synced)
                 if words[_FLUSHED] < lsn:
@@ -274,9 +275,10 @@ class Flusher:
                 self._guarded(partial(os.fdatasync, descriptor))
         header = cursor.header
         if header is not None and words[_FLUSHED] + 1 < header.first_lsn:
-            self._sync_older(target.lsn)
-        self.check_poison()
-        if target.lsn <= words[_FLUSHED]:
+            self._sync_older(target[1])
+        if words[_POISON]:
+            raise self.poisoned()
+        if target[1] <= words[_FLUSHED]:
             return  # the mark never goes back
         if when_synced is not None:
             when_synced()
@@ -317,9 +319,10 @@ class Flusher:
         except OSError as error:
             raise translate(error, "cannot write the mark", self.mark.path) from error
         words[_MARK_SEQUENCE] = sequence
-        self.sync_mark()
-        if words[_FLUSHED] < target.lsn:
-            words[_FLUSHED] = target.lsn
+        if time.monotonic_ns() // 1_000_000 - words[_MARK_SYNCED] >= MARK_SYNC_MS:
+            self.sync_mark()
+        if words[_FLUSHED] < target[1]:
+            words[_FLUSHED] = target[1]
 
     def _target(self) -> Position:
         """What a sync that begins now covers: the page's last frame if it can be read whole."""

@@ -247,7 +247,7 @@ def scan_frames(
     while True:
         left = size - offset
         if left < HEADER_BYTES:
-            return Scan(offset, last, lsn, chain, Verdict.SHORT if left > 0 else Verdict.END)
+            return _new(Scan, (offset, last, lsn, chain, Verdict.SHORT if left > 0 else Verdict.END))
         own, previous, head, payload_bytes, event_count, frame_epoch, first_lsn = unpack(data, offset)
         end = offset + HEADER_BYTES + payload_bytes
         if (

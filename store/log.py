@@ -170,7 +170,9 @@ class EventLog(LogFollower):
         The run must follow `at`; the caller has checked chain and digest of every frame.
         """
         cursor, words = self.cursor, self.words
-        data, offset = run.raw, cursor.offset
+        start = run.frames[0][0]
+        last_offset, last = run.frames[-1]
+        data, offset = run.data[start : last_offset + last.size_bytes], cursor.offset
         words[_DIRTY] = 1
         try:
             written = os.pwrite(cursor.descriptor, data, offset)
@@ -179,8 +181,6 @@ class EventLog(LogFollower):
         except OSError as error:
             self._undo(offset)
             raise translate(error, "cannot append to the log", cursor.path) from error
-        start = run.frames[0][0]
-        last_offset, last = run.frames[-1]
         cursor.offset = offset + len(data)
         cursor.last_frame = offset + last_offset - start
         cursor.time_ms = last.time_ms

@@ -37,6 +37,7 @@ FILE_BYTES = 2 * SLOT_BYTES
 assert SLOT.size == SLOT_BYTES
 _pack_body = struct.Struct("<8sIIQQQQQ").pack
 _pack_check = struct.Struct("<Q").pack
+xxh3_64 = xxhash.xxh3_64_intdigest
 
 
 class SlotVerdict(Enum):
@@ -54,9 +55,13 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 def encode_slot(mark: Mark, cluster_key: int) -> bytes:
-    epoch, lsn, chain = mark.position
-    body = _pack_body(MAGIC, epoch, 0, lsn, chain, mark.committed_lsn, mark.sequence, cluster_key)
-    return body + _pack_check(xxhash.xxh3_64_intdigest(body))
+    return _encoded(mark.position, mark.committed_lsn, mark.sequence, cluster_key)
+
+
+def _encoded(position: Position, committed_lsn: int, sequence: int, cluster_key: int) -> bytes:
+    epoch, lsn, chain = position
+    body = _pack_body(MAGIC, epoch, 0, lsn, chain, committed_lsn, sequence, cluster_key)
+    return body + _pack_check(xxh3_64(body))
 
 
 def decode_slot(data: bytes, cluster_key: int) -> tuple[SlotVerdict, Mark | None]:
@@ -66,7 +71,7 @@ def decode_slot(data: bytes, cluster_key: int) -> tuple[SlotVerdict, Mark | None
     if len(data) < SLOT_BYTES:
         return SlotVerdict.BAD, None
     magic, epoch, reserved, lsn, chain, committed, sequence, key, check = SLOT.unpack_from(data)
-    good = xxhash.xxh3_64_intdigest(data[: SLOT_BYTES - 8]) == check
+    good = xxh3_64(data[: SLOT_BYTES - 8]) == check
     if not good or magic != MAGIC or reserved or key != cluster_key:
         return SlotVerdict.BAD, None
     return SlotVerdict.OK, Mark(Position(epoch, lsn, chain), committed, sequence)
@@ -129,10 +134,10 @@ class MarkFile:
         """
         mark = None if newest else self.read()
         sequence = (mark.sequence if mark else newest) + 1
-        data = encode_slot(Mark(position, committed_lsn, sequence), self._key)
+        data = _encoded(position, committed_lsn, sequence, self._key)
         offset = (sequence % 2) * SLOT_BYTES
         if sequence == 1 and mark is None:
-            data = encode_slot(Mark(position, committed_lsn, 0), self._key) + data
+            data = _encoded(position, committed_lsn, 0, self._key) + data
             offset = 0
         if os.pwrite(self._descriptor, data, offset) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))

@@ -24,6 +24,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from perdure.shipping.readiness import Readiness
+
 from .disk import Disk, Inode, Open
 from .kernel import MS, Host, Kernel, Process
 from .network import FIRST_NUMBER, Network, Pipe, Poll, Selector, socket_of
@@ -292,6 +294,7 @@ class System:
             (socket, socket_of(network)),
             (select, _copy(select, poll=lambda: Poll(network))),
             (selectors, _copy(selectors, DefaultSelector=lambda: Selector(network))),
+            (Readiness, lambda: Selector(network)),
             (fcntl, _copy(fcntl, flock=self.flock)),
             (fcntl.flock, self.flock),
             (concurrent.futures.ThreadPoolExecutor, pool),
