@@ -33,6 +33,7 @@ from .messages import (
     GONE,
     PROTOCOL_ERROR,
     REFUSED,
+    UNASKED_US,
     Ack,
     Cut,
     FetchAsk,
@@ -258,15 +259,18 @@ class Visitor:
         self._receiver.streams_from(self)
 
     def _heartbeat(self, heartbeat: Heartbeat) -> None:
-        self.echo_us = heartbeat.monotonic_us
+        is_asked = heartbeat.monotonic_us != UNASKED_US
+        if is_asked:
+            self.echo_us = heartbeat.monotonic_us
         replica = self._receiver.replica
-        if self.reign is not None and not replica.hear_time(self.reign, heartbeat.time_ms):
+        is_over = self.reign is not None and not replica.hear_time(self.reign, heartbeat.time_ms)
+        if is_over:
             self.echo_us = 0  # it confirms nothing any more
         if self.stage is Stage.STREAMING:
             self._receiver.announced(heartbeat.committed_lsn)
-            if self.echo_us:
+            if not is_over:
                 replica.hear_commit(heartbeat.committed_lsn, self.heard_ms)
-        if not self.batch:
+        if is_asked and not self.batch:
             self.acknowledge(self._receiver.node.log.cursor.at.position)
 
     def _promise(self, ask: PromiseAsk) -> None:
