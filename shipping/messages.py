@@ -161,6 +161,10 @@ class Frames(msgspec.Struct, frozen=True):
     committed_lsn: Count
 
 
+UNASKED_US: Final = 0
+"""In place of a heartbeat's `monotonic_us`: it is not answered."""
+
+
 class Heartbeat(msgspec.Struct, frozen=True):
     """The primary is there: how far is committed, where its log ends on disk, its clocks."""
 

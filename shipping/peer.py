@@ -183,7 +183,13 @@ class Peer:
         return self._committed_sent < self._reign.committed_lsn and self._stage is Stage.STREAMING
 
     def announce(self) -> None:
-        """Tell it the commit LSN, or ask it whether this node still is the primary: a heartbeat now."""
+        """Tell it the commit LSN now, by a heartbeat that it does not answer."""
+        if self._stage is Stage.STREAMING:
+            self._committed_sent = self._reign.committed_lsn
+            self._guarded(lambda: self._send(self._reign.announcement()))
+
+    def ask(self) -> None:
+        """Ask it whether this node still is the primary: a heartbeat now."""
         if self._stage is Stage.STREAMING:
             self._guarded(self._heartbeat)
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from ..store.ids import Position
 from .credentials import Secret
-from .messages import Heartbeat, ShipHello
+from .messages import UNASKED_US, Heartbeat, ShipHello
 from .nodelog import NodeLog
 from .progress import Electorate
 from .window import Window
@@ -77,7 +77,11 @@ class Reign:
         )
 
     def heartbeat(self) -> Heartbeat:
-        """What a replica is told all the time."""
+        """What a replica is told all the time, and answers."""
         return Heartbeat(
             self.committed_lsn, self.window.end.lsn, self.node.log.now_ms(), time.monotonic_ns() // 1000
         )
+
+    def announcement(self) -> Heartbeat:
+        """What a replica is told in between, and does not answer."""
+        return Heartbeat(self.committed_lsn, self.window.end.lsn, self.node.log.now_ms(), UNASKED_US)

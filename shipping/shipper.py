@@ -420,7 +420,7 @@ class Shipper:
             if self._poke.asks_to_confirm:
                 self._poke.asks_to_confirm = False
                 for peer in self._peers:
-                    peer.announce()
+                    peer.ask()
 
     def _wished(self) -> None:
         """A writer waits: that is as good as a poke, also where its frame was found before."""

@@ -33,6 +33,7 @@ from .messages import (
     GONE,
     PROTOCOL_ERROR,
     REFUSED,
+    UNASKED_US,
     Ack,
     Cut,
     FetchAsk,
@@ -258,15 +259,16 @@ class Visitor:
         self._receiver.streams_from(self)
 
     def _heartbeat(self, heartbeat: Heartbeat) -> None:
-        self.echo_us = heartbeat.monotonic_us
+        is_asked = heartbeat.monotonic_us != UNASKED_US
+        if is_asked:
+            self.echo_us = heartbeat.monotonic_us
         replica = self._receiver.replica
         if self.reign is not None and not replica.hear_time(self.reign, heartbeat.time_ms):
             self.echo_us = 0  # it confirms nothing any more, nor does it say what is committed
         elif self.stage is Stage.STREAMING:
             self._receiver.announced(heartbeat.committed_lsn)
-            if self.echo_us:
-                replica.hear_commit(heartbeat.committed_lsn, self.heard_ms)
-        if not self.batch:
+            replica.hear_commit(heartbeat.committed_lsn, self.heard_ms)
+        if is_asked and not self.batch:
             self.acknowledge(self._receiver.node.log.cursor.at.position)
 
     def _promise(self, ask: PromiseAsk) -> None:

@@ -21,6 +21,7 @@ from perdure.shipping.messages import (
     GREETING_BYTES_MAX,
     KINDS,
     PROTOCOL,
+    UNASKED_US,
     Ack,
     Challenge,
     Frames,
@@ -365,6 +366,18 @@ def test_a_primary_that_tells_of_too_many_nodes_fills_no_disk(tmp_path: Path) ->
             assert any(isinstance(heard, Refusal) for heard in intruder.last_words())
         cluster.stop_here()
         assert len(list((cluster.path("n2") / "slots").iterdir())) <= NODES_MAX
+
+
+def test_a_heartbeat_that_asks_nothing_is_not_answered(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        filled(cluster)
+        primary, welcome = as_primary(cluster)
+        with primary:
+            primary.say(Start(welcome.end))
+            for asked_us in (UNASKED_US, 7, UNASKED_US, 8):
+                primary.say(Heartbeat(0, welcome.end[1], 0, asked_us))
+            heard = [primary.hear() for _ in range(2)]
+        assert [(type(ack), getattr(ack, "echo_us", None)) for ack in heard] == [(Ack, 7), (Ack, 8)]
 
 
 def test_a_mad_primary_ends_its_own_connection_only(tmp_path: Path) -> None:
