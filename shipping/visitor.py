@@ -265,11 +265,10 @@ class Visitor:
         replica = self._receiver.replica
         is_over = self.reign is not None and not replica.hear_time(self.reign, heartbeat.time_ms)
         if is_over:
-            self.echo_us = 0  # it confirms nothing any more
-        if self.stage is Stage.STREAMING:
+            self.echo_us = 0  # it confirms nothing any more, nor does it say what is committed
+        elif self.stage is Stage.STREAMING:
             self._receiver.announced(heartbeat.committed_lsn)
-            if not is_over:
-                replica.hear_commit(heartbeat.committed_lsn, self.heard_ms)
+            replica.hear_commit(heartbeat.committed_lsn, self.heard_ms)
         if is_asked and not self.batch:
             self.acknowledge(self._receiver.node.log.cursor.at.position)
 
