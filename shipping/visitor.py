@@ -263,7 +263,8 @@ class Visitor:
         if is_asked:
             self.echo_us = heartbeat.monotonic_us
         replica = self._receiver.replica
-        if self.reign is not None and not replica.hear_time(self.reign, heartbeat.time_ms):
+        is_over = self.reign is not None and not replica.hear_time(self.reign, heartbeat.time_ms)
+        if is_over:
             self.echo_us = 0  # it confirms nothing any more, nor does it say what is committed
         elif self.stage is Stage.STREAMING:
             self._receiver.announced(heartbeat.committed_lsn)
