@@ -641,7 +641,7 @@ def test_strangers_of_the_server_are_hung_up_on_and_change_nothing(serving: Serv
 def test_slow_and_silent_strangers_of_the_server_go_in_time(
     serving: Serving, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "HANDSHAKE_MS", 300)
+    monkeypatch.setattr(server, "HANDSHAKE_MS", 1_500)
     with ExitStack() as stack:
         strangers = [
             stack.enter_context(Intruder(serving.server.port)) for _ in range(3 * server.STRANGERS_MAX)
