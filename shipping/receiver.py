@@ -312,7 +312,7 @@ class Receiver:
             logger.info("there is space again: lsn=%d", position.lsn)
             visitor.is_paused = False
             visitor.heard_ms = monotonic_ms()
-        self.replica.commit(0)
+        self.replica.commit(visitor.committed_lsn)
 
     def take_peers(self, peers: Peers) -> None:
         """Remember how far the other replicas are, should this node become the primary."""

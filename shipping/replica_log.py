@@ -142,17 +142,16 @@ class ReplicaLog:
         words[_HEARD_LSN] = lsn
         words[_HEARD_MS] = at_ms
 
-    def hear_of(self, lsn: int) -> None:
-        """The primary says that `lsn` is committed; the next commit() publishes it."""
-        if lsn > self._announced_lsn:
-            self._announced_lsn = lsn
-
     def commit(self, lsn: int) -> int:
-        """The primary says that `lsn` is committed: publish it as far as this log has it on disk."""
+        """The primary says that `lsn` is committed: publish it as far as this log has it on disk.
+
+        Never beyond what was appended here: what another process of this node, newly promoted, has begun since
+        is not what that primary speaks of.
+        """
         words = self._log.words
         if lsn > self._announced_lsn:
             self._announced_lsn = lsn
-        reached = min(self._announced_lsn, words[_FLUSHED])
+        reached = min(self._announced_lsn, self._log.cursor.at[1], words[_FLUSHED])
         if reached > words[_COMMITTED]:
             words[_COMMITTED] = reached
         return int(words[_COMMITTED])

@@ -98,6 +98,8 @@ class Visitor:
         self.echo_us = 0
         self.batch: list[bytes] = []
         """Frames that were received and are not appended yet."""
+        self.committed_lsn = 0
+        """What came with them: it counts once they are appended, which only the primary in force may."""
         self.is_paused = False
         self.mask = 0
         self._receiver = receiver
@@ -121,7 +123,7 @@ class Visitor:
         """One message. Raises PerdureError if the connection must end."""
         if type(message) is Frames and self.stage is Stage.STREAMING:
             self.batch.append(unpack_payload(payload, message.raw_bytes, message.compressed))
-            self._receiver.replica.hear_of(message.committed_lsn)
+            self.committed_lsn = message.committed_lsn
             return
         match self.stage, message:
             case Stage.GREETING, Greet():

@@ -94,6 +94,18 @@ def test_what_one_primary_said_is_committed_says_nothing_of_the_next_ones_frames
         assert log.commit(end.lsn + 1) == end.lsn + 1
 
 
+def test_what_this_node_has_begun_itself_meanwhile_is_not_committed_by_its_old_primary(
+    primary: Path, replica: Path
+) -> None:
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        end = log.append(REIGN, [run.raw for run in runs_of(primary)])
+        begin_epoch(replica, "n2", 2, k=1)  # by another process of the node
+        assert node.log.words[Word.FLUSHED] > end.lsn
+        assert log.commit(end.lsn + 100) == end.lsn
+
+
 def test_a_run_that_spans_segments_is_cut_where_they_begin(primary: Path, replica: Path) -> None:
     with opened(replica) as node:
         log = ReplicaLog(node)
