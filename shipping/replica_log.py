@@ -145,8 +145,8 @@ class ReplicaLog:
     def commit(self, lsn: int) -> int:
         """The primary says that `lsn` is committed: publish it as far as this log has it on disk.
 
-        Never beyond what was appended here: what another process of this node, newly promoted, has begun since
-        is not what that primary speaks of.
+        Never beyond what was appended here: of what another process of this node, newly promoted, has begun
+        since that primary does not speak.
         """
         words = self._log.words
         if lsn > self._announced_lsn:
