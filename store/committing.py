@@ -300,10 +300,11 @@ class CommittingStore(SessionReader):
         return self._writer.commit(evaluate, operation_id)
 
     def _is_still_ours(self) -> bool:
-        """Did nothing change since the append that an acknowledgement depends on?"""
+        """Did nothing change since the append that an acknowledgement depends on, and is nothing more asked
+        for?"""
         log = self._log
         try:
-            return bool(log.words[_GENERATION] == log.generation)
+            return bool(log.words[_GENERATION] == log.generation and not log.config.degraded_from)
         except (StoreClosedError, ValueError):
             return False  # another thread closed the store meanwhile
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from perdure.store import names
@@ -572,3 +573,35 @@ def test_a_frame_is_not_acknowledged_once_the_log_is_of_another_epoch_though_the
         earlier = at._replace(epoch=at.epoch - 1)  # its frame was cut, and this epoch's stand in its place
         with pytest.raises(Indeterminate):
             writer.finish(earlier, Durability.OS, None)
+
+
+@pytest.mark.parametrize("has_gate", [True, False])
+def test_a_primary_that_was_left_alone_acknowledges_what_is_on_its_disk(
+    tmp_path: Path, has_gate: bool
+) -> None:
+    """Its disk stands for those of the replicas, which durability `os` relies on with sync_replicas."""
+    init_store(tmp_path, node="n1", now_ms=1)
+    with SessionStore.open(tmp_path, gate=Silent() if has_gate else None) as store:
+        store._log.lock_any()
+        begin_cluster(store._log, Config(("n1", "n2", "w"), witnesses=("w",), policy="available"))
+        store._log.unlock()
+        words = store._log.words
+        store.create({"n": 0})
+        assert words[Word.FLUSHED] < words[Word.APPENDED]
+        store._log.lock()
+        alone = msgspec.structs.replace(store._log.config, degraded_from=1)
+        store._log.change_config(alone)
+        store._log.unlock()
+        id = store.create({"n": 1})
+        for change in (
+            lambda: store.update(id, lambda session: session.merge({"n": 2})),
+            lambda: store.touch(id),
+            lambda: store.put("other", {"n": 3}),
+            lambda: store.delete(id),
+        ):
+            assert words[Word.FLUSHED] == words[Word.APPENDED]
+            change()
+        assert words[Word.FLUSHED] == words[Word.APPENDED]
+        with store.batch() as batch:
+            batch.put("more", {"n": 4})
+        assert words[Word.FLUSHED] == words[Word.APPENDED]
