@@ -69,13 +69,14 @@ def fetch_rest(node: NodeLog, reign: Promise, better: str, end: Position, source
     """Append what `better`, whose log ends at `end`, has behind this log's end; answers how many events.
 
     `reign` is the promise that the node gave itself. What was appended is durable, also when this raises:
-    WireError if the node does not answer, or gives frames that do not follow, or less than it said;
+    WireError if the node does not answer, or gives less than it said, or frames that do not follow or are of
+    that epoch, which another candidate has begun then;
     StorageFullError, PositionGoneError, FencedError if the promise is no longer in force.
     """
     log = ReplicaLog(node)
     began = node.log.cursor.at.lsn
     for raw in source.fetch(better, node.log.cursor.at.position):
-        log.append(reign, [raw])
+        log.append(reign, [raw], epoch_max=reign.epoch - 1)
     ours = node.log.cursor.at.position
     if ours[:2] < end[:2]:
         raise WireError(f"{better} said that its log ends at {end}, and gave it up to {ours}", node=better)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from ..store.errors import FencedError, PromiseRefusedError, StorageFullError, WireError
 from ..store.files import remove_durably
-from ..store.ids import Position
+from ..store.ids import EPOCH_MAX, Position
 from ..store.page import Word
 from ..store.promise import NO_PROMISE, Promise, read_promise
 from .empty_tail import leave_empty_tail
@@ -89,11 +89,17 @@ class ReplicaLog:
     # -- frames ----------------------------------------------------------------------------------
 
     def append(
-        self, reign: Promise, batch: list[bytes], when_durable: Callable[[Position], object] = ignored
+        self,
+        reign: Promise,
+        batch: list[bytes],
+        when_durable: Callable[[Position], object] = ignored,
+        *,
+        epoch_max: int = EPOCH_MAX,
     ) -> Position:
         """Append what was received and make it durable with one sync; answers the end of the log.
 
         `when_durable` is told it first, still under the lock: an acknowledgement leaves as early as it may.
+        No frame may be of a later epoch than the reign's, or than `epoch_max`.
         Takes from the front of `batch` what was appended. Raises StorageFullError if the disk is full:
         what is in the log by then is durable, and is answered by the next call. Raises FencedError if
         the reign is over, WireError for frames that do not follow.
@@ -109,7 +115,7 @@ class ReplicaLog:
                         log.cursor.at,
                         key=log.key,
                         shard=self.node.identity.shard,
-                        epoch_max=reign.epoch,
+                        epoch_max=min(reign.epoch, epoch_max),
                     )
                     self._append_pieces(pieces, batch)
             finally:
@@ -212,7 +218,7 @@ class ReplicaLog:
 
     def fenced(self) -> FencedError:
         """Why a shipper may not ship here any more."""
-        held = self._log.promise
+        held = read_promise(self.node.store)
         return FencedError(
             f"epoch {held.epoch} is promised to {held.candidate}",
             node=self.node.node,

@@ -265,10 +265,9 @@ class Visitor:
         if is_asked:
             self.echo_us = heartbeat.monotonic_us
         replica = self._receiver.replica
-        is_over = self.reign is not None and not replica.hear_time(self.reign, heartbeat.time_ms)
-        if is_over:
-            self.echo_us = 0  # it confirms nothing any more, nor does it say what is committed
-        elif self.stage is Stage.STREAMING:
+        if self.reign is not None and not replica.hear_time(self.reign, heartbeat.time_ms):
+            raise replica.fenced()  # a promotion of this node, in another process, has promised another one
+        if self.stage is Stage.STREAMING:
             self._receiver.announced(heartbeat.committed_lsn)
             replica.hear_commit(heartbeat.committed_lsn, self.heard_ms)
         if is_asked and not self.batch:

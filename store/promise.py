@@ -51,11 +51,11 @@ def decide_reign(held: Promise, reign: Promise, primary: str) -> bool:
     decide_promise; and a node that promised the epoch to a candidate which did not win it (itself, perhaps)
     follows who did, as in Raft: it would otherwise be lost to the cluster until the next epoch. The winner
     had a majority, so that no other candidate can begin the epoch any more; but one that needs no majority
-    can.
+    can. Nor is anybody followed but who began the epoch in the own log.
     """
     if reign.epoch != held.epoch or reign.candidate == held.candidate:
         return decide_promise(held, reign)
-    return not (held.has_begun or held.alone or reign.alone or primary)
+    return not (held.has_begun or held.alone or reign.alone or primary not in ("", reign.candidate))
 
 
 def leaps(known_epoch: int, epoch: int) -> bool:

@@ -349,7 +349,9 @@ def test_a_primary_that_was_replaced_commits_nothing_on_the_node_that_replaced_i
             node.end_on_disk()
             before = int(node.log.words[Word.COMMITTED])
             intruder.say(Heartbeat(start.lsn, start.lsn, 0, 2))
-            assert isinstance(intruder.hear(), Ack)
+            refusal = intruder.hear()
+            assert isinstance(refusal, Refusal)
+            assert (refusal.code, refusal.epoch, refusal.candidate) == (FENCED, 2, "n2")
             assert node.log.words[Word.COMMITTED] == before < start.lsn
             node.close()
 

@@ -10,9 +10,10 @@ import msgspec
 import pytest
 
 from perdure.recovery import summarise, verify
-from perdure.recovery.promises import Why
+from perdure.recovery.promises import Answer, Why
 from perdure.recovery.promote import SHIPPER_MS, PromotionRefusedError, PromotionReport, promote
 from perdure.shipping.nodelog import take_process_lock
+from perdure.shipping.replica_log import ReplicaLog
 from perdure.shipping.slots import new_slot, write_slot
 from perdure.store import (
     DivergedError,
@@ -133,6 +134,45 @@ def test_what_a_voter_has_more_is_fetched_before_the_epoch_begins(tmp_path: Path
     assert report.keeps_acknowledged
     replicate(cluster.at["b"], cluster.at["c"])
     assert _end(cluster.at["b"]) == _end(cluster.at["c"])
+
+
+def test_what_another_candidate_has_begun_in_the_same_epoch_is_not_fetched(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, "abcde", k=2)
+    end = write(cluster.at["a"], 5)
+    for name in "cd":
+        replicate(cluster.at["a"], cluster.at[name])
+    reign = Promise(2, "d")
+
+    class Lost(DirectoryVoters):
+        """All say how they are, and only c hears more."""
+
+        def promise(self, node: str, asked: Promise) -> Answer:
+            if node != "c":
+                raise WireError("connection reset", node=node)
+            return super().promise(node, asked)
+
+    def on_step(step: str) -> None:
+        if step == "fetch":  # c promised epoch 2 to b, and follows d, which won it with the others
+            promote(cluster.at["d"], cluster.voters("a", "e"))
+            _follow(cluster.at["d"], cluster.at["c"], reign)
+
+    with pytest.raises(NoQuorumError):
+        promote(cluster.at["b"], Lost(cluster.at), on_step=on_step)
+    assert _end(cluster.at["c"]).epoch == 2
+    assert _end(cluster.at["b"]) == end, "not further than what c had when it promised"
+    _follow(cluster.at["d"], cluster.at["b"], reign)
+    assert _end(cluster.at["b"]) == _end(cluster.at["d"])
+
+
+def _follow(primary: Path, replica: Path, reign: Promise) -> None:
+    """What a receiver does with the frames of a primary."""
+    with opened(primary) as giver, opened(replica) as taker:
+        log = ReplicaLog(taker)
+        cursor = giver.cursor()
+        cursor.seek(log.accept_reign(reign).lsn)
+        while run := cursor.read():
+            log.append(reign, [run.raw])
+        cursor.close()
 
 
 def _torn_apart(tmp_path: Path) -> Cluster:

@@ -26,7 +26,7 @@ from perdure.store.frame import cluster_key
 from perdure.store.ids import NOWHERE
 from perdure.store.log import EventLog
 from perdure.store.page import Word
-from perdure.store.promise import Promise, read_promise
+from perdure.store.promise import Promise, decide_reign, read_promise
 from perdure.store.sealing import footer_up_to
 from perdure.store.segment import encode_footer
 from tests.support.fuzz import fuzz
@@ -308,6 +308,12 @@ def test_an_epoch_that_another_node_may_have_begun_is_not_taken_from_a_second_on
         with pytest.raises(FencedError):
             log.accept_reign(Promise(3, "n1"))
         assert read_promise(replica) == held
+
+
+@pytest.mark.parametrize(("primary_of_it", "may"), [("", True), ("n1", True), ("n3", False)])
+def test_a_node_follows_nobody_but_who_began_the_epoch_in_its_log(primary_of_it: str, may: bool) -> None:
+    assert decide_reign(Promise(3, "n2"), Promise(3, "n1"), primary_of_it) is may
+    assert not decide_reign(Promise(3, "n2", has_begun=True), Promise(3, "n1"), primary_of_it)
 
 
 def test_a_primary_alone_does_not_take_a_promise_that_another_candidate_has(replica: Path) -> None:
