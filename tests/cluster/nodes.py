@@ -168,12 +168,13 @@ class Cluster:
         self._here.append((stopping, future))
 
     def stop_here(self) -> None:
-        """End what runs in threads. Raises what it raised."""
+        """End what runs in threads. Raises what it raised, once all have ended."""
         here, self._here = self._here, []
         for stopping, _ in here:
             stopping.set()
-        for _, future in here:
-            future.result(30)
+        failed = [error for _, future in here if (error := future.exception(30)) is not None]
+        if failed:
+            raise failed[0]
 
     def kill(self, key: str) -> None:
         self.children.pop(key).kill()

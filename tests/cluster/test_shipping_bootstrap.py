@@ -125,7 +125,7 @@ def test_a_snapshot_goes_on_where_it_stopped_when_a_side_dies(tmp_path: Path, vi
         cluster.kill(victim)
         cluster.start(cluster.shipper("n1") if victim == "shipper:n1" else cluster.receiver("n2"))
         expect_same(cluster)
-        assert not (cluster.path("n2") / "incoming").exists()
+        until(lambda: not (cluster.path("n2") / "incoming").exists(), "what came is put away")
 
 
 def test_a_damaged_part_is_found_and_sent_anew(tmp_path: Path) -> None:
