@@ -235,8 +235,7 @@ class Flusher:
         try:  # also around the lock: to release what is not held does nothing
             if not lock.try_acquire() and not self._acquire_or_covered(lsn):
                 return
-            if words[_POISON]:
-                raise self.poisoned()
+            self.check_poison()
             if words[_FLUSHED] < lsn:
                 self._sync(when_synced)
                 if words[_FLUSHED] < lsn:
@@ -276,8 +275,7 @@ class Flusher:
         header = cursor.header
         if header is not None and words[_FLUSHED] + 1 < header.first_lsn:
             self._sync_older(target[1])
-        if words[_POISON]:
-            raise self.poisoned()
+        self.check_poison()
         if target[1] <= words[_FLUSHED]:
             return  # the mark never goes back
         if when_synced is not None:
