@@ -312,8 +312,7 @@ class LogFollower:
                 lsn=cursor.at.lsn + 1,
                 hint="Frames that were written have gone; do not write on. See `perdure verify`.",
             )
-        if self.on_run or cursor.last_frame - run.frames[-1][0] == HEADER_BYTES:
-            self._take(run)
+        self._take(run)
         self.generation = generation
         return run
 
