@@ -122,6 +122,30 @@ def test_two_primaries_that_have_both_committed_are_a_fault_that_is_said_and_not
             assert "two primaries" in client.status().fault
 
 
+def test_a_fault_of_two_primaries_goes_when_a_later_primary_has_all_that_the_node_had(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 3, sync_replicas=1) as cluster:
+        cluster.start_here()
+        store = cluster.open("n1")
+        store.create({"n": 0})
+        until(lambda: cluster.end("n3") == cluster.end("n1") == cluster.end("n2"), "all have it")
+        write_uncommitted(cluster, "n1", ("n2",))
+        set_word(cluster, "n1", Word.COMMITTED, cluster.end("n1").lsn)
+        become_primary(cluster, "n3", Promise(2, "n3"), Config(cluster.names, 1))
+        cluster.serve_here("n1")
+        cluster.ship_here("n3")
+        until(lambda: read_fault(cluster.path("n1")), "n1 says that it is at fault")
+        cluster.stop_here()
+        become_primary(cluster, "n2", Promise(3, "n2"), Config(cluster.names, 1))
+        del cluster.ports["n3"]
+        cluster.serve_here("n1")
+        cluster.ship_here("n2")
+        until(lambda: not read_fault(cluster.path("n1")), "n1 is at fault no more")
+        with cluster.client("n1") as client:
+            assert not client.status().fault
+        assert cluster.end("n1") == cluster.end("n2")
+        assert not list((cluster.path("n1") / "diverged").iterdir())
+
+
 def test_a_committed_tail_whose_loss_a_promotion_accepted_is_exported_and_left(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 3, sync_replicas=1) as cluster:
         cluster.start_here()
