@@ -1,4 +1,4 @@
-"""A fault of two primaries goes once all that the node had is committed by whom it follows, and not before."""
+"""A fault of two primaries goes once whom the node follows has committed all that it had, and not before."""
 
 from __future__ import annotations
 
