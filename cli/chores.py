@@ -29,7 +29,7 @@ from ..recovery import (
     take_snapshot,
 )
 from ..shipping import Secret, shipping_status
-from ..shipping.faults import fault_of
+from ..shipping.faults import PARTED, fault_of
 from ..shipping.launching import read_task
 from ..shipping.rebuild import read_log_fault
 from ..store import PerdureError, PoisonedError
@@ -139,7 +139,7 @@ class Chores:
     def reconcile(self) -> str:
         """Put right what made folding stop, unless that was tried in vain; answers what was wrong."""
         fault = fault_of(self._directory)
-        if fault is None:
+        if fault is None or fault.kind == PARTED:  # its log is at fault, not its state
             return ""
         if fault.lsn != self._fault_lsn:
             self._fault_lsn, self._fault_tries = fault.lsn, 0

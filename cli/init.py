@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..store import Config, Identity, OpenOptions, UsageError, begin_cluster, init_store, open_store
+from ..store import Config, Identity, OpenOptions, UsageError, init_store
 from ..store.backends import DEFAULT_BACKEND
 from ..store.control import STRICT, auto_sync_replicas, config_problem
 from ..store.option import format_address
@@ -69,7 +69,8 @@ def init(
     """Make a node's directory.
 
     The first node of a cluster is made with --primary and says the cluster's id; every other one is made with
-    that id, and gets its sessions from the primary.
+    that id, and gets its sessions from the primary. If making the first one was broken off, the same command
+    completes it.
 
     \b
     Example:
@@ -134,14 +135,21 @@ def make_node(
 ) -> Identity:
     """Make a node's directory; with a `config` it becomes the first primary of its cluster.
 
-    Raises as init_store and begin_cluster.
+    What the same call began, and was killed, it completes. Raises as init_store and begin_cluster.
     """
     options = OpenOptions(create=False)
+    now_ms = options.wall_ms()
+    if config is None:
+        return init_store(directory, node=node, cluster_id=cluster_id, backend=backend, now_ms=now_ms)
+    from ..recovery.beginning import begin_first, go_on_beginning
+
+    begun = go_on_beginning(directory, node, cluster_id, backend, config, options)
+    if begun is not None:
+        return begun
     identity = init_store(
-        directory, node=node, cluster_id=cluster_id, backend=backend, now_ms=options.wall_ms()
+        directory, node=node, cluster_id=cluster_id, backend=backend, now_ms=now_ms, is_first=True
     )
-    if config is not None:
-        _begin(directory, config, options)
+    begin_first(directory, config, options)
     return identity
 
 
@@ -202,15 +210,3 @@ def _cluster_id(text: str | None) -> bytes | None:
     if len(raw) != 16:
         raise UsageError(f"{text!r} is no cluster id: 32 hexadecimal characters")
     return raw
-
-
-def _begin(directory: Path, config: Config, options: OpenOptions) -> None:
-    opened = open_store(directory, options)
-    try:
-        opened.log.lock_any()
-        try:
-            begin_cluster(opened.log, config)
-        finally:
-            opened.log.unlock()
-    finally:
-        opened.close()

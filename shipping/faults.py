@@ -18,6 +18,9 @@ from ..store.smallfile import publish_small, read_small_file
 
 MAGIC: Final = b"PDRFALT1"
 VERSION: Final = 1
+PARTED: Final = "parted"
+"""Two primaries have committed, or one position has two histories."""
+NO_END: Final = (0, 0, 0)
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -26,6 +29,10 @@ class Fault(msgspec.Struct, frozen=True):
     lsn: int
     text: str
     time_ms: int
+    kind: str = ""
+    """PARTED, or empty for all else."""
+    end: tuple[int, int, int] = NO_END
+    """PARTED: where the log ended then; zeros if that does not hold all that the node had."""
 
 
 def write_fault(store: Path, fault: Fault) -> None:

@@ -13,7 +13,8 @@ import selectors
 import time
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -68,12 +69,15 @@ RETRY_MS_MIN: Final = 50
 RETRY_MS_MAX: Final = 2_000
 REFUSED_RETRY_MS: Final = 5_000
 """Pause after a refusal that only a person can change."""
+KEYS_TRIES: Final = 3
+"""So often in a row an image of the state for a replica that takes keys may fail; then it gets a snapshot."""
 PUMP_MESSAGES: Final = 8
 """Messages sent to one replica before the others have their turn."""
 UNSENT_BYTES_MAX: Final = 4 << 20
 """No further frames are read for a replica while so much waits for its socket."""
 ERROR_CHARS_MAX: Final = 1000
 _new = tuple.__new__
+T = TypeVar("T")
 
 
 NO_SNAPSHOT: Final[dict[str, Any]] = {
@@ -111,6 +115,8 @@ class Peer:
         self._placement: Placement | None = None
         self._snapshot: SnapshotSender | None = None
         self._keys: KeysSender | None = None
+        self._keys_failures = 0
+        self._keys_failed_with = ""
         self._incoming = ""
         """Name of a snapshot of which the replica has a part."""
         self._retry_ms = 0
@@ -281,7 +287,7 @@ class Peer:
                 self._snapshot.acked(message)
                 self._note_progress(self._snapshot)
             case Stage.KEYS, FetchAsk() if self._keys:
-                self._keys.frames(message)
+                self._with_keys(partial(self._keys.frames, message))
             case Stage.KEYS, KeysAsk() if self._keys:
                 self._keys.keys(message, payload)
             case Stage.KEYS, ShipWelcome():
@@ -321,6 +327,10 @@ class Peer:
                 self._stage = Stage.MEETING
                 self._since_ms = monotonic_ms()
                 self._send(Cut(position, is_open, is_accepted))
+            case GiveKeys(fork) if self._keys_failures >= KEYS_TRIES:
+                why = f"{KEYS_TRIES} times its keys could not be given: {self._keys_failed_with}"
+                logger.error("a snapshot instead of keys: node=%s because=%s", self.name, why)
+                self._begin_snapshot(why, fork.lsn)
             case GiveKeys(fork):
                 logger.warning("giving a replica the keys that it changed: node=%s fork=%s", self.name, fork)
                 self._keys = KeysSender(self._reign.node, fork)
@@ -350,7 +360,7 @@ class Peer:
         reign = self._reign
         self.sender = Sender(reign.window, reign.node.cursor, after, cursor, compress=reign.compress)
         self._stage = Stage.STREAMING
-        self._retry_ms = 0
+        self._retry_ms = self._keys_failures = 0
         self._failed_with = ""
         self._heard_ms = monotonic_ms()
         self._send(Start(after))
@@ -418,10 +428,24 @@ class Peer:
         return True
 
     def _pump_keys(self) -> bool:
-        found = self._keys.next_message(self._reign.window.end.lsn) if self._keys else None
+        keys = self._keys
+        if keys is None:
+            return False
+        found = self._with_keys(lambda: keys.next_message(self._reign.window.end.lsn))
         if found is not None:
             self._send(*found)
         return False
+
+    def _with_keys(self, action: Callable[[], T]) -> T:
+        """Do it; what is wrong with this node's state or log, not with the replica, is counted."""
+        try:
+            return action()
+        except WireError:
+            raise
+        except (PerdureError, OSError) as error:
+            self._keys_failures += 1
+            self._keys_failed_with = str(error)[:ERROR_CHARS_MAX]
+            raise
 
     def _end_keys(self) -> None:
         if self._keys is not None:

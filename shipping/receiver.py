@@ -34,7 +34,7 @@ from ..store.promise import Promise
 from .credentials import Secret, check_secret
 from .crossing import Crossing
 from .cut import CommittedError, cut_log, finish_cut
-from .faults import Fault, clear_fault, write_fault
+from .faults import clear_fault
 from .install import Incoming, finish_install
 from .link import LinkClosed, accept, listen
 from .messages import (
@@ -52,6 +52,7 @@ from .messages import (
 from .messages_rejoin import Parted
 from .nodelog import NodeLog, monotonic_ms, now_ms, open_node_log, take_process_lock
 from .parted import state_lsn
+from .parted_fault import PartedFault
 from .permission import AUTO, end_permission, read_permission
 from .ports import read_ports
 from .readiness import Readiness
@@ -94,6 +95,7 @@ class Receiver:
         self._heard_ms = 0
         self._permission_ms = 0
         self.rebuilding = Rebuilding(node.store)
+        self._parted_fault = PartedFault(node.store)
         self._primary = ""
         self._full_since_ms = 0
         self._broken: PerdureError | None = None
@@ -294,6 +296,9 @@ class Receiver:
 
     def announced(self, committed_lsn: int) -> None:
         self.replica.commit(committed_lsn)
+        shipper = self._shipper
+        if shipper is not None and shipper.reign is not None:
+            self._parted_fault.look(self.node, shipper.reign, committed_lsn)
 
     def _append(self, visitor: Visitor) -> None:
         if visitor.reign is None or visitor is not self._shipper:
@@ -404,7 +409,8 @@ class Receiver:
     def _note_fault(self, lsn: int, why: str) -> None:
         logger.critical("this node must not become primary: %s", why)
         if not self._fault():
-            write_fault(self.node.store, Fault(lsn, why, now_ms()))
+            kept_lsn = max(self.node.committed_lsn(), self.applied_lsn())
+            self._parted_fault.note(self.node, lsn, why, kept_lsn=kept_lsn)
 
     def applied_lsn(self) -> int:
         """What the state holds, also before the folder has looked at it."""
@@ -456,6 +462,7 @@ class Receiver:
             raise
         self.replica = ReplicaLog(self.node)
         self.rebuilding = Rebuilding(self.node.store)
+        self._parted_fault = PartedFault(self.node.store)
         end_permission(self.node.store)
 
 

@@ -30,6 +30,8 @@ class Identity(msgspec.Struct, frozen=True):
     backend: str
     is_cache: bool = False
     """Asked for by name when it was made: its log is kept no longer than until it is folded."""
+    is_first: bool = False
+    """Made to be the first primary of its cluster: if its log is empty, that was broken off."""
 
 
 def new_cluster_id() -> bytes:

@@ -184,9 +184,16 @@ def open_store(store: Path, options: OpenOptions) -> Opened:
 
 
 def init_store(
-    store: Path, *, node: str, cluster_id: bytes | None = None, backend: str = DEFAULT_BACKEND, now_ms: int
+    store: Path,
+    *,
+    node: str,
+    cluster_id: bytes | None = None,
+    backend: str = DEFAULT_BACKEND,
+    now_ms: int,
+    is_first: bool = False,
 ) -> Identity:
     """Make the directory of a node. It has no log yet: it becomes primary by an epoch, or a replica.
+    `is_first`: the first primary of its cluster, which begin_cluster makes it then.
 
     Raises UsageError if there is a store already, or for a back end that there is not; ForeignError if there
     is something else.
@@ -199,7 +206,7 @@ def init_store(
             "does not exist yet.",
         )
     backend_kind(backend)
-    identity = Identity(cluster_id or new_cluster_id(), node, 0, now_ms, backend)
+    identity = Identity(cluster_id or new_cluster_id(), node, 0, now_ms, backend, is_first=is_first)
     write_identity(store, identity)
     return identity
 

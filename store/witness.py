@@ -22,6 +22,8 @@ from .smallfile import publish_small, read_small_file
 
 MAGIC = b"PDRWITN1"
 VERSION = 1
+_OURS = (names.CONFIG_FILE, names.WITNESS + names.TEMPORARY_SUFFIX, "lost+found")
+"""What may stand in the directory that becomes a witness's: the second, if making it was broken off."""
 
 
 class InSync(msgspec.Struct, frozen=True):
@@ -88,7 +90,7 @@ def make_witness(path: Path, node: str, cluster_id: bytes, now_ms: int) -> Witne
         raise UsageError(f"a cluster id has {CLUSTER_ID_BYTES} bytes")
     with translated("cannot make a witness", path):
         path.mkdir(parents=True, exist_ok=True)
-        strange = [name for name in os.listdir(path) if name not in (names.CONFIG_FILE, "lost+found")]
+        strange = [name for name in os.listdir(path) if name not in _OURS]
     if names.WITNESS in strange:
         raise UsageError(
             "there is a witness already",

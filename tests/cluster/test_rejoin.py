@@ -8,7 +8,8 @@ import pytest
 
 from perdure.recovery import plan_rejoin, rejoin, take_snapshot
 from perdure.shipping import open_node_log, read_fault
-from perdure.store import Config, DivergedError, NotPrimaryError, SessionStore
+from perdure.shipping.peer import KEYS_TRIES
+from perdure.store import Config, CorruptError, DivergedError, NotPrimaryError, SessionStore
 from perdure.store.page import ControlPage, Word, read_boot_id
 from perdure.store.promise import Promise
 from tests.cluster.nodes import HOST, SECRET, Cluster, cluster_of, session_ids, until
@@ -120,6 +121,30 @@ def test_two_primaries_that_have_both_committed_are_a_fault_that_is_said_and_not
         assert not list((cluster.path("n1") / "diverged").iterdir())
         with cluster.client("n1") as client:
             assert "two primaries" in client.status().fault
+
+
+def test_a_fault_of_two_primaries_goes_when_a_later_primary_has_all_that_the_node_had(tmp_path: Path) -> None:
+    with cluster_of(tmp_path, 3, sync_replicas=1) as cluster:
+        cluster.start_here()
+        store = cluster.open("n1")
+        store.create({"n": 0})
+        until(lambda: cluster.end("n3") == cluster.end("n1") == cluster.end("n2"), "all have it")
+        write_uncommitted(cluster, "n1", ("n2",))
+        set_word(cluster, "n1", Word.COMMITTED, cluster.end("n1").lsn)
+        become_primary(cluster, "n3", Promise(2, "n3"), Config(cluster.names, 1))
+        cluster.serve_here("n1")
+        cluster.ship_here("n3")
+        until(lambda: read_fault(cluster.path("n1")), "n1 says that it is at fault")
+        cluster.stop_here()
+        become_primary(cluster, "n2", Promise(3, "n2"), Config(cluster.names, 1))
+        del cluster.ports["n3"]
+        cluster.serve_here("n1")
+        cluster.ship_here("n2")
+        until(lambda: not read_fault(cluster.path("n1")), "n1 is at fault no more")
+        with cluster.client("n1") as client:
+            assert not client.status().fault
+        assert cluster.end("n1") == cluster.end("n2")
+        assert not list((cluster.path("n1") / "diverged").iterdir())
 
 
 def test_a_committed_tail_whose_loss_a_promotion_accepted_is_exported_and_left(tmp_path: Path) -> None:
@@ -240,3 +265,35 @@ def test_records_that_cannot_be_taken_lead_to_a_snapshot(
         assert session_ids(cluster.path("n1")) == {shared}
         assert lost.encode() in kept_bytes(cluster, "n1")
         assert list((cluster.path("n1") / "aside").glob("replaced-*")), "by a snapshot"
+
+
+class _BrokenImage:
+    """An image of a state that cannot be read."""
+
+    opened = 0
+
+    def __init__(self, _store: Path, _fork_lsn: int) -> None:
+        _BrokenImage.opened += 1
+
+    def at(self) -> None:
+        raise CorruptError("the state cannot be read: made up for this test")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_primary_whose_state_cannot_be_imaged_gives_a_snapshot_after_a_few_tries_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        _, shared, lost = part(cluster, backend_folds=True)
+        monkeypatch.setattr("perdure.shipping.keys_sender.StateImage", _BrokenImage)
+        monkeypatch.setattr(_BrokenImage, "opened", 0)
+        return_of_n1(cluster)
+        until(lambda: cluster.end("n1") == cluster.end("n2"), "n1 follows n2")
+        cluster.wait_applied(cluster.word("n2", Word.APPENDED), "n1")
+        assert _BrokenImage.opened == KEYS_TRIES
+        assert "a snapshot instead of keys: node=n1" in caplog.text
+        assert "made up for this test" in caplog.text
+        assert session_ids(cluster.path("n1")) == {shared}
+        assert lost.encode() in kept_bytes(cluster, "n1")
