@@ -249,18 +249,26 @@ class _Promotion:
             log.unlock()
 
     def _gather(self, asked: Promise, own: Answer) -> tuple[Answer, Decision]:
-        """Promises, and whatever log of the promisers this one lacks, until the count is made."""
+        """Promises, and whatever log of the promisers this one lacks, until the count is made.
+
+        Who did not answer before is asked only where the others are not enough: waiting for it, while nobody
+        is primary, would let another candidate come first. Where data loss is accepted nobody is left out.
+        """
         answers: dict[str, Answer] = {}
         heard: set[str] = set()
+        silent = set() if self.accept_data_loss else set(self.unheard)
         while True:
             # What was fetched may bring a CONFIG, and with it voters that were not asked.
-            missing = [name for name in self._others() if name not in heard]
+            missing = [name for name in self._others() if name not in heard | silent]
             heard.update(missing)
             for answer in self._ask_all(missing, lambda name: self.peers.promise(name, asked)):
                 answers[answer.node] = answer
             decision = self._count(own, list(answers.values()))
             if decision.why is not Why.FURTHER:
-                return own, decision
+                if decision.is_granted or not silent:
+                    return own, decision
+                silent.clear()
+                continue
             better = answers.pop(decision.node)
             self.on_step("fetch")
             try:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from perdure.recovery import summarise, verify
-from perdure.recovery.promises import Answer, Why
+from perdure.recovery.promises import Answer, VoterState, Why
 from perdure.recovery.promote import SHIPPER_MS, PromotionRefusedError, PromotionReport, promote
 from perdure.shipping.nodelog import take_process_lock
 from perdure.shipping.replica_log import ReplicaLog
@@ -282,6 +282,33 @@ def test_a_further_log_that_cannot_be_had_is_done_without_if_the_others_are_enou
     assert "c" in report.unheard
     with pytest.raises(NoQuorumError, match="connection reset"):
         promote(cluster.at["d"], Silent({"c": places["c"], "e": places["e"]}))
+
+
+@pytest.mark.parametrize("is_needed", [False, True])
+def test_a_voter_that_did_not_answer_is_asked_for_its_promise_only_where_the_others_are_not_enough(
+    tmp_path: Path, is_needed: bool
+) -> None:
+    cluster = Cluster(tmp_path)
+
+    class Slow(DirectoryVoters):
+        """c does not answer the first question."""
+
+        def state(self, node: str) -> VoterState:
+            if node == "c":
+                raise WireError("did not answer in time", node=node)
+            return super().state(node)
+
+        def promise(self, node: str, asked: Promise) -> Answer:
+            if node == "a" and is_needed:
+                self.asked.append(node)
+                raise WireError("connection reset", node=node)
+            return super().promise(node, asked)
+
+    voters = Slow({name: cluster.at[name] for name in "ac"})
+    report = promote(cluster.at["b"], voters)
+    assert voters.asked == (["a", "c"] if is_needed else ["a"])
+    assert report.promisers == (("c",) if is_needed else ("a",))
+    assert report.unheard == (("a",) if is_needed else ("c",))
 
 
 def test_what_may_be_lost_stands_in_the_log_for_ever(tmp_path: Path) -> None:
