@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from perdure.recovery import member_asks, members
+from perdure.recovery import members
 from perdure.recovery.member_asks import FOLLOW_MS, Members, MemberService
 from perdure.shipping.messages_members import MemberAsk, MemberStep
 from perdure.store.errors import NoQuorumError
@@ -44,7 +44,7 @@ def test_no_step_is_asked_to_wait_beyond_the_time_that_was_given(
         now_s += (question.wait_ms or 0) / 1000
         raise NoQuorumError("n4 does not follow closely", node="n4")
 
-    monkeypatch.setattr(member_asks.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr("perdure.recovery.member_asks.time.monotonic", lambda: now_s)
     monkeypatch.setattr(Members, "_ask", ask)
     for timeout_ms, expected in ((250, [250]), (0, [0]), (2500, [1000, 1000, 500])):
         asked.clear()
