@@ -32,6 +32,10 @@ STEP_TIMEOUT_MS: Final = 3 * members.CHANGE_TIMEOUT_MS
 HINT: Final = "Give --peer NODE=HOST:PORT for the other nodes, or use the primary's directory."
 
 
+def _follow_ms(wait_ms: int | None) -> int:
+    return FOLLOW_MS if wait_ms is None else min(wait_ms, FOLLOW_MS)
+
+
 class MemberService:
     """The handler of one node's server."""
 
@@ -47,7 +51,7 @@ class MemberService:
             case MemberStep.MEMBER:
                 found = members.add_member(store, asked.node, asked.address, votes=False)
             case MemberStep.FOLLOW:
-                found = members.await_following(store, asked.node, timeout_ms=FOLLOW_MS)
+                found = members.await_following(store, asked.node, timeout_ms=_follow_ms(asked.wait_ms))
             case MemberStep.VOTE:
                 found = members.let_vote(store, asked.node)
             case MemberStep.WITNESS:
@@ -148,8 +152,9 @@ class Members:
     def _await_following(self, name: str, timeout_ms: int) -> None:
         deadline = time.monotonic() + timeout_ms / 1000
         while True:
+            left_ms = max(0, int((deadline - time.monotonic()) * 1000))
             try:
-                self._ask(MemberAsk(MemberStep.FOLLOW, name))
+                self._ask(MemberAsk(MemberStep.FOLLOW, name, wait_ms=_follow_ms(left_ms)))
                 return
             except NoQuorumError as error:
                 if time.monotonic() >= deadline:

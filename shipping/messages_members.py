@@ -40,6 +40,8 @@ class MemberAsk(msgspec.Struct, frozen=True, omit_defaults=True):
     address: Text = ""
     sync_replicas: Count | None = None
     policy: Text = ""
+    wait_ms: Count | None = None
+    """FOLLOW: wait no longer than this; none: as long as the server waits at most."""
 
 
 class MemberReply(msgspec.Struct, frozen=True):

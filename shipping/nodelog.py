@@ -120,11 +120,15 @@ class NodeLog:
         cursor.jump(last_frame)
 
     def epochs(self) -> list[tuple[int, int]]:
-        """(epoch, first LSN) of the newest epochs in the log, oldest first."""
+        """Of all_epochs(), the newest ones: as many as go into a message."""
+        return self.all_epochs()[-EPOCHS_MAX:]
+
+    def all_epochs(self) -> list[tuple[int, int]]:
+        """(epoch, first LSN) of the epochs in the log, oldest first."""
         first: dict[int, int] = {}
         for file in list_segments(self.log.cursor.log):
             first.setdefault(file.epoch, file.first_lsn)
-        return sorted(first.items())[-EPOCHS_MAX:]
+        return sorted(first.items())
 
     def oldest_lsn(self) -> int:
         """First LSN that the log holds, 0 if it is empty."""

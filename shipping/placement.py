@@ -130,7 +130,7 @@ class Placement:
         place = names.parse_snapshot_name(snapshot.name) if snapshot is not None else None
         return PrimaryFacts(
             end=reign.window.end,
-            epochs=tuple(reign.node.epochs()),
+            epochs=tuple(reign.node.all_epochs()),
             oldest_lsn=reign.node.oldest_lsn(),
             segments=segments,
             slot_budget_bytes=reign.slot_budget_bytes,

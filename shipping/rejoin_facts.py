@@ -12,7 +12,7 @@ from ..store.cursor import list_segments
 from ..store.ids import Position
 from ..store.snapshot import list_snapshots
 from .bootstrap import log_sizes
-from .messages import ShipWelcome
+from .messages import EPOCHS_MAX, ShipWelcome
 from .messages_rejoin import SEGMENTS_TOLD, FactsReply
 from .nodelog import NodeLog
 from .parted import newest_snapshots, state_lsn
@@ -74,7 +74,7 @@ def tell_facts(node: NodeLog) -> FactsReply:
         oldest_lsn=node.oldest_lsn(),
         segments=log_sizes(node.log.cursor.log)[-SEGMENTS_TOLD:],
         committed_lsn=node.committed_lsn(),
-        losses=list(accepted_losses(node)),
+        losses=list(accepted_losses(node))[-EPOCHS_MAX:],
         snapshot_lsn=max((file.lsn for file in list_snapshots(node.store / names.SNAPSHOTS)), default=0),
     )
 
@@ -100,17 +100,16 @@ def accepted_losses(node: NodeLog) -> tuple[tuple[int, int], ...]:
     """
     found: list[tuple[int, int]] = []
     cursor = node.cursor(is_sparse=False)
+    starts = set(node.all_epochs())
     try:
-        for epoch, first_lsn in node.epochs():
-            files = list_segments(node.log.cursor.log)
-            for file in files:
-                if (file.epoch, file.first_lsn) != (epoch, first_lsn):
-                    continue
-                cursor.open_segment(file)
-                run = cursor.read(limit_bytes=4096)
-                start = epoch_start_of(run.events(*run.frames[0])) if run is not None else None
-                if start is not None and start.at_risk_from:
-                    found.append((first_lsn, start.at_risk_from))
+        for file in list_segments(node.log.cursor.log):
+            if (file.epoch, file.first_lsn) not in starts:
+                continue
+            cursor.open_segment(file)
+            run = cursor.read(limit_bytes=4096)
+            start = epoch_start_of(run.events(*run.frames[0])) if run is not None else None
+            if start is not None and start.at_risk_from:
+                found.append((file.first_lsn, start.at_risk_from))
     finally:
         cursor.close()
     return tuple(found)

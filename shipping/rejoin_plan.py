@@ -12,6 +12,8 @@ with the primary's at the fork:
     | k >= 1, and something behind the fork is committed | Refuse: two primaries have committed; unless a |
     |                                                    | promotion accepted that loss, or it is forced  |
     | rejoins by command only                            | Refuse, until it is told to                    |
+    | has more epochs of its own than it tells, so that  | Refuse, unless it is forced                    |
+    | no fork is known, and k >= 1                       |                                                |
     | its log is not to be trusted                       | Bootstrap                                      |
     | no fork is known, or either log begins behind it   | Bootstrap                                      |
     | its state is not beyond the fork, or can be made   | Truncate                                       |
@@ -45,7 +47,7 @@ class ReplicaFacts(msgspec.Struct, frozen=True):
 
     end: Position
     epochs: tuple[tuple[int, int], ...]
-    """(epoch, first LSN) of the epochs in its log, oldest first."""
+    """(epoch, first LSN) of the epochs in its log, oldest first; perhaps only of the newest ones."""
     oldest_lsn: int
     """First LSN in its log, 0 if that is empty."""
     committed_lsn: int
@@ -128,6 +130,10 @@ Outcome: TypeAlias = "Follow | Truncate | TakeKeys | Bootstrap | Refuse"
 
 COMMAND: Final = "`perdure rejoin DIR` on the replica makes it a replica of this primary."
 
+COMMAND_FORCED: Final = (
+    "`perdure rejoin DIR --force` there exports its log and makes it a replica of this primary."
+)
+
 
 def decide_rejoin(replica: ReplicaFacts, primary: PrimaryFacts) -> Outcome:
     """The way for this replica. Whether its end is the primary's by chain is still to be looked at."""
@@ -137,6 +143,15 @@ def decide_rejoin(replica: ReplicaFacts, primary: PrimaryFacts) -> Outcome:
     if fork is None and replica.end.lsn + 1 < primary.oldest_lsn and replica.is_sound:
         # Too far behind to be compared: what only an old primary can have is kept as if it had parted.
         return Bootstrap(None, replica.was_primary, _gone(primary))
+    if (
+        fork is None
+        and primary.epochs
+        and _is_cut_short(primary)
+        and replica.end.epoch < primary.epochs[0][0]
+    ):
+        newest = f"the newest {len(primary.epochs)} of the primary"
+        why = f"its log ends in epoch {replica.end.epoch}, before {newest}"
+        return Bootstrap(None, replica.was_primary, why)
     if (refusal := _refuse_parted(replica, primary, fork)) is not None:
         return refusal
     has_parted = replica.end.lsn > 0 and (fork is None or fork.lsn < replica.end.lsn)
@@ -161,6 +176,9 @@ def _refuse_parted(replica: ReplicaFacts, primary: PrimaryFacts, fork: Common | 
     kept = max(replica.committed_lsn, replica.applied_lsn)
     is_accepted = replica.is_forced or any(start > lsn >= first - 1 for start, first in primary.losses)
     if replica.sync_replicas > 0 and kept > lsn and not is_accepted:
+        if fork is None and _is_cut_short(replica):
+            told = f"none of the newest {len(replica.epochs)} epochs of its log is in this one"
+            return Refuse(None, f"{told}: where the two part is not known. {COMMAND_FORCED}", False)
         what = f"LSN {kept} is committed there, and the two logs part behind LSN {lsn}"
         return Refuse(fork, f"two primaries have committed: {what}", True)
     if not replica.is_automatic:
@@ -206,6 +224,11 @@ def bytes_behind(segments: Sequence[tuple[int, int]], lsn: int) -> int:
     """About how many bytes of log, in whole segments, stand behind an LSN."""
     ends = [first for first, _ in segments[1:]]
     return sum(size for (_, size), end in zip_longest(segments, ends) if end is None or end > lsn + 1)
+
+
+def _is_cut_short(facts: ReplicaFacts | PrimaryFacts) -> bool:
+    """Does its log hold older epochs than those that are told of it?"""
+    return bool(facts.epochs) and facts.epochs[0][1] > facts.oldest_lsn
 
 
 def _is_over_budget(primary: PrimaryFacts, lsn: int) -> bool:

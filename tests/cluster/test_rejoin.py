@@ -147,6 +147,23 @@ def test_a_fault_of_two_primaries_goes_when_a_later_primary_has_all_that_the_nod
         assert not list((cluster.path("n1") / "diverged").iterdir())
 
 
+def test_a_replica_that_is_more_epochs_behind_than_are_told_follows_and_is_not_at_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.shipping.nodelog.EPOCHS_MAX", 2)
+    with cluster_of(tmp_path, 2, sync_replicas=1) as cluster:
+        cluster.start_here()
+        cluster.open("n1").create({"n": 0})
+        until(lambda: cluster.end("n2") == cluster.end("n1"), "n2 has it")
+        cluster.stop_here()
+        for epoch in range(2, 7):
+            become_primary(cluster, "n1", Promise(epoch, "n1"), Config(cluster.names, 1))
+        cluster.start_here()
+        until(lambda: cluster.end("n2") == cluster.end("n1"), "n2 follows")
+        assert not read_fault(cluster.path("n2"))
+        assert not list((cluster.path("n2") / "aside").iterdir()), "no snapshot was needed"
+
+
 def test_a_committed_tail_whose_loss_a_promotion_accepted_is_exported_and_left(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 3, sync_replicas=1) as cluster:
         cluster.start_here()

@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -24,6 +25,20 @@ from tests.simulation.runner import replay_command, run_all, run_here  # noqa: E
 from tests.simulation.shapes import seeds_about  # noqa: E402
 
 
+def end_output() -> None:
+    """Nobody reads what is printed any more: print it to nobody."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until this process ends
+    os.dup2(sys.stdout.fileno(), 1)  # what waits in the old one's buffer goes there, too
+
+
+def say(line: str, *, flush: bool = False) -> None:
+    """Print a line of a trace. A schedule goes on without its reader: it has a directory to remove."""
+    try:
+        print(line, flush=flush)
+    except BrokenPipeError:
+        end_output()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seed", type=int, help="run this schedule, and print its trace")
@@ -35,14 +50,15 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one line of JSON a schedule")
     parser.add_argument("--log", action="store_true", help="print what the code logs, too")
     given = parser.parse_args()
+    logging.raiseExceptions = False  # a log that nobody reads
     logging.basicConfig(
         level=logging.INFO if given.log else logging.CRITICAL + 1,
         stream=sys.stdout,
         format="             %(name)s: %(message)s",
     )
     if given.seed is not None:
-        outcome = run_here(given.seed, given.bug, print)
-        print(json.dumps(asdict(outcome)), flush=True)
+        outcome = run_here(given.seed, given.bug, say)
+        say(json.dumps(asdict(outcome)), flush=True)
         os._exit(1 if outcome.rule else 0)  # nothing of what was simulated is to be unwound
     failed, elapsed_ms = 0, 0.0
     counts: Counter[str] = Counter()
@@ -68,4 +84,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        end_output()
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)

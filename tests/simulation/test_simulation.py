@@ -66,6 +66,20 @@ def test_every_schedule_of_many_keeps_the_invariants(first: int) -> None:
     _check(first, min(LAB_BATCH, FROM + LAB_COUNT - first))
 
 
+@pytest.mark.parametrize("words", [("--seed", str(FROM)), ("--json", "--from", str(FROM), "--count", "3")])
+def test_a_reader_that_goes_away_is_no_error_to_read_about(words: tuple[str, ...]) -> None:
+    environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        ["sh", "-c", '"$@" | head -n 1', "sh", sys.executable, "-m", "tests.simulation", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
 def test_a_seed_gives_the_same_schedule_again() -> None:
     first, second = (list(run_many(FROM, 6)) for _ in range(2))
     assert [_same(outcome) for outcome in first] == [_same(outcome) for outcome in second]

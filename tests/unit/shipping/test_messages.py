@@ -80,7 +80,7 @@ EXAMPLES: list[Message] = [
     messages_forward.SweepAsk(0),
     messages_forward.SweepReply(3, POSITION),
     messages_forward.PositionReply("n1", True, POSITION),
-    messages_members.MemberAsk(messages_members.MemberStep.MEMBER, "n4", "10.0.0.4:7001", 2, "strict"),
+    messages_members.MemberAsk(messages_members.MemberStep.MEMBER, "n4", "10.0.0.4:7001", 2, "strict", 90),
     messages_members.MemberReply("n1"),
     messages_ops.ReportAsk(True),
     messages_ops.ReportReply("n1"),

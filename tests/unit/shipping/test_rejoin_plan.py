@@ -147,6 +147,52 @@ def test_what_is_too_far_behind_to_be_compared_is_not_said_to_have_parted() -> N
     assert old_primary == Bootstrap(None, True, "the primary's log begins with LSN 130")
 
 
+def many_epochs(first: int, last: int, *, told: int = 1024) -> tuple[tuple[int, int], ...]:
+    """Epochs of ten events each, as many of the newest as a message tells."""
+    return tuple((epoch, 10 * epoch - 9) for epoch in range(first, last + 1))[-told:]
+
+
+def test_a_replica_that_is_more_epochs_behind_than_are_told_follows_a_primary_that_knows_all_of_its_own() -> (
+    None
+):
+    behind = replica(end=Position(5, 50, 3), epochs=many_epochs(1, 5), committed_lsn=50, sync_replicas=1)
+    ours = primary(
+        end=Position(3000, 30_000, 7), epochs=many_epochs(1, 3000, told=3000), committed_lsn=30_000
+    )
+    assert decide_rejoin(behind, ours) == Follow(behind.end)
+    parted = replica(end=Position(5, 55, 3), epochs=many_epochs(1, 5), committed_lsn=50, sync_replicas=1)
+    assert decide_rejoin(parted, ours) == Truncate(Common(5, 50))
+
+
+def test_a_primary_that_tells_only_newer_epochs_than_the_replica_s_is_no_fault() -> None:
+    ours = primary(end=Position(3000, 30_000, 7), epochs=many_epochs(1, 3000), committed_lsn=30_000)
+    for changes in ({}, {"is_sound": False}, {"was_primary": True}):
+        behind = replica(
+            end=Position(5, 50, 3), epochs=many_epochs(1, 5), committed_lsn=50, sync_replicas=1, **changes
+        )
+        outcome = decide_rejoin(behind, ours)
+        assert outcome == Bootstrap(
+            None,
+            behind.was_primary,
+            "its log ends in epoch 5, before the newest 1024 of the primary",
+        )
+
+
+def test_a_replica_with_more_epochs_of_its_own_than_it_tells_is_refused_and_is_no_fault() -> None:
+    ours = primary(end=Position(9000, 120, 7), epochs=((1, 1), (9000, 101)))
+    theirs = replica(
+        end=Position(3000, 30_000, 3), epochs=many_epochs(1, 3000), committed_lsn=30_000, sync_replicas=1
+    )
+    outcome = decide_rejoin(theirs, ours)
+    assert isinstance(outcome, Refuse) and not outcome.is_fault
+    assert "newest 1024 epochs" in outcome.why and "perdure rejoin DIR --force" in outcome.why
+    forced = decide_rejoin(msgspec.structs.replace(theirs, is_forced=True), ours)
+    assert isinstance(forced, Bootstrap) and forced.has_parted
+    told = msgspec.structs.replace(theirs, epochs=many_epochs(1, 3000, told=3000))
+    outcome = decide_rejoin(told, ours)
+    assert isinstance(outcome, Refuse) and outcome.is_fault  # they part behind epoch 1, which both tell
+
+
 def test_bytes_behind_counts_whole_segments() -> None:
     segments = ((1, 10), (11, 20), (31, 40))
     assert [bytes_behind(segments, lsn) for lsn in (0, 9, 10, 30, 99)] == [70, 70, 60, 40, 40]
