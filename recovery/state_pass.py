@@ -158,7 +158,7 @@ class StatePass:
             hashed = xxh3_64(key)
             place = hashed >> _SHIFT
             term = xxh3_64(record[HASH_BYTES:], hashed)
-            if unpack_hash(record)[0] != term:  # see hash_of_record
+            if len(record) < HASH_BYTES or unpack_hash(record)[0] != term:  # see hash_of_record
                 term += 1
             sums[place] = (sums[place] + term) & MASK64
             counts[place] += 1

@@ -113,6 +113,23 @@ def test_an_image_adds_up_to_what_the_log_says_at_each_later_position(path: Path
         image.close()
 
 
+@pytest.mark.parametrize("record", [b"", b"zz", b"\0" * 8])
+def test_a_record_that_is_cut_off_adds_up_to_what_it_is_compared_by(path: Path, record: bytes) -> None:
+    image = StatePass(path)
+    try:
+        whole = summed(image)
+        image._overlay[b"s5"] = record
+        cut = summed(image)
+        (place,) = cut.differing(whole)
+        good = image._stored(b"s5")
+        assert good is not None
+        change = hash_of_record(b"s5", record) - hash_of_record(b"s5", good)
+        assert (cut.sums[place] - whole.sums[place] - change) % (1 << 64) == 0
+        assert cut.session_count == whole.session_count
+    finally:
+        image.close()
+
+
 def test_names_are_all_keys_of_the_chosen_buckets_in_order(path: Path) -> None:
     image = StatePass(path)
     try:
