@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import msgspec
@@ -30,6 +31,13 @@ from rich.text import Text
 from ..store.errors import names_node
 
 REFRESH_HZ = 8
+TIMES = frozenset(
+    {"at_ms", "created_at", "expires_at", "last_accessed", "last_seen_ms", "max_expires_at", "time_ms"}
+)
+"""Fields that hold milliseconds since 1970. People read them as a date and a time, programs as a number."""
+METADATA = "metadata"
+TIME_MAX_MS = 253_402_300_799_999
+"""The last moment that has a date; 0 is no moment, but that there was none."""
 
 Advance = Callable[[int], None]
 """Told how much of a long work is done so far."""
@@ -49,7 +57,7 @@ def result(values: Mapping[str, Any], *, as_json: bool, title: str = "") -> None
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in values.items():
-        table.add_row(name.replace("_", " "), cell(value))
+        table.add_row(name.replace("_", " "), field(name, value))
     console.print(table)
 
 
@@ -73,10 +81,10 @@ def rows(
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in columns:
-        numeric = all(isinstance(row.get(name), (int, float)) for row in listed)
+        numeric = name not in TIMES and all(isinstance(row.get(name), (int, float)) for row in listed)
         table.add_column(name.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
     for row in listed:
-        table.add_row(*(cell(row.get(name)) for name in columns))
+        table.add_row(*(field(name, row.get(name)) for name in columns))
     console.print(table)
 
 
@@ -207,6 +215,16 @@ def steps() -> Generator[Callable[[str], None], None, None]:
         return
     with _stderr().status("") as status:
         yield status.update
+
+
+def field(name: str, value: Any) -> str:
+    """A named value as people read it; what metadata hold is nobody's field."""
+    if isinstance(value, Mapping) and name != METADATA:
+        parts = cast(Mapping[str, Any], value).items()
+        return ", ".join(f"{part} {field(part, inner)}" for part, inner in parts) or "-"
+    if name in TIMES and isinstance(value, int) and 0 < value <= TIME_MAX_MS:
+        return datetime.fromtimestamp(value / 1000, UTC).isoformat(timespec="milliseconds")
+    return cell(value)
 
 
 def cell(value: Any) -> str:

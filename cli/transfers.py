@@ -17,6 +17,7 @@ from .settings import Settings, open_store
 from .sync import TimeoutS
 
 PENDING_MAX = 100
+LACKING_COLUMNS = ("node", "state", "records", "error")
 COLUMNS = ("node", "state", "from_lsn", "records", "bytes", "age_ms", "error")
 
 
@@ -103,6 +104,7 @@ def transfer(
         "not_in_log": found.not_in_log,
         "lsn": found.sync.lsn,
         "is_synced": found.sync.is_synced,
+        "lacking": msgspec.to_builtins(found.sync.lacking),
         "differing": found.differing,
         "not_asked": found.not_asked,
         "comparison": compared(found.comparison) if found.comparison else None,
@@ -111,8 +113,10 @@ def transfer(
     if as_json:
         render.write_json(values)
     else:
-        nodes = values.pop("comparison")
+        nodes, lacking = values.pop("comparison"), values.pop("lacking")
         render.result(values, as_json=False)
+        if lacking:
+            render.rows(lacking, as_json=False, columns=LACKING_COLUMNS, key="lacking")
         if nodes is not None:
             render.rows(nodes["nodes"], as_json=False, columns=COMPARED_COLUMNS, key="nodes")
     leave(Exit.FINE if found.is_done else Exit.FINDINGS)

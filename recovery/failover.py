@@ -17,6 +17,7 @@ from ..store.errors import NoQuorumError, PerdureError, UsageError, WireError
 from ..store.identity import read_identity
 from .health import order_to_stand
 from .reach import Reach, node_names
+from .report import report_node
 
 
 class FailoverReport(msgspec.Struct, frozen=True):
@@ -47,6 +48,10 @@ def fail_over(
     promotion of the node that was chosen raised.
     """
     identity = read_identity(Path(store))
+    if to_node and to_node in report_node(store, is_brief=True).witnesses:
+        raise UsageError(
+            f"{to_node} is a witness: it keeps promises, and no log", hint="Name a node that keeps the log."
+        )
     if from_node and to_node:
         raise UsageError("--from and --to cannot both be given", hint="--to alone says who takes over.")
     everybody = msgspec.structs.replace(reach, peers={**reach.peers, identity.node: own_address})

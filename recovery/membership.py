@@ -19,7 +19,16 @@ WAIT_HINT = "Wait until the replicas have confirmed it (`perdure member list`), 
 
 
 def with_member(config: Config, node: str, address: str) -> Config:
-    """A node that keeps a copy and does not vote; or another address of a node."""
+    """A node that keeps a copy and does not vote; or another address of a node.
+
+    UsageError if another node has that address: what is meant for one would reach the other.
+    """
+    for name, known in config.members.items():
+        if known == address and name != node:
+            raise UsageError(
+                f"{address} is the address of {name}",
+                hint=f"Look at the address, or take {name} out first (`perdure member remove`).",
+            )
     return msgspec.structs.replace(config, members={**config.members, node: address})
 
 

@@ -173,6 +173,11 @@ def _find_primary(node: NodeLog, peers: Mapping[str, tuple[str, int]], secret: S
         return newest
     if len(unheard) == len(peers):
         raise WireError(f"no peer answers ({'; '.join(unheard)})", hint="Start the other nodes.")
+    if node.log.is_primary:
+        raise UsageError(
+            f"{node.node} is the primary itself, and no peer that answers is one",
+            hint="Only a replica rejoins. If another node was promoted, start that one first.",
+        )
     raise NotPrimaryError(
         f"none of the peers that answer is primary ({'; '.join(unheard) or ', '.join(peers)})",
         hint="`perdure status` on each; `perdure promote` makes one of them the primary.",

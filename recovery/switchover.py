@@ -128,6 +128,8 @@ def find_primary(looks: Mapping[str, SwitchReply]) -> str:
 def reasons_against(primary: str, target: str, looks: Mapping[str, SwitchReply]) -> list[str]:
     """Why `target` must not take over from `primary`, as far as the nodes that answered tell. Pure."""
     before, after = looks[primary], looks.get(target)
+    if after is None and target in before.witnesses:
+        return [f"{target} is a witness: it keeps promises, and no log"]
     if after is None:
         return [f"{target} does not answer"]
     data = [voter for voter in before.voters if voter not in before.witnesses]

@@ -14,13 +14,13 @@ from typing import TypeAlias
 
 import msgspec
 
-from ..store.errors import UsageError
+from ..store.errors import NotPrimaryError, UsageError
 from .consistency import reconcile
 from .locate import find_last_change, key_of
 from .node_sessions import OwnSessions, PeerSessions
 from .reach import Reach
 from .reconcile import Comparison, differing_keys
-from .report import report_node
+from .report import NodeReport, report_node
 from .source import open_source
 from .syncing import PENDING_SYNCS_MAX, OnLook, SyncReport, sync_to
 
@@ -68,10 +68,11 @@ def force_transfer(
     """Make sure that a node has these sessions (None: all), on disk and as the primary has them.
 
     Ids are as they stand in the log (see `stored_as`), at most PENDING_SYNCS_MAX at once. Runs on the
-    primary; without `repairs` differences are only told. Raises UsageError, NotPrimaryError, and as
-    reconcile.
+    primary; without `repairs` differences are only told. Raises UsageError (also for this node itself and
+    for a witness), NotPrimaryError, and as reconcile.
     """
     started = time.monotonic()
+    _check_roles(report_node(Path(store), is_brief=True), to)
     if to not in reach.peers:
         raise UsageError(f"the address of {to} is not known", node=to, hint="Give --peer NODE=HOST:PORT.")
     if ids is not None and not 1 <= len(ids) <= PENDING_SYNCS_MAX:
@@ -104,3 +105,17 @@ def force_transfer(
         not_asked=sorted({*report_node(Path(store), is_brief=True).expected} - {own, to}),
         elapsed_ms=round((time.monotonic() - started) * 1000),
     )
+
+
+def _check_roles(known: NodeReport, to: str) -> None:
+    """Refuse what would be waited for in vain."""
+    if not known.is_primary:
+        raise NotPrimaryError(
+            f"{known.node} is not the primary, from which sessions are transferred",
+            node=known.node,
+            hint=f"Run it on {known.primary}." if known.primary else "See `perdure status`: who is primary.",
+        )
+    if to == known.node:
+        raise UsageError(f"{to} is the primary itself", hint="Name a replica.")
+    if to in known.witnesses:
+        raise UsageError(f"{to} is a witness: it keeps promises, and no sessions", hint="Name a replica.")

@@ -105,6 +105,14 @@ def test_a_transfer_tells_of_the_two_nodes_alone_and_names_those_that_were_not_a
     assert (differs["is_done"], differs["comparison"]["is_consistent"]) == (False, False)
 
 
+def test_a_transfer_from_a_replica_or_to_the_primary_is_refused_at_once(cluster: Cluster) -> None:
+    both = peers(cluster, "n1", "n2")
+    for at, code, told in (("n1", 2, "n1 is the primary itself"), ("n2", 3, "n2 is not the primary")):
+        refused = run("transfer", cluster.path(at), "--all", "--to", "n1", *both)
+        assert refused.exit_code == code, refused.output
+        assert told in refused.stderr
+
+
 def test_a_node_whose_fold_diverged_makes_its_state_anew_by_itself(tmp_path: Path) -> None:
     nodes = ByHand(tmp_path)
     nodes.make()

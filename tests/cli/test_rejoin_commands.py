@@ -68,5 +68,8 @@ def test_without_a_primary_or_an_export_it_is_said(tmp_path: Path, secret: Path)
         refused = run("rejoin", n2, *peer, "--dry-run")
         assert refused.exit_code == 3
         assert "is primary" in refused.stderr
+        of_primary = run("rejoin", cluster.path("n1"), *peer, "--dry-run")
+        assert of_primary.exit_code == 2
+        assert "n1 is the primary itself" in of_primary.stderr
         assert run_json("diverged", "list", n2) == {"diverged": []}
         assert run("diverged", "show", n2, "nothing").exit_code == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,15 @@ def test_a_change_that_the_old_or_the_new_replicas_cannot_confirm_is_refused() -
 def test_while_the_primary_goes_on_alone_the_node_that_is_away_may_be_taken_out() -> None:
     left = change(GONE, without_node(GONE, "b"), streaming="")
     assert (left.voters, left.sync_replicas, left.degraded_from, left.before) == (("a", "w"), 0, 0, None)
+
+
+@pytest.mark.parametrize("edit", [with_member, with_witness])
+def test_the_address_of_another_node_is_refused(edit: Callable[[Config, str, str], Config]) -> None:
+    told = with_member(THREE, "b", "h:1")
+    with pytest.raises(UsageError, match="h:1 is the address of b"):
+        edit(told, "w", "h:1")
+    assert with_member(told, "b", "h:1") == told
+    assert edit(told, "w", "h:2").members["w"] == "h:2"
 
 
 def test_nodes_are_found_where_the_log_says_else_where_the_configuration_does() -> None:

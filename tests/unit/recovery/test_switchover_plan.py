@@ -85,6 +85,11 @@ def test_a_stranger_or_a_witness_cannot_take_over() -> None:
     assert "not among the voters" in reasons_against("n1", "n2", known)[0]
 
 
+def test_a_witness_is_named_as_one_although_it_answers_no_such_question() -> None:
+    heard = {"n1": reply("n1", witnesses=("n2",)), "n3": reply("n3", witnesses=("n2",))}
+    assert reasons_against("n1", "n2", heard) == ["n2 is a witness: it keeps promises, and no log"]
+
+
 def test_promises_of_a_majority_and_confirmations_must_be_there() -> None:
     five = ("n1", "n2", "n3", "n4", "n5")
     two = {"n1": reply("n1", voters=five), "n2": reply("n2")}

@@ -1,0 +1,29 @@
+"""The chores of a node: what is made anew by itself, and what waits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perdure.cli import chores
+from perdure.cli.chores import Chores, ChoreTask
+from perdure.shipping.faults import PARTED, Fault, fault_of, write_fault
+from perdure.store import SessionStore
+
+
+def test_a_fault_of_two_primaries_is_not_put_right_by_making_the_state_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SessionStore.open(tmp_path / "n1").close()
+    made_anew: list[Path] = []
+    monkeypatch.setattr(chores, "reconcile_self", made_anew.append)
+    work = Chores(ChoreTask(str(tmp_path / "n1")))
+    parted, folded = Fault(7, "two primaries", 1, PARTED, (1, 7, 9)), Fault(7, "folding stopped", 1)
+    write_fault(tmp_path / "n1", parted)
+    assert work.reconcile() == ""
+    assert fault_of(tmp_path / "n1") == parted
+    assert made_anew == []
+    write_fault(tmp_path / "n1", folded)
+    assert work.reconcile() == "folding stopped"
+    assert made_anew == [tmp_path / "n1"]
