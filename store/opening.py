@@ -471,6 +471,8 @@ def _begin_reign(log: EventLog) -> None:
     ours = header.primary == node and promise.candidate == node
     unbegun = header.epoch != log.cursor.at.epoch  # a crash came before the EPOCH_START
     alone = set(log.config.voters) <= {node} and log.config.sync_replicas == 0
+    if log.identity.is_first and not log.cursor.at.lsn:
+        return  # its making was broken off: what it was to begin with is not known here
     if ours and alone and (log.lost_frames or unbegun):
         log.start_epoch(Promise(promise.epoch + 1, node), log.config, "restarted")
 

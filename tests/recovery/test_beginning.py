@@ -9,7 +9,7 @@ import pytest
 
 from perdure.cli.init import make_node
 from perdure.recovery import list_members
-from perdure.store import Config, SessionStore, UsageError
+from perdure.store import Config, NoQuorumError, NotPrimaryError, SessionStore, UsageError
 from perdure.store.identity import read_identity
 from perdure.store.witness import make_witness, read_witness
 from tests.unit.shipping.test_replacing import Crash, dying_at
@@ -55,6 +55,27 @@ def test_killed_at_any_step_the_same_making_again_completes_it(tmp_path: Path) -
         with SessionStore.open(store, create=False) as opened:
             assert opened.count() == 0, step
         assert len(os.listdir(store / "log")) == 2, step
+
+
+def test_an_application_that_opens_what_was_broken_off_begins_nothing_and_is_told(tmp_path: Path) -> None:
+    with dying_at(1 << 30) as count:
+        begin(tmp_path / "whole")
+    broken_off = 0
+    for step in range(1, count() + 1):
+        store = tmp_path / f"{step:04}"
+        with pytest.raises(Crash), dying_at(step):
+            begin(store)
+        if not (store / "identity").exists():
+            continue
+        try:
+            with SessionStore.open(store, create=False) as opened:
+                opened.create({"n": 1})
+                assert list_members(store).voters == ("n1", "n2"), step
+        except (NotPrimaryError, NoQuorumError):
+            broken_off += 1
+        begin(store)
+        assert list_members(store).voters == ("n1", "n2"), step
+    assert broken_off
 
 
 def test_the_same_making_of_a_whole_one_changes_nothing(tmp_path: Path) -> None:
