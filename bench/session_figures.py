@@ -12,20 +12,25 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from itertools import islice
 from pathlib import Path
 
+from perdure.recovery import repair
 from perdure.store import SessionStore
 from perdure.store.backends import BACKENDS
+from perdure.store.fold import HASH_BYTES
 from perdure.store.opening import OpenOptions, open_store
 
 from .measure import Figure, Slice, compare
 from .naive import NaiveStore
 from .store_figures import METADATA
+from .workloads import SMALL_BYTES, sessions_of
 
 HOUR_MS = 3_600_000
 PASS_MS_MAX = 10.0
 REOPEN_S_MAX = 1.0
+NO_LIMIT = (5.0, "reported")
 MEMORY_BYTES_MAX = 500.0
 """What the system that this one replaces allowed for a session; the memory back end is said apart."""
 
@@ -209,10 +214,38 @@ def _footprint(name: str, folder: Path, size: int) -> Iterator[Figure]:
     limit = MEMORY_BYTES_MAX if backend != "memory" else 10 * MEMORY_BYTES_MAX
     yield _amount(f"{name}, anonymous bytes a session", anonymous, limit, f"{limit:.0f} B")
     for part in ("log", "state"):
-        used = sum(file.stat().st_blocks * 512 for file in (path / part).rglob("*") if file.is_file())
-        yield _amount(f"{name}, bytes of {part} a session", used / count, 5000.0, "reported")
+        used = _disk_bytes(path / part) / count
+        yield _amount(f"{name}, bytes of {part} a session", used, 5000.0, "reported")
     times = sorted(float(_child("open", path, backend, count)) for _ in range(3))
     yield _amount(f"{name}, open with {count:,} sessions, s", times[1], REOPEN_S_MAX, "1 s")
+
+
+def _compacted(name: str, folder: Path, size: int) -> Iterator[Figure]:
+    """The state on disk, after random creates and after it was made anew, beside ids and stored sessions."""
+    backend, path = _backend_of(name), folder / "ours"
+    if backend == "memory":
+        return
+    count = 100_000 // size
+    fields = sessions_of(SMALL_BYTES, 1)
+    with SessionStore.open(path, backend=backend) as store:
+        for _ in range(count // 100):
+            with store.batch() as batch:
+                for metadata in islice(fields, 100):
+                    batch.create(metadata)
+        store.fold()
+        state = store._view.backend
+        state.refresh()
+        with closing(state.scan()) as scan:
+            payload = sum(len(key) + len(record) - HASH_BYTES for key, record in scan)
+    grown = _disk_bytes(path / "state") / payload
+    yield _amount(f"{name}, state beside its payload, as it grew", grown, *NO_LIMIT)
+    repair(path, unchecked=True)
+    anew, limit = _disk_bytes(path / "state") / payload, (1.5, "1.5") if backend == "lmdb" else NO_LIMIT
+    yield _amount(f"{name}, state beside its payload, made anew", anew, *limit)
+
+
+def _disk_bytes(folder: Path) -> int:
+    return sum(file.stat().st_blocks * 512 for file in folder.rglob("*") if file.is_file())
 
 
 def _child(what: str, path: Path, backend: str, count: int) -> str:
@@ -272,4 +305,5 @@ _FIGURES: dict[str, Measure] = {
     ),
     "cleanup": _cleanup,
     "footprint": _footprint,
+    "disk": _compacted,
 }

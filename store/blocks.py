@@ -116,7 +116,7 @@ class AheadFile:
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 end = end_of_data()
-                if os.fstat(self._descriptor).st_size > end + CUT_BYTES_MIN:
+                if os.fstat(self._descriptor).st_size > end + STEP_BYTES:
                     self._cut(end)
             except BlockingIOError:
                 pass

@@ -9,8 +9,8 @@ Owns the bytes of a run: deadlines that one fold armed close together, in any or
     ...       keys
 
 A run is stored under a time that none of its deadlines is before, nor more than RUN_SPAN_MS after, and
-its bytes fit beside a second one in a page of 4 KiB: 4,096 creates cost some ninety puts next to each
-other, and removing a few deadlines rewrites little. A run that shrinks stays where it is.
+four of them fit into a page of 4 KiB: 4,096 creates cost some 180 puts next to each other, and removing a
+few deadlines rewrites little. A run that shrinks stays where it is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .errors import CorruptError
 from .ports import Deadline
 
 RUN_SPAN_MS: Final = 16_000
-RUN_BYTES_MAX: Final = 2_000
+RUN_BYTES_MAX: Final = 1_000
 UNSORTED_SPAN_MS: Final = 1_000
 """Deadlines of one fold that are this close are packed as they come: sorting them costs more."""
 ENTRY_BYTES: Final = 10
