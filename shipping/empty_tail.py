@@ -17,6 +17,7 @@ from ..store.errors import CorruptError
 from ..store.files import sync_directory, translated
 from ..store.log import EventLog
 from ..store.segment import HEADER_BYTES
+from ..store.settle import leave_superseded
 
 
 def leave_empty_tail(log: EventLog) -> bool:
@@ -30,7 +31,7 @@ def leave_empty_tail(log: EventLog) -> bool:
     older = [file for file in list_segments(cursor.log) if file.first_lsn <= cursor.at.lsn]
     if not older:
         return False
-    end, empty = cursor.at.position, cursor.path
+    end, empty, left = cursor.at.position, cursor.path, cursor.header
     cursor.open_segment(older[-1])
     while cursor.at.lsn < end.lsn and cursor.read(end.lsn) is not None:
         pass
@@ -46,6 +47,7 @@ def leave_empty_tail(log: EventLog) -> bool:
             os.ftruncate(cursor.descriptor, cursor.offset)
             os.fsync(cursor.descriptor)
         os.unlink(empty)
+        leave_superseded(cursor.log, left)
         log.must_roll = False
         log.publish_place()
         log.page.bump()  # for those who have the empty one open

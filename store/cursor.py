@@ -371,9 +371,18 @@ class LogCursor:
         return FRAME_HEADER_BYTES + int(unpack_header(data)[5])
 
     def _next_segment(self) -> SegmentFile | None:
-        following = [file for file in list_segments(self.log) if file.first_lsn == self.at.lsn + 1]
-        following = [file for file in following if file.path != self.path]
-        return following[-1] if following else None
+        """The segment that begins with the next LSN.
+
+        A crash may leave two that begin there, neither with a frame: the one of the higher epoch counts. Its
+        reader goes back only once that has been removed.
+        """
+        files = list_segments(self.log)
+        following = [file for file in files if file.first_lsn == self.at.lsn + 1 and file.path != self.path]
+        if not following:
+            return None
+        header, last = self.header, following[-1]
+        is_behind = header is not None and header.first_lsn == last.first_lsn and header.epoch > last.epoch
+        return None if is_behind and any(file.path == self.path for file in files) else last
 
     def _damaged(self, message: str) -> CorruptError:
         return CorruptError(

@@ -16,9 +16,17 @@ import msgspec
 from . import names
 from .cursor import LogCursor, Run, SegmentFile, list_segments
 from .errors import CorruptError
-from .files import FILE_MODE, next_free, rename_durably, sync_directory, translated, write_all
+from .files import (
+    FILE_MODE,
+    next_free,
+    remove_durably,
+    rename_durably,
+    sync_directory,
+    translated,
+    write_all,
+)
 from .frame import FRAME_BYTES_MAX, MAGIC, Verdict, decode_frame
-from .segment import FOOTER_MAGIC
+from .segment import FOOTER_MAGIC, HEADER_BYTES, SegmentHeader
 from .tail import Judgement, TailVerdict, Witnesses, judge_tail
 
 COPY_BYTES = 1 << 20
@@ -67,10 +75,26 @@ def settle(
             lsn=cursor.at.lsn + 1,
             hint="Nothing was changed. Restore from a replica, or see `perdure verify`.",
         )
+    if cursor.header is not None and cursor.offset == HEADER_BYTES:
+        leave_superseded(cursor.log, cursor.header)
     if judgement.verdict is TailVerdict.CLEAN:
         return Settled(judgement, is_sealed=_has_footer(cursor))
     aside, cut = set_rest_aside(cursor, store, "torn")
     return Settled(judgement, cut, aside)
+
+
+def leave_superseded(log: Path, header: SegmentHeader) -> None:
+    """Remove segments without a frame in whose place one of a higher epoch was made; `header` is that one's.
+
+    A crash between the two leaves them. The caller holds the write lock. One that holds anything stays, for
+    a person to look at.
+    """
+    for file in list_segments(log):
+        if file.first_lsn == header.first_lsn and file.epoch < header.epoch:
+            with translated("cannot look at a segment", file.path):
+                is_empty = file.path.stat().st_size == HEADER_BYTES
+            if is_empty:
+                remove_durably(file.path)
 
 
 def _read_on(cursor: LogCursor) -> Run | None:

@@ -20,7 +20,7 @@ from perdure.store import (
     StorageFullError,
     WireError,
 )
-from perdure.store.cursor import list_segments
+from perdure.store.cursor import LogCursor, Run, list_segments
 from perdure.store.event import Kind, Reason, encode_event
 from perdure.store.frame import cluster_key
 from perdure.store.ids import NOWHERE
@@ -28,7 +28,7 @@ from perdure.store.log import EventLog
 from perdure.store.page import Word
 from perdure.store.promise import Promise, decide_reign, read_promise
 from perdure.store.sealing import footer_up_to
-from perdure.store.segment import encode_footer
+from perdure.store.segment import HEADER_BYTES, SegmentHeader, encode_footer, encode_header, read_header
 from tests.support.fuzz import fuzz
 from tests.unit.shipping.logs import (
     CLUSTER,
@@ -44,6 +44,11 @@ from tests.unit.shipping.logs import (
 
 KEY = cluster_key(CLUSTER)
 REIGN = Promise(1, "n1")
+
+
+def read_header_of(path: Path) -> SegmentHeader:
+    with path.open("rb") as file:
+        return read_header(file.fileno(), path=str(path))
 
 
 @pytest.fixture
@@ -199,6 +204,91 @@ def test_a_receiver_that_dies_amid_leaving_an_empty_segment_leaves_no_process_on
 
 def _die(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def half_of(run: Run) -> tuple[bytes, bytes]:
+    """The first three frames of a run, and the rest."""
+    half = run.frames[3][0]
+    return run.data[:half], run.data[half : run.frames[-1][0] + run.frames[-1][1].size_bytes]
+
+
+def leave_two_empty(replica: Path, frames: bytes, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A crash between making the segment of epoch 3 and removing that of epoch 2, which has no frame."""
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        log.append(REIGN, [frames])
+        node.log.lock_any()
+        node.log.begin_segment(2, "n2", NOW_MS)
+        with monkeypatch.context() as patched:
+            patched.setattr("perdure.store.log.remove_durably", _die)
+            with pytest.raises(KeyboardInterrupt):
+                node.log.begin_segment(3, "n3", NOW_MS)
+        node.log.unlock()
+    empty = [file.path for file in list_segments(replica / "log")][-2:]
+    assert [path.stat().st_size for path in empty] == [HEADER_BYTES, HEADER_BYTES]
+    return empty
+
+
+def test_of_two_segments_without_a_frame_that_begin_at_one_lsn_the_later_epoch_s_stays(
+    primary: Path, replica: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, behind = half_of(runs_of(primary)[0])
+    older, newer = leave_two_empty(replica, before, monkeypatch)
+    with opened(replica) as node:
+        assert node.log.cursor.path == newer
+        assert not older.exists()
+        log = ReplicaLog(node)
+        log.accept_reign(Promise(4, "n1"))
+        end = log.append(Promise(4, "n1"), [behind])
+    assert len(list_segments(replica / "log")) == 1
+    assert end_of(replica) == end
+
+
+def test_a_reader_of_either_of_two_segments_without_a_frame_ends_in_the_one_that_counts(
+    primary: Path, replica: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, _behind = half_of(runs_of(primary)[0])
+    files = leave_two_empty(replica, before, monkeypatch)
+    with opened(replica) as node:
+        key = node.log.key
+    older, newer = files
+    older.write_bytes(encode_header(msgspec.structs.replace(read_header_of(newer), epoch=2, primary="n2")))
+    cursor = LogCursor(replica / "log", CLUSTER, key)
+    for begins_in in files:
+        cursor.open_segment(next(file for file in list_segments(replica / "log") if file.path == begins_in))
+        assert cursor.read() is None
+        assert cursor.path == newer
+    newer.unlink()
+    assert cursor.read() is None
+    assert cursor.path == older
+    cursor.close()
+
+
+def test_what_a_segment_holds_that_another_took_the_place_of_is_not_removed(
+    primary: Path, replica: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, _behind = half_of(runs_of(primary)[0])
+    older, newer = leave_two_empty(replica, before, monkeypatch)
+    with older.open("ab") as file:
+        file.write(b"what is this?")
+    with opened(replica) as node:
+        assert node.log.cursor.path == newer
+    assert older.read_bytes().endswith(b"what is this?")
+
+
+def test_leaving_an_empty_segment_leaves_those_whose_place_it_took(
+    primary: Path, replica: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, behind = half_of(runs_of(primary)[0])
+    with monkeypatch.context() as patched:
+        patched.setattr("perdure.store.settle.leave_superseded", lambda *_: None)
+        leave_two_empty(replica, before, monkeypatch)
+        with opened(replica) as node:
+            log = ReplicaLog(node)
+            log.accept_reign(Promise(4, "n1"))
+            log.append(Promise(4, "n1"), [behind])
+    assert [file.epoch for file in list_segments(replica / "log")] == [1]
 
 
 @pytest.mark.parametrize("lost", ["first", "middle", "chain", "cut", "doubled"])
