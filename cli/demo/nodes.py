@@ -15,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import msgspec
 
@@ -123,8 +123,7 @@ class NodeCluster:
         for name in started:
             said = _first_line(self._nodes[name].stdout)
             if not said or "error" in said:
-                what = said.get("message", "") if said else self.tail(name)
-                raise StorageError(f"{name} did not start: {what}", path=self.path(name))
+                raise why_not_started(name, said, self.path(name), self.tail(name))
 
     def is_running(self, name: str) -> bool:
         return name in self._nodes and self._nodes[name].poll() is None
@@ -307,6 +306,15 @@ def until(
         if time.monotonic() > deadline_s:
             raise StorageError(f"not within {timeout_s:.0f} s: {what}{failed}\n{describe()}")
         time.sleep(LOOK_EVERY_S)
+
+
+def why_not_started(name: str, said: dict[str, object], path: Path, tail: str) -> StorageError:
+    """The error of a node that said this instead of where it listens; its log's `tail` if it said nothing."""
+    error = said.get("error")
+    if not isinstance(error, dict):
+        return StorageError(f"{name} did not start: {tail}", path=path)
+    told = msgspec.convert(error, dict[str, Any])
+    return StorageError(f"{name} did not start: {told.get('message')}", path=path, hint=told.get("hint", ""))
 
 
 def _first_line(stdout: IO[bytes] | None) -> dict[str, object]:
