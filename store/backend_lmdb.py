@@ -313,7 +313,8 @@ def _put_runs(txn: Txn, shared: Environment, runs: Sequence[tuple[int, bytes]]) 
     txn_id, cursor = txn.id(), txn.cursor(shared.deadlines)
     pairs = [(_RUN_KEY.pack(first, txn_id, number), run) for number, (first, run) in enumerate(runs)]
     appends = not cursor.last() or cursor.key() < pairs[0][0]
-    cursor.putmulti(pairs, append=appends)
+    if cursor.putmulti(pairs, append=appends)[1] != len(pairs):
+        raise UsageError("the deadlines to arm are not in order", path=shared.data_path)
 
 
 def _earliest(cursor: Cursor, until_ms: int, limit: int) -> list[Deadline]:

@@ -431,6 +431,12 @@ class LogFollower:
 
     def not_primary(self) -> NotPrimaryError:
         """Why this node may not write."""
+        if self.identity.is_first and not self.cursor.at.lsn:
+            return NotPrimaryError(
+                "the making of this first primary was broken off",
+                node=self.identity.node,
+                hint="Run the same `perdure init` again: it completes what is there.",
+            )
         return why_not_primary(self.cursor.header, self.promise, self.identity.node)
 
     # -- the end ---------------------------------------------------------------------------------
