@@ -13,7 +13,9 @@ from typing import Any
 
 import msgspec
 
+from .aims import Aim, number
 from .limits import NAME as LIMIT
+from .parts import PARTS, WHOLE
 from .reasons import Reason, reason_for
 from .rows import Row
 
@@ -59,9 +61,10 @@ def line(row: Row) -> str:
     return words + (f"  ({row.note})" if row.note else "")
 
 
-def markdown(result: Result, reasons: Sequence[Reason] = ()) -> str:
-    """The tables of a run, class by class and group by group; `reasons` say why a row is not ahead."""
-    parts = [_machine(result), _summary(result.rows, reasons)]
+def markdown(result: Result, reasons: Sequence[Reason] = (), aims: Sequence[Aim] = ()) -> str:
+    """The tables of a run, class by class and group by group; `reasons` say why a row is not ahead, `aims`
+    what was to be reached."""
+    parts = [_machine(result), _summary(result.rows, reasons), _aims(result.rows, aims)]
     for durability, rows in _grouped(result.rows, lambda row: row.durability):
         meaning = CLASSES.get(durability, "")
         parts.append(f"## Class `{durability}`: {meaning}" if meaning else "## Beside limits")
@@ -104,6 +107,18 @@ def _summary(rows: Sequence[Row], reasons: Sequence[Reason]) -> str:
     return text
 
 
+def _aims(rows: Sequence[Row], aims: Sequence[Aim]) -> str:
+    """Those that the run measured."""
+    lines = []
+    for aim in aims:
+        value = aim.measured(rows)
+        if value is not None:
+            verdict = "reached" if aim.is_reached(value) else f"missed: {aim.why}"
+            lines.append(f"| {aim.what} | {aim.bound} | {number(value)} | {verdict.removesuffix(': ')} |")
+    head = ["## Aims", "", "| | aim | measured | |", "|---|---|---|---|"]
+    return "\n".join(head + lines) if lines else ""
+
+
 def _ratio(row: Row) -> float:
     return row.ours_ratio if row.ours_ratio is not None else 1.0
 
@@ -111,6 +126,8 @@ def _ratio(row: Row) -> float:
 def _table(rows: Sequence[Row]) -> str:
     if rows[0].group == "figures":
         return _figures_table(rows)
+    if rows[0].group == PARTS:
+        return _parts_table(rows)
     if rows[0].amount is not None:
         lines = ["| case | system | | spread | ours ahead |", "|---|---|---|---|---|"]
         lines += [
@@ -140,6 +157,18 @@ def _figures_table(rows: Sequence[Row]) -> str:
     for row in rows:
         ratio = "" if row.ratio_to_limit is None else f"{row.ratio_to_limit:.2f}"
         lines.append(f"| {row.case} | {_figure(row)} | {row.limit} | {ratio} | {row.note} |")
+    return "\n".join(lines)
+
+
+def _parts_table(rows: Sequence[Row]) -> str:
+    """Each call with its parts, and what share of it each is."""
+    lines = ["| call | | us | share | |", "|---|---|---|---|---|"]
+    whole = 1.0
+    for row in rows:
+        call, _, part = row.case.rpartition(": ")
+        whole = (row.amount or 1.0) if part == WHOLE else whole
+        share = f"{(row.amount or 0.0) / whole * 100:.0f} %"
+        lines.append(f"| {call if part == WHOLE else ''} | {part} | {_figure(row)} | {share} | {row.note} |")
     return "\n".join(lines)
 
 
