@@ -21,6 +21,7 @@ from .comparison import Plan
 from .gate import baseline_of, exit_code_of, judge, read_baseline, text_of, write_baseline
 from .machine import machine
 from .measure import Figure
+from .page import PAGE, write_page
 from .parts import PARTS, part_rows
 from .plots import write_plots
 from .reasons import read_reasons
@@ -88,6 +89,9 @@ def main(words: list[str] | None = None) -> int:
         markdown(result, read_reasons(), read_aims()), encoding="utf-8"
     )
     write_plots(result, Path(options.json).parent / "plots")
+    if options.save_page:
+        write_page(result, read_reasons(), read_aims())
+        write_plots(result, PAGE.parent / "plots")
     return 1 if failures else _gated(result, options)
 
 
@@ -164,6 +168,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--gate", action="store_true", help="compare the ratios with bench/baseline.json")
     parser.add_argument("--save-baseline", action="store_true", help="make this run's ratios the baseline")
+    parser.add_argument(
+        "--save-page",
+        action="store_true",
+        help="make this run's results those of docs/bench.md, with its plots",
+    )
     return parser
 
 

@@ -12,6 +12,7 @@ from bench import process_figures, replicated_figures, session_figures, store_fi
 from bench.aims import read_aims
 from bench.comparison import Plan
 from bench.footprint import FOOTPRINT
+from bench.page import BEGIN, BEGIN_GROWTH, END, END_GROWTH, PAGE, results_text, write_page
 from bench.plots import Point, line_chart, slope_of, write_plots
 from bench.reasons import read_reasons
 from bench.report import Result, line, markdown, read_json, write_json
@@ -168,3 +169,56 @@ def test_the_aims_name_rows_that_a_run_has() -> None:
     names += [f"{FOOTPRINT}: memory, a session, "]
     for aim in read_aims():
         assert any(aim.row.startswith(name) for name in names), aim.row
+
+
+def test_the_page_has_a_row_for_each_case_and_a_column_for_each_system() -> None:
+    text = results_text(RESULT, (), ())
+    assert "| case | perdure-lmdb | of the limit | peer & co |" in text
+    assert "| single: get | 250,000 ops/s | 0.60 | 5.00 |" in text
+    assert "Ahead in 1 of 2 comparisons" in text
+    assert "| create, os | 40,000 | naive | 0.80 |" in text
+    assert "- redis: not installed" in text
+
+
+def test_the_page_marks_where_ours_is_behind() -> None:
+    ours = Row(group="single", case="get", system="perdure-lmdb", durability="disk", ops_per_s=7.2)
+    text = results_text(Result({}, {}, [ours, FASTER], {}), (), ())
+    assert "| single: get | 7.20 ops/s |  | **0.80** |" in text
+
+
+def test_results_replace_those_before_and_leave_the_rest_of_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "bench.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_page(RESULT, (), (), page)
+    write_page(RESULT, (), (), page)
+    text = page.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n") and text.endswith(f"{END}\nafter\n")
+    assert "old" not in text
+    assert text.count("| single: get |") == 1
+
+
+def test_growth_has_a_place_of_its_own_and_leaves_the_results(tmp_path: Path) -> None:
+    page = tmp_path / "bench.md"
+    page.write_text(f"{BEGIN}\nresults\n{END}\n{BEGIN_GROWTH}\nold\n{END_GROWTH}\n")
+    points = [("1,000", 3.0, "us"), ("10,000", 6.0, "us"), ("slope", 0.301, "")]
+    rows = [
+        Row(
+            group="scaling", case=f"get against sessions: {at}", system="p", durability="os",
+            amount=amount, unit=unit,
+        )
+        for at, amount, unit in points
+    ]  # fmt: skip
+    write_page(Result({}, {}, rows, {}), (), (), page)
+    text = page.read_text()
+    assert "| get against sessions | `os` | 1,000: 3 us; 10,000: 6 us | 0.30 |" in text
+    assert "old" not in text
+    assert f"{BEGIN}\nresults\n{END}" in text
+
+
+def test_a_page_without_a_place_for_results_is_left_as_it_is(tmp_path: Path) -> None:
+    page = tmp_path / "bench.md"
+    page.write_text("nothing of the kind\n")
+    with pytest.raises(ValueError, match="has no results between"):
+        write_page(RESULT, (), (), page)
+    assert page.read_text() == "nothing of the kind\n"
+    assert all(mark in PAGE.read_text() for mark in (BEGIN, END, BEGIN_GROWTH, END_GROWTH))
