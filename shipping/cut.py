@@ -40,7 +40,7 @@ from ..store.segment import encode_footer
 from ..store.smallfile import publish_small, read_small_file
 from .nodelog import NodeLog
 from .parted import export_folder, keep_copy, move_snapshots, state_lsn
-from .replacing import renew_page, set_mark, take_write_lock
+from .replacing import lock_log, renew_page, set_mark
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def cut_log(
     not in this log by its chain, or if the state holds what is behind it; CommittedError if that was
     confirmed by others.
     """
-    lock = take_write_lock(node.store, reign)
+    lock = lock_log(node.store, reign)
     try:
         begun = [
             file.epoch for file in list_segments(names.log_path(node.store)) if file.epoch >= reign.epoch
@@ -134,7 +134,7 @@ def finish_cut(store: Path) -> bool:
     if plan is None:
         return False
     identity = read_identity(store)
-    lock = take_write_lock(store)
+    lock = lock_log(store)
     try:
         # Another process may have finished it meanwhile, and appended: the same cut would take that, too.
         plan = read_small_file(store / names.CUT_PLAN, MAGIC, VERSION, CutPlan)

@@ -53,7 +53,7 @@ from .messages import Piece, SnapshotOffer, SnapshotWant
 from .nodelog import NodeLog
 from .parted import export_folder, move_snapshots, segments_behind
 from .rebuild import keep_floor, read_rebuild
-from .replacing import move_if_there, renew_page, set_mark, take_write_lock
+from .replacing import lock_log, move_if_there, renew_page, set_mark
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class Incoming:
             old = self._node.log.cursor.at
         finally:
             self._node.log.unlock()
-        lock = take_write_lock(store, self._reign)
+        lock = lock_log(store, self._reign)
         try:
             plan = self._plan(old)
             with translated("cannot install a snapshot", store):
@@ -273,7 +273,7 @@ def finish_install(store: Path) -> bool:
     if plan is None:
         return False
     identity = read_identity(store)
-    lock = take_write_lock(store)
+    lock = lock_log(store)
     try:
         with translated("cannot install a snapshot", store):
             _carry_out(store, identity, plan)

@@ -33,7 +33,7 @@ from ..store.state import set_aside
 from .faults import MAGIC as FAULT_MAGIC
 from .faults import Fault, read_fault
 from .permission import Permission, give_permission
-from .replacing import move_if_there, renew_page, take_write_lock
+from .replacing import lock_log, move_if_there, renew_page
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def confirm_log_fault(store: Path, error: CorruptError, now_ms: int) -> None:
     if error.path is None or Path(error.path).parent != names.log_path(store):
         return
     identity = read_identity(store)
-    lock = take_write_lock(store)
+    lock = lock_log(store)
     try:
         for file in list_segments(names.log_path(store)):
             if file.path == Path(error.path):
@@ -132,7 +132,7 @@ def finish_rebuild(store: Path) -> None:
     if plan is None or not plan.folder:
         return
     log, folder = names.log_path(store), store / names.ASIDE / plan.folder
-    lock = take_write_lock(store)
+    lock = lock_log(store)
     try:
         with translated("cannot set a damaged log aside", store):
             make_directory(store / names.ASIDE)

@@ -59,7 +59,7 @@ from .frames_in import Piece, split_frames
 from .messages_rejoin import pack_keys, pack_records, unpack_keys, unpack_records
 from .nodelog import now_ms
 from .parted import keep_copy, move_snapshots, segments_behind
-from .replacing import renew_page, set_mark, take_write_lock
+from .replacing import lock_log, renew_page, set_mark
 from .touched import events_of, fold_over
 
 logger = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ def _locked(store: Path, plan: RejoinPlan, prepared: Prepared | None, reign: Pro
     folding = FileLock(store / names.FOLD_LOCK)
     try:
         folding.acquire(FOLD_LOCK_MS, "a process that folds")
-        writing = take_write_lock(store, reign)
+        writing = lock_log(store, reign)
         try:
             if prepared is not None:
                 if _state_at(store, identity) != prepared.state:

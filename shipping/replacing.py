@@ -1,7 +1,7 @@
 """Changing what is already in a replica's log: what a cut and an installed snapshot share.
 
 Owns the last steps of both: a mark and a control page that say where the log ends now. The caller
-holds the write lock; every other process looks again, because the generation grows.
+holds the log's locks; every other process looks again, because the generation grows.
 """
 
 from __future__ import annotations
@@ -22,16 +22,33 @@ from ..store.page import ControlPage, Word, read_boot_id
 from ..store.promise import Promise, read_promise
 
 
-def take_write_lock(store: Path, reign: Promise | None = None) -> FileLock:
-    """The write lock of a store, for a change of its log's files.
+class LogLocks:
+    """The write lock and the sync lock of a store: nobody appends, and nobody says what is on disk."""
+
+    def __init__(self, store: Path) -> None:
+        self._write = FileLock(store / names.WRITE_LOCK)
+        self._sync = FileLock(store / names.SYNC_LOCK)
+
+    def acquire(self, timeout_ms: int) -> None:
+        """In this order. Raises LockTimeoutError; close() then."""
+        self._write.acquire(timeout_ms)
+        self._sync.acquire(timeout_ms)
+
+    def close(self) -> None:
+        self._sync.close()
+        self._write.close()
+
+
+def lock_log(store: Path, reign: Promise | None = None) -> LogLocks:
+    """The locks of a store's log, for a change of its files.
 
     `reign` is the promise under which that was decided: if this node has given another one since, it may
     have begun an epoch of its own, and what is to be taken off may be what others count on. Without it a
     change that was planned is finished. Raises LockTimeoutError, FencedError.
     """
-    lock = FileLock(store / names.WRITE_LOCK)
+    locks = LogLocks(store)
     try:
-        lock.acquire(LOCK_TIMEOUT_MS)
+        locks.acquire(LOCK_TIMEOUT_MS)
         if reign is not None:
             held = read_promise(store)
             if (held.epoch, held.candidate) != (reign.epoch, reign.candidate):
@@ -41,9 +58,9 @@ def take_write_lock(store: Path, reign: Promise | None = None) -> FileLock:
                     hint=f"Nothing was changed. What was decided in epoch {reign.epoch} is decided anew.",
                 )
     except BaseException:
-        lock.close()
+        locks.close()
         raise
-    return lock
+    return locks
 
 
 def set_mark(store: Path, identity: Identity, end: Position, committed_lsn: int) -> None:

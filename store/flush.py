@@ -4,6 +4,9 @@ Owns the sync lock, the mark, and what a failed sync means: poison, final for th
 process until all have closed it. A sync covers everything that any process had appended before it
 began. Of the threads of one process one leads: it syncs, the others sleep until their bytes are
 covered, and the first whose bytes are not leads next.
+
+Invariant: who syncs speaks of the log that is there. Who takes frames off it holds the sync lock, too, and
+raises the generation; a process whose segment was replaced by then syncs nothing, and fails.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ _CHAIN = int(Word.CHAIN)
 _EPOCH = int(Word.EPOCH)
 _SEGMENT = int(Word.SEGMENT)
 _POISON = int(Word.POISON)
+_GENERATION = int(Word.GENERATION)
 _COMMITTED = int(Word.COMMITTED)
 _MARK_SEQUENCE = int(Word.MARK_SEQUENCE)
 _MARK_SYNCED = int(Word.MARK_SYNCED_MS)
@@ -87,6 +91,8 @@ class Flusher:
         """The thread of this process that syncs at this moment, or is about to; 0 if none does."""
         self._waiting: list[_Waiter] = []
         self._lock = FileLock(store / names.SYNC_LOCK)
+        self._generation = words[_GENERATION]
+        """In this one the cursor's segment was the log's."""
         self.mark = MarkFile(names.log_path(store) / names.MARK, cursor.key)
 
     def flush(self, lsn: int, when_synced: Callable[[], object] | None = None) -> None:
@@ -264,6 +270,8 @@ class Flusher:
 
     def _sync(self, when_synced: Callable[[], object] | None) -> None:
         words, cursor = self.words, self._cursor
+        if words[_GENERATION] != self._generation and not self._is_current():
+            return
         target = self._target()
         # In this order: another thread that moves on to a new segment first puts the old descriptor into
         # `retired`, so that whatever holds bytes up to the target is in one of the two.
@@ -283,6 +291,24 @@ class Flusher:
         self.publish(target)
         if retired:
             self._close_retired(target.lsn)
+
+    def _is_current(self) -> bool:
+        """Is the segment that this process follows still the log's, or did a cut rewrite or remove it?"""
+        generation, cursor = self.words[_GENERATION], self._cursor
+        deadline = time.monotonic() + LOOK_S
+        while True:
+            descriptor = cursor.descriptor
+            if descriptor < 0:
+                return True
+            try:
+                if os.path.samestat(os.fstat(descriptor), os.stat(cursor.path)):
+                    self._generation = generation
+                    return True
+            except OSError:
+                pass  # gone, or closed at this moment
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(RETRY_S)  # another thread may be moving on to the next segment
 
     def _sync_older(self, lsn: int) -> None:
         """Sync what nobody has yet of segments before the tail, which this process may never have read."""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from perdure.recovery import take_snapshot
-from perdure.shipping.replacing import renew_page, set_mark
+from perdure.shipping.replacing import lock_log, renew_page, set_mark
 from perdure.store import SessionStore, read_identity
 from perdure.store.backend_memory import MemoryBackend
 from perdure.store.opening import OpenOptions, load_state, open_store
@@ -246,12 +246,14 @@ def replace_log(path: Path, other: Path) -> None:
     begin_epoch(other, identity.node, 2, voters=())  # two histories of one epoch are never there
     with SessionStore.open(other) as store:
         end = store.flush()
+    locks = lock_log(path)
     for file in (path / "log").glob("*.seg"):
         file.unlink()
     for file in (other / "log").glob("*.seg"):
         shutil.copy(file, path / "log")
     set_mark(path, identity, end, 0)
     renew_page(path, committed_lsn=0, keep_folded=False)
+    locks.close()
 
 
 def test_a_log_that_is_replaced_under_an_open_store_makes_its_state_anew(tmp_path: Path) -> None:

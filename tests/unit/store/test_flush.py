@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from perdure.shipping import replacing
+from perdure.shipping.replacing import lock_log
 from perdure.store import SessionStore, names
-from perdure.store.errors import Indeterminate, LockTimeoutError, PoisonedError
+from perdure.store.errors import Indeterminate, LockTimeoutError, PoisonedError, StorageError
 from perdure.store.flush import Flusher
 from perdure.store.lock import FileLock
 from perdure.store.mark import read_marks
 from perdure.store.page import Word
+from tests.unit.store.test_backend_memory import replace_log
 
 DEADLINE_S = 10.0
 
@@ -345,3 +349,33 @@ def test_who_asks_does_not_hear_of_a_sync_that_failed(
     with pytest.raises(PoisonedError):
         flusher_of(store).flush(append(store), lambda: heard.append(1))
     assert not heard
+
+
+def test_whoever_has_not_followed_a_replaced_log_says_nothing_of_what_is_on_disk(tmp_path: Path) -> None:
+    path, other = tmp_path / "s", tmp_path / "o"
+    with SessionStore.open(path, durability="os") as store:
+        common = store.create({})
+        store.flush()
+        shutil.copytree(path, other)
+        lsn = [append(store) for _ in range(50)][-1]
+        replace_log(path, other)
+        with pytest.raises(StorageError, match="not in this log any more"):
+            flusher_of(store).flush(lsn)
+        assert store._log.words[Word.FLUSHED] < lsn
+    with SessionStore.open(path) as anew:
+        assert list(anew.ids()) == [common]
+
+
+def test_a_log_is_not_changed_while_somebody_syncs_it(
+    store: SessionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replacing, "LOCK_TIMEOUT_MS", 20)
+    path = tmp_path / "store"
+    syncing = FileLock(path / names.SYNC_LOCK)
+    assert syncing.try_acquire()
+    with pytest.raises(LockTimeoutError):
+        lock_log(path)
+    append(store)  # the write lock was given back
+    syncing.close()
+    lock_log(path).close()
+    flusher_of(store).flush(append(store))
