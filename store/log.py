@@ -54,7 +54,6 @@ class EventLog(LogFollower):
     """
 
     is_synced = False
-    _took_space = False
 
     # -- epochs ----------------------------------------------------------------------------------
 
@@ -297,7 +296,6 @@ class EventLog(LogFollower):
                 words[_ALLOCATED] = os.fstat(cursor.descriptor).st_size
         ahead = min(cursor.offset + STEP_BYTES, self.segment_bytes)
         if words[_ALLOCATED] < end < ahead:
-            self._took_space = True
             allocate_ahead(cursor.descriptor, cursor.offset, ahead)
             words[_ALLOCATED] = ahead  # if it was refused, too: the next step is tried behind it
 
@@ -312,8 +310,8 @@ class EventLog(LogFollower):
             self.flusher.sync_whole(cursor.descriptor)
 
     def close(self) -> None:
-        """Give back every descriptor, and the space ahead of the frames if it is this handle's to give."""
-        if self._took_space:
+        """Give back every descriptor, and the space ahead of the frames: who writes on takes it anew."""
+        if self.is_synced or self.config.sync_replicas:
             with suppress(PerdureError, OSError, ValueError):
                 self._give_back()
         super().close()
@@ -321,7 +319,7 @@ class EventLog(LogFollower):
     def _give_back(self) -> None:
         """Unless another process writes at this moment, or the log is not clean as this one knows it."""
         words, cursor = self.words, self.cursor
-        if words[_DIRTY] or not self.write_lock.try_acquire():
+        if words[_ALLOCATED] <= words[_END] or words[_DIRTY] or not self.write_lock.try_acquire():
             return
         try:
             header = cursor.header
