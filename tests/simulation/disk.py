@@ -1,9 +1,10 @@
 """The simulated disks: real files in memory, and what of them would be there after a power cut.
 
 Owns, for every machine's directory, which bytes and which names are durable. What was written and not
-synced is kept as a list of writes; a power cut applies none, all, some, some of their pages or part of them,
-and builds the directory anew from that. Blocks that were allocated ahead are zeros. Names follow their own directory's sync. The control page is written through a
-mapping, which nobody sees: it may come back as it was, or as zeros.
+synced is kept as a list of writes; a power cut applies none, all, some, some of their pages or part of
+them, and builds the directory anew from that. Blocks that were allocated ahead are zeros. Names follow
+their own directory's sync. The control page is written through a mapping, which nobody sees: it may come
+back as it was, or as zeros.
 """
 
 from __future__ import annotations
