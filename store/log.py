@@ -319,7 +319,9 @@ class EventLog(LogFollower):
     def _give_back(self) -> None:
         """Unless another process writes at this moment, or the log is not clean as this one knows it."""
         words, cursor = self.words, self.cursor
-        if words[_ALLOCATED] <= words[_END] or words[_DIRTY] or not self.write_lock.try_acquire():
+        if cursor.descriptor < 0 or os.fstat(cursor.descriptor).st_size <= cursor.offset:
+            return
+        if words[_DIRTY] or not self.write_lock.try_acquire():
             return
         try:
             header = cursor.header
