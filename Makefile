@@ -4,10 +4,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# At least two processes, so that the tests are always shown to be safe side by side.
-WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ "$$n" -ge 2 ] && echo "$$n" || echo 2)
+# Three processes on two cores: half of their time tests wait, for disks, for other processes, for silence.
+# At least two, so that the tests are always shown to be safe side by side.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ "$$n" -ge 2 ] && echo $$((n + n / 2)) || echo 2)
 # More options for one run, for example: make test ARGS='-k segment', make demo ARGS='--sessions 20000'.
 ARGS ?=
+
+# The tests start Python by the thousand, and each start would compile all that it loads anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MADE := $(VENV)/.made

@@ -16,10 +16,13 @@ from pathlib import Path
 import msgspec
 
 from . import failover_figures, process_figures, replicated_figures, session_figures, store_figures
+from .aims import read_aims
 from .comparison import Plan
 from .gate import baseline_of, exit_code_of, judge, read_baseline, text_of, write_baseline
 from .machine import machine
 from .measure import Figure
+from .page import PAGE, write_page
+from .parts import PARTS, part_rows
 from .plots import write_plots
 from .reasons import read_reasons
 from .report import Result, line, markdown, write_json
@@ -50,6 +53,11 @@ def figures(only: str, quick: bool, directory: str | None) -> Iterator[Row]:
         yield _row(figure)
 
 
+def _parts(plan: Plan, options: argparse.Namespace) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory(prefix="perdure-bench-", dir=options.directory) as folder:
+        yield from part_rows(Path(folder), plan, options.only)
+
+
 def main(words: list[str] | None = None) -> int:
     """Exit codes: 0 measured, 1 a part failed or, with --gate, got worse, 2 nothing to measure or compare."""
     options = _parser().parse_args(words)
@@ -64,6 +72,8 @@ def main(words: list[str] | None = None) -> int:
         sources.append(suite.rows())
     if options.part in ("all", FIGURES) and not (choice.systems or choice.durabilities):
         sources.append(figures(options.only, options.quick, options.directory))
+    if options.part in ("all", PARTS) and not (choice.systems or choice.durabilities):
+        sources.append(_parts(plan, options))
     if options.part == SCALING:
         most = options.sessions or (50_000 if options.quick else 1_000_000)
         sources.extend(suite.scaling([size for size in SCALES if size <= most]))
@@ -75,8 +85,13 @@ def main(words: list[str] | None = None) -> int:
         suite.skipped["a part of the run"] = "; ".join(failures)
     result = Result(before, {**msgspec.to_builtins(plan), "only": options.only}, rows, suite.skipped)
     write_json(result, Path(options.json))
-    Path(options.json).with_suffix(".md").write_text(markdown(result, read_reasons()), encoding="utf-8")
+    Path(options.json).with_suffix(".md").write_text(
+        markdown(result, read_reasons(), read_aims()), encoding="utf-8"
+    )
     write_plots(result, Path(options.json).parent / "plots")
+    if options.save_page:
+        write_page(result, read_reasons(), read_aims())
+        write_plots(result, PAGE.parent / "plots")
     return 1 if failures else _gated(result, options)
 
 
@@ -131,9 +146,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--part",
-        choices=("all", "comparison", FIGURES, SCALING),
+        choices=("all", "comparison", FIGURES, PARTS, SCALING),
         default="all",
-        help="the comparison with peers, perdure's own figures, both, or how perdure's costs grow",
+        help="the comparison with peers, perdure's own figures, the parts that its calls are made of, all of "
+        "these, or how perdure's costs grow",
     )
     parser.add_argument("--quick", action="store_true", help="fewer sessions and cases, shorter slices")
     parser.add_argument("--rounds", type=int, default=None, help="after the warm-up; at least 5")
@@ -152,6 +168,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--gate", action="store_true", help="compare the ratios with bench/baseline.json")
     parser.add_argument("--save-baseline", action="store_true", help="make this run's ratios the baseline")
+    parser.add_argument(
+        "--save-page",
+        action="store_true",
+        help="make this run's results those of docs/bench.md, with its plots",
+    )
     return parser
 
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import msgspec
 
+from .aims import Aim, number
 from .limits import NAME as LIMIT
+from .parts import PARTS, WHOLE
 from .reasons import Reason, reason_for
 from .rows import Row
 
@@ -49,7 +51,7 @@ def read_json(path: Path) -> Result:
 
 def line(row: Row) -> str:
     """A row as one line of text."""
-    words = f"{row.key:58} {_figure(row):>14} {row.unit:8}"
+    words = f"{row.key:58} {figure_of(row):>14} {row.unit:8}"
     if row.p50_us is not None:
         words += f" p50 {_us(row.p50_us):>8} p99 {_us(row.p99_us):>8} us"
     if row.ratio_to_limit is not None:
@@ -59,26 +61,30 @@ def line(row: Row) -> str:
     return words + (f"  ({row.note})" if row.note else "")
 
 
-def markdown(result: Result, reasons: Sequence[Reason] = ()) -> str:
-    """The tables of a run, class by class and group by group; `reasons` say why a row is not ahead."""
-    parts = [_machine(result), _summary(result.rows, reasons)]
+def markdown(result: Result, reasons: Sequence[Reason] = (), aims: Sequence[Aim] = ()) -> str:
+    """The tables of a run, class by class and group by group; `reasons` say why a row is not ahead, `aims`
+    what was to be reached."""
+    told = aims_table(result.rows, aims)
+    parts = [head_of(result), summary_of(result.rows, reasons), f"## Aims\n\n{told}" if told else ""]
     for durability, rows in _grouped(result.rows, lambda row: row.durability):
         meaning = CLASSES.get(durability, "")
         parts.append(f"## Class `{durability}`: {meaning}" if meaning else "## Beside limits")
         for group, its in _grouped(rows, lambda row: row.group):
-            parts += [f"### {group[:1].upper()}{group[1:]}", _table(its)]
-        parts.append(_settings(rows))
+            parts += [f"### {group[:1].upper()}{group[1:]}", table_of(its)]
+        parts.append(settings_of(rows))
     if result.skipped:
         parts.append("## Left out\n")
         parts.append("\n".join(f"- {what}: {reason}" for what, reason in result.skipped.items()))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _machine(result: Result) -> str:
+def head_of(result: Result) -> str:
+    """On what machine it was measured, and how to read it."""
     machine = result.machine
+    kernel = str(machine.get("kernel")).partition("-")[0]
     return (
         f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB, Linux "
-        f"{machine.get('kernel')}, {machine.get('file_system')}, CPython {machine.get('python')}, "
+        f"{kernel}, {machine.get('file_system')}, CPython {machine.get('python')}, "
         f"{machine.get('at')}, load before {machine.get('load_1min')}.\n\n"
         "Medians of interleaved rounds. *of the limit*: the system's rate as a share of the bare calls' "
         "of the same round; *ours ahead*: perdure's rate over the system's, round by round, with the "
@@ -86,7 +92,7 @@ def _machine(result: Result) -> str:
     )
 
 
-def _summary(rows: Sequence[Row], reasons: Sequence[Reason]) -> str:
+def summary_of(rows: Sequence[Row], reasons: Sequence[Reason]) -> str:
     """In how many comparisons ours is ahead, and where it is not."""
     compared = [row for row in rows if row.ours_ratio is not None and not row.system.startswith("perdure")]
     if not compared:
@@ -104,17 +110,33 @@ def _summary(rows: Sequence[Row], reasons: Sequence[Reason]) -> str:
     return text
 
 
+def aims_table(rows: Sequence[Row], aims: Sequence[Aim]) -> str:
+    """Those that the run measured."""
+    lines = []
+    for aim in aims:
+        value = aim.measured(rows)
+        if value is not None:
+            verdict = "reached" if aim.is_reached(value) else f"missed: {aim.why}"
+            lines.append(f"| {aim.what} | {aim.bound} | {number(value)} | {verdict.removesuffix(': ')} |")
+    head = ["| | aim | measured | |", "|---|---|---|---|"]
+    return "\n".join(head + lines) if lines else ""
+
+
 def _ratio(row: Row) -> float:
     return row.ours_ratio if row.ours_ratio is not None else 1.0
 
 
-def _table(rows: Sequence[Row]) -> str:
+def table_of(rows: Sequence[Row]) -> str:
+    """Of one group and class."""
     if rows[0].group == "figures":
         return _figures_table(rows)
+    if rows[0].group == PARTS:
+        return _parts_table(rows)
     if rows[0].amount is not None:
         lines = ["| case | system | | spread | ours ahead |", "|---|---|---|---|---|"]
         lines += [
-            f"| {row.case} | {row.system} | {_figure(row)} {row.unit} | {_share(row.spread)} | {_ours(row)} |"
+            f"| {row.case} | {row.system} | {figure_of(row)} {row.unit} | {_share(row.spread)} "
+            f"| {_ours(row)} |"
             for row in rows
         ]
         return "\n".join(lines)
@@ -123,7 +145,7 @@ def _table(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        figures = [_figure(row), _share(row.spread), _us(row.p50_us), _us(row.p99_us), _us(row.p999_us)]
+        figures = [figure_of(row), _share(row.spread), _us(row.p50_us), _us(row.p99_us), _us(row.p999_us)]
         of_limit = "" if row.ratio_to_limit is None else f"{row.ratio_to_limit:.2f}"
         words = [row.case, _named(row), *figures, of_limit, _ours(row)]
         lines.append("| " + " | ".join(words) + " |")
@@ -139,11 +161,25 @@ def _figures_table(rows: Sequence[Row]) -> str:
     lines = ["| figure | perdure | beside | ratio | aim |", "|---|---|---|---|---|"]
     for row in rows:
         ratio = "" if row.ratio_to_limit is None else f"{row.ratio_to_limit:.2f}"
-        lines.append(f"| {row.case} | {_figure(row)} | {row.limit} | {ratio} | {row.note} |")
+        lines.append(f"| {row.case} | {figure_of(row)} | {row.limit} | {ratio} | {row.note} |")
     return "\n".join(lines)
 
 
-def _settings(rows: Sequence[Row]) -> str:
+def _parts_table(rows: Sequence[Row]) -> str:
+    """Each call with its parts, and what share of it each is."""
+    lines = ["| call | | us | share | |", "|---|---|---|---|---|"]
+    whole = 1.0
+    for row in rows:
+        call, _, part = row.case.rpartition(": ")
+        whole = (row.amount or 1.0) if part == WHOLE else whole
+        share = f"{(row.amount or 0.0) / whole * 100:.0f} %"
+        lines.append(
+            f"| {call if part == WHOLE else ''} | {part} | {figure_of(row)} | {share} | {row.note} |"
+        )
+    return "\n".join(lines)
+
+
+def settings_of(rows: Sequence[Row]) -> str:
     """How each system of the class is set up, and its version."""
     told = {row.system: (row.setting, row.version) for row in rows if row.setting or row.version}
     return "\n".join(
@@ -159,7 +195,8 @@ def _ours(row: Row) -> str:
     return f"{row.ours_ratio:.2f} ({row.ours_ratio_low:.2f}-{row.ours_ratio_high:.2f})"
 
 
-def _figure(row: Row) -> str:
+def figure_of(row: Row) -> str:
+    """What a row measured, without its unit."""
     value = row.figure
     if value is None:
         return "-"

@@ -214,6 +214,8 @@ class Worker:
 
     def _prepared(self, case: Case, number: int, seconds: float) -> Callable[[int], Slice]:
         seed = f"{case.name}/{number}/{self._number}"
+        if not {*case.mix} & {*ADDING, *ONE_CALL, "delete"}:
+            self._check_found(case)
         if case.rate_per_s:
             due_ns = arrivals_ns(case.rate_per_s / case.clients, seconds, number * 100 + self._number)
             calls = self._calls(case, len(due_ns), seed)
@@ -226,6 +228,12 @@ class Worker:
         most = ADDED_MAX if case.operation in (*ADDING, "delete") else CALLS_MAX
         calls = self._calls(case, max(1, min(wanted, most) // units), seed)
         return lambda at_ns: run_calls(calls, seconds, units=units, at_ns=at_ns)
+
+    def _check_found(self, case: Case) -> None:
+        """A miss is quick: whoever does not find what another client has stored is not measured."""
+        ids = self._ids[case.value_bytes]
+        if not self._connected.get(ids[len(ids) // 2]):
+            raise AssertionError("a session that another client stored is not there")
 
     def _pass(self, case: Case, seconds: float) -> Callable[[int], Slice]:
         client = self._connected

@@ -1,7 +1,8 @@
 """How results look: tables and lines for people, JSON with stable keys for programs.
 
-Owns everything that is written to stdout and stderr. Invariant: with --json stdout holds JSON and nothing
-else; progress goes to stderr, and only where that is a terminal.
+Owns everything that is written to stdout and stderr; `drawing` does what only people see, and is loaded then.
+Invariant: with --json stdout holds JSON and nothing else; progress goes to stderr, and only where that is a
+terminal.
 """
 
 from __future__ import annotations
@@ -13,20 +14,6 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import msgspec
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.table import Table
-from rich.text import Text
 
 from ..store.errors import names_node
 
@@ -50,15 +37,9 @@ def result(values: Mapping[str, Any], *, as_json: bool, title: str = "") -> None
     if as_json:
         write_json(values)
         return
-    console = _stdout()
-    if title:
-        console.print(Text(title, style="bold"))
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in values.items():
-        table.add_row(name.replace("_", " "), field(name, value))
-    console.print(table)
+    from . import drawing
+
+    drawing.result(((name.replace("_", " "), field(name, value)) for name, value in values.items()), title)
 
 
 def rows(
@@ -75,17 +56,13 @@ def rows(
     if as_json:
         write_json({key: listed})
         return
-    console = _stdout()
+    from . import drawing
+
     if not listed:
-        console.print(empty)
+        drawing.stdout().print(empty)
         return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in columns:
-        numeric = name not in TIMES and all(isinstance(row.get(name), (int, float)) for row in listed)
-        table.add_column(name.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
-    for row in listed:
-        table.add_row(*(field(name, row.get(name)) for name in columns))
-    console.print(table)
+    headings = [(name.replace("_", " "), _holds_numbers(name, listed)) for name in columns]
+    drawing.rows(headings, ([field(name, row.get(name)) for name in columns] for row in listed))
 
 
 def stream(
@@ -111,7 +88,9 @@ def stream(
 def note(text: str, *, as_json: bool = False) -> None:
     """Say something that is no result: on stderr, and not at all with --json."""
     if not as_json:
-        _stderr().print(text, markup=False, highlight=False, soft_wrap=True)
+        from . import drawing
+
+        drawing.note(text)
 
 
 def failure(known: Mapping[str, Any], *, as_json: bool) -> None:
@@ -119,17 +98,15 @@ def failure(known: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         write_json({"error": known})
         return
-    console = _stderr()
+    from . import drawing
+
     message = str(known["message"])
     where = ", ".join(
         f"{name} {known[name]}"
         for name in ("path", "offset", "lsn", "node")
         if name in known and not (name == "node" and names_node(message, str(known[name])))
     )
-    text = Text.assemble(("error: ", "bold red"), message, f" ({where})" if where else "")
-    console.print(text, soft_wrap=True)
-    if known.get("hint"):
-        console.print(Text.assemble(("hint: ", "bold"), str(known["hint"])), soft_wrap=True)
+    drawing.failure(message, where, str(known.get("hint") or ""))
 
 
 def write_json(values: Any) -> None:
@@ -149,12 +126,11 @@ def progress(what: str, *, total: int | None = None, unit: str = "") -> Generato
     if not is_live():
         yield _nothing
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, TextColumn(unit), TimeElapsedColumn(), console=_stderr(), transient=True
-    ) as shown:
-        task = shown.add_task(what, total=total)
-        yield lambda done: shown.update(task, completed=done)
+    from . import drawing
+
+    with drawing.bars(unit) as shown:
+        shown.update(what, 0, total)
+        yield lambda done: shown.update(what, done, total)
 
 
 @contextmanager
@@ -166,23 +142,10 @@ def phases() -> Generator[Callable[[str, int, int], None], None, None]:
     if not is_live():
         yield _no_phase
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, _Speed(), TimeElapsedColumn(), console=_stderr()) as shown:
-        tasks: dict[str, TaskID] = {}
+    from . import drawing
 
-        def on_progress(phase: str, done: int, total: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = shown.add_task(phase, total=None)
-            shown.update(tasks[phase], completed=done, total=total or None)
-
-        yield on_progress
-
-
-class _Speed(ProgressColumn):
-    """What is done a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+    with drawing.bars() as shown:
+        yield lambda phase, done, total: shown.update(phase, done, total or None)
 
 
 def _no_phase(_phase: str, _done: int, _total: int) -> None: ...
@@ -191,7 +154,9 @@ def _no_phase(_phase: str, _done: int, _total: int) -> None: ...
 @contextmanager
 def in_place() -> Generator[Callable[[Callable[[], None]], None], None, None]:
     """Show things one after the other in the same place of a terminal; in a pipe, below each other."""
-    console = _stdout()
+    from . import drawing
+
+    console = drawing.stdout()
     is_live = console.is_terminal
 
     def show(draw: Callable[[], None]) -> None:
@@ -213,7 +178,9 @@ def steps() -> Generator[Callable[[str], None], None, None]:
     if not is_live():
         yield lambda step: None
         return
-    with _stderr().status("") as status:
+    from . import drawing
+
+    with drawing.stderr().status("") as status:
         yield status.update
 
 
@@ -248,6 +215,10 @@ def cell(value: Any) -> str:
     return str(value)
 
 
+def _holds_numbers(name: str, listed: Sequence[Mapping[str, Any]]) -> bool:
+    return name not in TIMES and all(isinstance(row.get(name), (int, float)) for row in listed)
+
+
 def _nothing(_done: int) -> None: ...
 
 
@@ -257,14 +228,3 @@ def _encode(value: Any) -> str:
 
 def _as_text(value: Any) -> Any:
     return str(value)
-
-
-def _stdout() -> Console:
-    # In a pipe nothing is wrapped: a line is a line.
-    # What is shown is data: neither [words] in brackets nor :words: between colons mean anything.
-    width = None if sys.stdout.isatty() else 200
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
-
-
-def _stderr() -> Console:
-    return Console(file=sys.stderr, highlight=False)

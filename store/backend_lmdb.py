@@ -167,8 +167,8 @@ class LmdbBackend:
                 _disarm(txn.cursor(self._shared.deadlines), disarmed)
             if puts:
                 self._put_sessions(txn, puts)
-            for key, record in others:
-                self._apply_other(txn, key, record)
+            if others:
+                self._apply_others(txn, others)
             _put_runs(txn, self._shared, runs)
             if labelled or unlabelled:
                 self._index(txn, labelled, unlabelled)
@@ -198,13 +198,16 @@ class LmdbBackend:
             else:
                 txn.put(_hash_of(stored), stored, db=self._shared.long_labels)
 
-    def _apply_other(self, txn: Txn, key: bytes, record: Record | None) -> None:
-        if len(key) <= ENGINE_KEY_BYTES_MAX:
-            txn.delete(key, b"", self._sessions)
-        elif record is None:
-            txn.delete(engine_key(key), b"", self._shared.long)
-        else:
-            txn.put(engine_key(key), pack_long(key, record), db=self._shared.long)
+    def _apply_others(self, txn: Txn, others: Sequence[Change]) -> None:
+        """Removals, and what is to be put under long ids."""
+        delete, sessions, long = txn.delete, self._sessions, self._shared.long
+        for key, record in others:
+            if len(key) <= ENGINE_KEY_BYTES_MAX:
+                delete(key, b"", sessions)
+            elif record is None:
+                delete(engine_key(key), b"", long)
+            else:
+                txn.put(engine_key(key), pack_long(key, record), db=long)
 
     def _write(self, apply: Callable[[Txn], None], work: Work) -> None:
         if self._refuse:
@@ -325,15 +328,20 @@ def _put_runs(txn: Txn, shared: Environment, runs: Sequence[tuple[int, bytes]]) 
 
 def _earliest(cursor: Cursor, until_ms: int, limit: int) -> list[Deadline]:
     found: list[Deadline] = []
+    enough = limit
     for key, run in cursor:
-        first = _FIRST.unpack_from(key)[0]
-        if first > until_ms:
+        if _FIRST.unpack_from(key)[0] > until_ms:
             break
         found += unpack_run(run, until_ms)
-        if len(found) > limit + DUE_SPARE:
-            found = sorted(set(found))[:limit]
+        if len(found) >= enough:
+            found = _first_of(found, limit)
             until_ms = min(until_ms, found[-1][0]) if len(found) == limit else until_ms
-    return sorted(set(found))[:limit]
+            enough = limit + DUE_SPARE
+    return _first_of(found, limit)
+
+
+def _first_of(found: list[Deadline], limit: int) -> list[Deadline]:
+    return sorted(dict.fromkeys(found))[:limit]
 
 
 def _disarm(cursor: Cursor, disarmed: Sequence[Deadline]) -> None:

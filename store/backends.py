@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from .backend_lmdb import LmdbBackend
 from .backend_memory import ENGINE as MEMORY_ENGINE
@@ -24,6 +23,9 @@ from .errors import UsageError
 from .files import make_directory, translated
 from .names import STATE_MARKER, is_node_name
 from .ports import Backend
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 ENTRY_POINTS: Final = "perdure.backends"
 METHODS: Final = ("refresh", "release", "get", "scan", "fold", "due", "find", "close")
@@ -55,7 +57,7 @@ _installed: Final[dict[str, BackendKind]] = {}
 
 def backend_names() -> list[str]:
     """All that there are: perdure's own first, then what is installed, whether or not it can be loaded."""
-    installed = {point.name for point in entry_points(group=ENTRY_POINTS)}
+    installed = {point.name for point in _entry_points()}
     return [*BACKENDS, *sorted(installed.difference(BACKENDS))]
 
 
@@ -67,7 +69,7 @@ def backend_kind(name: str) -> BackendKind:
     """
     kind = _KINDS.get(name) or _installed.get(name)
     if kind is None:
-        points = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
+        points = [point for point in _entry_points() if point.name == name]
         if not points:
             raise _unknown(name)
         kind = _installed[name] = _load(name, points)
@@ -103,6 +105,13 @@ def open_backend(name: str, path: Path) -> Backend:
                 hint="See docs/backends.md for what a back end must have.",
             )
     return backend
+
+
+def _entry_points() -> list[EntryPoint]:
+    """What is registered by installed packages."""
+    from importlib.metadata import entry_points  # noqa: PLC0415 - takes long to load, and is rarely asked
+
+    return list(entry_points(group=ENTRY_POINTS))
 
 
 def _unknown(name: str) -> UsageError:

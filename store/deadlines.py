@@ -18,6 +18,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from operator import itemgetter
 from typing import Final
 
@@ -79,12 +80,12 @@ def unpack_run(run: bytes | memoryview, until_ms: int | None = None) -> list[Dea
         raise CorruptError("a run of the deadline index does not have the length that it states")
     if until_ms is not None and count and min(deadlines) > until_ms:
         return []
-    entries: list[Deadline] = []
-    for deadline, length in zip(deadlines, lengths, strict=True):
-        if until_ms is None or deadline <= until_ms:
-            entries.append((deadline, bytes(run[offset : offset + length])))
-        offset += length
-    return entries
+    run = bytes(run)
+    keys = [run[start:end] for start, end in pairwise(accumulate(lengths, initial=offset))]
+    entries = list(zip(deadlines, keys, strict=True))
+    if until_ms is None or not count or max(deadlines) <= until_ms:
+        return entries
+    return [entry for entry in entries if entry[0] <= until_ms]
 
 
 def _columns(armed: Sequence[Deadline]) -> tuple[list[int], list[bytes]]:

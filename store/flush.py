@@ -178,6 +178,10 @@ class Flusher:
             self._guarded(self.mark.sync)
             words[_MARK_SYNCED_SEQUENCE] = sequence
 
+    def sync_whole(self, descriptor: int) -> None:
+        """fsync a file of the log, its size included. Raises PoisonedError if that fails."""
+        self._guarded(partial(os.fsync, descriptor))
+
     def wait_idle(self) -> None:
         """Before the end: wait until no thread syncs, for a flush's time at most. None begins then."""
         deadline = time.monotonic() + self.timeout_ms / 1000

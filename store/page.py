@@ -90,6 +90,8 @@ class Word(IntEnum):
     """On a replica: the commit LSN that the last heartbeat told."""
     HEARD_MS = 34
     """When that came, ms (monotonic clock); 0: none came. Written behind HEARD_LSN, read before it."""
+    ALLOCATED = 35
+    """Offset (bytes) in the tail segment up to which nobody need allocate ahead of the frames; 0: look."""
 
 
 def read_boot_id() -> str:

@@ -28,6 +28,7 @@ from .ports import LIFETIME_MS, Address, Client, Durability, Fields, Running
 
 _SYNCHRONOUS = {Durability.OS: "NORMAL", Durability.DISK: "FULL"}
 _BUSY_S = 30
+_SECRET = "of the bench alone: all clients of one run read what the others have signed"
 _PREFIX = "sessionid"
 _DB_PARTS = {"state": ("django.db",), "log": ("django.db-wal", "django.db-shm")}
 _FILE_PARTS = {"state": ("**/*",)}
@@ -198,7 +199,7 @@ def _set_up(address: Address) -> None:
     if not settings.configured:
         settings.configure(
             INSTALLED_APPS=["django.contrib.sessions"],
-            SECRET_KEY=os.urandom(16).hex(),
+            SECRET_KEY=_SECRET,
             SESSION_COOKIE_AGE=LIFETIME_MS // 1000,
             SESSION_COOKIE_NAME=_PREFIX,
             USE_TZ=True,

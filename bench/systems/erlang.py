@@ -35,7 +35,7 @@ _ANSWER_S = 300.0
 _SYNCED = (Durability.DISK,)
 _HOST = "127.0.0.1"
 _OTP_VERSION = '[erlang:system_info(otp_release), ", erts ", erlang:system_info(version)]'
-_WHERE_MNESIA_IS = 'case code:lib_dir(mnesia) of {error, _} -> "nowhere"; Path -> Path end'
+_WHERE_IT_IS = 'case code:lib_dir({}) of {{error, _}} -> "nowhere"; Path -> Path end'
 
 
 class Erlang:
@@ -49,8 +49,9 @@ class Erlang:
     def why_not(self) -> str:
         if shutil.which("escript") is None:
             return "Erlang is not installed (Debian: erlang-base)"
-        if "mnesia" in self.name and _said_by_erlang(_WHERE_MNESIA_IS) == "nowhere":
-            return "Mnesia is not installed (Debian: erlang-mnesia)"
+        for library in ("crypto", "mnesia") if "mnesia" in self.name else ("crypto",):
+            if _said_by_erlang(_WHERE_IT_IS.format(library)) == "nowhere":
+                return f"Erlang's {library} is not installed (Debian: erlang-{library})"
         return ""
 
     def version(self) -> str:

@@ -16,6 +16,7 @@ from bench.crew import ClientError, Crew
 from bench.rows import Row
 from bench.scaling import scaling_rows
 from bench.suite import Choice, Suite
+from bench.systems import system_named
 from bench.systems.ports import Durability
 from bench.workloads import CASES, SMALL_BYTES, Case
 
@@ -73,6 +74,27 @@ def test_a_client_that_is_not_needed_is_disconnected_and_used_again(served: Serv
     assert len(before) == 2
     served.slice(TWO_CLIENTS, 1, 0.01)
     assert set(served.crew.pids) == before
+
+
+@pytest.mark.parametrize("name", ["perdure-lmdb", "sqlite", "diskcache", "django-db", "django-file"])
+def test_a_client_finds_what_another_process_has_stored(name: str, tmp_path: Path) -> None:
+    system = system_named(name)
+    if reason := system.why_not():
+        pytest.skip(reason)
+    served = Served(system, tmp_path, Durability.OS)
+    try:
+        served.fill(SMALL_BYTES, 100, limit_s=30.0)
+        assert served.slice(TWO_CLIENTS, 0, 0.02)[0] > 0
+    finally:
+        served.close()
+
+
+def test_a_system_whose_clients_miss_what_is_stored_is_not_measured(served: Served) -> None:
+    served.fill(SMALL_BYTES, 10, limit_s=10.0)
+    served.crew.file_of(SMALL_BYTES).write_text("nobody\n")
+    served.crew.learn(SMALL_BYTES)
+    with pytest.raises(ClientError, match="is not there"):
+        served.slice(GET, 0, 0.01)
 
 
 def test_a_comparison_measures_the_chosen_cases_and_says_what_failed() -> None:

@@ -8,10 +8,16 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bench import process_figures, replicated_figures, session_figures, store_figures
+from bench.aims import read_aims
+from bench.comparison import Plan
+from bench.footprint import FOOTPRINT
+from bench.page import BEGIN, BEGIN_GROWTH, END, END_GROWTH, PAGE, results_text, write_page
 from bench.plots import Point, line_chart, slope_of, write_plots
 from bench.reasons import read_reasons
 from bench.report import Result, line, markdown, read_json, write_json
 from bench.rows import Ratio, Row, with_limit, with_ours
+from bench.workloads import CASES
 
 OURS = with_limit(
     Row(
@@ -128,3 +134,91 @@ def test_the_reasons_of_the_bench_can_be_read_and_wrong_ones_are_refused(tmp_pat
     file.write_text('[[reason]]\nsystem = "swift"\nbecause = "of it"\n')
     with pytest.raises(ValueError, match="because"):
         read_reasons(file)
+
+
+def test_aims_are_told_with_what_was_measured_and_what_bounds_a_missed_one(tmp_path: Path) -> None:
+    file = tmp_path / "aims.toml"
+    file.write_text(
+        '[[aim]]\nwhat = "get"\nrow = "single: get, os, perdure-lmdb"\nat_least = 400_000\nwhy = "Python"\n'
+        '[[aim]]\nwhat = "near it"\nrow = "single: get, os, p"\nmeasure = "ratio"\nat_least = 0.5\nwhy = ""\n'
+        '[[aim]]\nwhat = "memory"\nrow = "footprint: memory"\nat_most = 500\nwhy = ""\n'
+        '[[aim]]\nwhat = "not in this run"\nrow = "start: "\nat_most = 1\nwhy = ""\n'
+    )
+    text = markdown(RESULT, aims=read_aims(file))
+    assert "| get | at least 400,000 | 250,000 | missed: Python |" in text
+    assert "| near it | at least 0.50 | 0.60 | reached |" in text
+    assert "| memory | at most 500 | 312 | reached |" in text
+    assert "not in this run" not in text
+    assert "## Aims" not in markdown(RESULT)
+
+
+@pytest.mark.parametrize("bounds", ["", "at_least = 1\nat_most = 2\n"])
+def test_an_aim_without_one_bound_is_an_error(tmp_path: Path, bounds: str) -> None:
+    file = tmp_path / "aims.toml"
+    file.write_text(f'[[aim]]\nwhat = "get"\nrow = "single"\nwhy = ""\n{bounds}')
+    with pytest.raises(ValueError, match="one bound"):
+        read_aims(file)
+
+
+def test_the_aims_name_rows_that_a_run_has() -> None:
+    rooms = (store_figures, process_figures, replicated_figures)
+    names = [f"figures: {name}" for room in rooms for name in vars(room)["_FIGURES"]]
+    names += [f"figures: lmdb: {name}" for name in vars(session_figures)["_FIGURES"]]
+    names += [f"{case.group}: {case.name}, {durability}, " for case in CASES for durability in case.classes]
+    names += [f"start: first answer, {count:,} sessions, " for count in Plan().reopened]
+    names += [f"{FOOTPRINT}: memory, a session, "]
+    for aim in read_aims():
+        assert any(aim.row.startswith(name) for name in names), aim.row
+
+
+def test_the_page_has_a_row_for_each_case_and_a_column_for_each_system() -> None:
+    text = results_text(RESULT, (), ())
+    assert "| case | perdure-lmdb | of the limit | peer & co |" in text
+    assert "| single: get | 250,000 ops/s | 0.60 | 5.00 |" in text
+    assert "Ahead in 1 of 2 comparisons" in text
+    assert "| create, os | 40,000 | naive | 0.80 |" in text
+    assert "- redis: not installed" in text
+
+
+def test_the_page_marks_where_ours_is_behind() -> None:
+    ours = Row(group="single", case="get", system="perdure-lmdb", durability="disk", ops_per_s=7.2)
+    text = results_text(Result({}, {}, [ours, FASTER], {}), (), ())
+    assert "| single: get | 7.20 ops/s |  | **0.80** |" in text
+
+
+def test_results_replace_those_before_and_leave_the_rest_of_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "bench.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_page(RESULT, (), (), page)
+    write_page(RESULT, (), (), page)
+    text = page.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n") and text.endswith(f"{END}\nafter\n")
+    assert "old" not in text
+    assert text.count("| single: get |") == 1
+
+
+def test_growth_has_a_place_of_its_own_and_leaves_the_results(tmp_path: Path) -> None:
+    page = tmp_path / "bench.md"
+    page.write_text(f"{BEGIN}\nresults\n{END}\n{BEGIN_GROWTH}\nold\n{END_GROWTH}\n")
+    points = [("1,000", 3.0, "us"), ("10,000", 6.0, "us"), ("slope", 0.301, "")]
+    rows = [
+        Row(
+            group="scaling", case=f"get against sessions: {at}", system="p", durability="os",
+            amount=amount, unit=unit,
+        )
+        for at, amount, unit in points
+    ]  # fmt: skip
+    write_page(Result({}, {}, rows, {}), (), (), page)
+    text = page.read_text()
+    assert "| get against sessions | `os` | 1,000: 3 us; 10,000: 6 us | 0.30 |" in text
+    assert "old" not in text
+    assert f"{BEGIN}\nresults\n{END}" in text
+
+
+def test_a_page_without_a_place_for_results_is_left_as_it_is(tmp_path: Path) -> None:
+    page = tmp_path / "bench.md"
+    page.write_text("nothing of the kind\n")
+    with pytest.raises(ValueError, match="has no results between"):
+        write_page(RESULT, (), (), page)
+    assert page.read_text() == "nothing of the kind\n"
+    assert all(mark in PAGE.read_text() for mark in (BEGIN, END, BEGIN_GROWTH, END_GROWTH))

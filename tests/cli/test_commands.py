@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,17 @@ def test_init_makes_a_primary_that_takes_writes(tmp_path: Path) -> None:
     assert (said["node"], said["backend"], len(said["cluster_id"])) == ("n1", "sqlite", 32)
     with perdure.open(tmp_path / "n1", create=False) as opened:
         assert opened.get(opened.create({"a": 1})) is not None
+
+
+@pytest.mark.parametrize(("options", "draws"), [((), True), (("--json",), False)])
+def test_a_command_with_json_loads_nothing_to_draw_with(
+    store: Path, options: tuple[str, ...], draws: bool
+) -> None:
+    code = "import sys; from perdure.cli.app import main; sys.exit(main())"
+    words = [sys.executable, "-X", "importtime", "-c", code, "log", "stat", str(store), *options]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert ("rich" in loaded) is draws
 
 
 def test_sessions_are_shown_listed_and_counted(store: Path) -> None:

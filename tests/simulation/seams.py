@@ -156,7 +156,7 @@ class System:
         os.ftruncate(descriptor, max(grown, offset + size))
         file = self.opened.get(descriptor)
         if file is not None and file.inode is not None and offset + size > grown:
-            file.inode.pending.append((offset + size, None))
+            file.inode.pending.append((offset + size, b""))
 
     def fsync(self, descriptor: int) -> None:
         file = self.opened.get(descriptor)

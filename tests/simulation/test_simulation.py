@@ -19,7 +19,7 @@ from tests.simulation.runner import replay_command, run_many
 from tests.simulation.schedule import Outcome
 
 FROM = int(os.environ.get("PERDURE_SIM_FROM", "0"))
-COUNT = int(os.environ.get("PERDURE_SIM_COUNT", "3000"))
+COUNT = int(os.environ.get("PERDURE_SIM_COUNT", "1500"))
 LAB_COUNT = int(os.environ.get("PERDURE_SIM_COUNT", "20000"))
 BATCH = 75
 LAB_BATCH = 500

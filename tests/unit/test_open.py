@@ -55,3 +55,9 @@ def test_importing_the_face_loads_no_room() -> None:
     code = "import sys, perdure; print([name for name in sys.modules if name.startswith('perdure.')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_few_need_is_loaded_when_it_is_needed() -> None:
+    code = "import sys, perdure.store; print({'asyncio', 'importlib.metadata'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -194,3 +194,10 @@ def test_the_licence_is_stated_and_its_text_is_there() -> None:
 def test_the_makefile_knows_the_target(target: str) -> None:
     dry = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False)
     assert dry.returncode == 0, dry.stderr
+
+
+def test_make_has_python_keep_what_it_compiles_whatever_the_environment_says() -> None:
+    words = ["make", "--no-print-directory", "--eval", "say:; @echo [$$PYTHONDONTWRITEBYTECODE]", "say"]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
