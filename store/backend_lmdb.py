@@ -12,7 +12,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from operator import add, itemgetter
+from operator import itemgetter
 from pathlib import Path
 from typing import Final, NoReturn, Protocol, TypeVar
 
@@ -158,14 +158,7 @@ class LmdbBackend:
         What is both disarmed and armed stays armed. The read view stays where it is, except when the
         memory map has to grow, which renews it.
         """
-        puts = [
-            change for change in changes if change[1] is not None and len(change[0]) <= ENGINE_KEY_BYTES_MAX
-        ]
-        others = changes if not puts else ()
-        if 0 < len(puts) < len(changes):
-            others = [
-                change for change in changes if change[1] is None or len(change[0]) > ENGINE_KEY_BYTES_MAX
-            ]
+        puts, others = _split(changes)
         runs = list(runs_of(armed))
         work = self._work_of(puts, others, runs, len(disarmed) + len(unlabelled), labelled)
 
@@ -272,12 +265,13 @@ class LmdbBackend:
         """What a transaction is about to do; where no blocks are allocated ahead, nobody asks."""
         if not self._shared.mapped:
             return NO_WORK
-        sizes = [0, *map(add, map(len, map(_KEY, puts)), map(len, map(_RECORD, puts)))]
-        sizes += [2 * len(key) + len(record or b"") for key, record in others]
+        keys, records = [*map(len, map(_KEY, puts))], [*map(len, map(_RECORD, puts))]
+        sizes = [2 * len(key) + len(record or b"") for key, record in others]
         sizes += [len(run) + _RUN_KEY.size for _, run in runs]
         sizes += [len(term) + len(key) + _HASH_BYTES + 1 for term, key in labelled]
+        largest = max(max(keys, default=0) + max(records, default=0), max(sizes, default=0))
         writes = len(puts) + len(others) + len(runs) + len(labelled) + 1
-        return Work(writes, len(others) + removed, sum(sizes), max(sizes))
+        return Work(writes, len(others) + removed, sum(keys) + sum(records) + sum(sizes), largest)
 
     def close(self) -> None:
         """Give up the view and the handle. Scans must be closed before."""
@@ -299,6 +293,18 @@ class LmdbBackend:
             self._refuse = self._begin = self._raise_forked
             self.get = self._get_without_view
         return inherited
+
+
+def _split(changes: Sequence[Change]) -> tuple[Sequence[Change], Sequence[Change]]:
+    """Those that one putmulti() writes, and the others. In most folds there are none of the others."""
+    if all(map(_RECORD, changes)) and max(map(len, map(_KEY, changes)), default=0) <= ENGINE_KEY_BYTES_MAX:
+        return changes, ()
+    puts: list[Change] = []
+    others: list[Change] = []
+    for change in changes:
+        is_put = change[1] is not None and len(change[0]) <= ENGINE_KEY_BYTES_MAX
+        (puts if is_put else others).append(change)
+    return puts, others
 
 
 def _hash_of(stored: bytes) -> bytes:

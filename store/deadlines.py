@@ -39,11 +39,15 @@ def runs_of(armed: Sequence[Deadline]) -> Iterator[tuple[int, bytes]]:
     if not armed:
         return
     deadlines, keys = _columns(armed)
-    size = max(1, (RUN_BYTES_MAX - _COUNT.size) // (ENTRY_BYTES + max(map(len, keys))))
+    lengths = [*map(len, keys)]
+    size = max(1, (RUN_BYTES_MAX - _COUNT.size) // (ENTRY_BYTES + max(lengths)))
     first = min(deadlines)
     if max(deadlines) - first <= UNSORTED_SPAN_MS:
+        packed, packed_lengths = _pack_columns(deadlines, lengths)
         for start in range(0, len(keys), size):
-            yield first, _pack(deadlines[start : start + size], keys[start : start + size])
+            end = min(start + size, len(keys))
+            head = _COUNT.pack(end - start) + packed[8 * start : 8 * end]
+            yield first, head + packed_lengths[2 * start : 2 * end] + b"".join(keys[start:end])
         return
     deadlines, keys = _columns(sorted(armed, key=_DEADLINE))
     start = 0
@@ -89,5 +93,9 @@ def _columns(armed: Sequence[Deadline]) -> tuple[list[int], list[bytes]]:
 
 
 def _pack(deadlines: Sequence[int], keys: Sequence[bytes]) -> bytes:
-    count = len(keys)
-    return struct.pack(f"<H{count}Q{count}H", count, *deadlines, *map(len, keys)) + b"".join(keys)
+    return b"".join((_COUNT.pack(len(keys)), *_pack_columns(deadlines, [*map(len, keys)]), *keys))
+
+
+def _pack_columns(deadlines: Sequence[int], lengths: Sequence[int]) -> tuple[bytes, bytes]:
+    count = len(lengths)
+    return struct.pack(f"<{count}Q", *deadlines), struct.pack(f"<{count}H", *lengths)

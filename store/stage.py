@@ -65,13 +65,13 @@ class Stage:
         self._set(key, value, old, NEW_MS if is_new else self._arm(key))
         self._emit(Kind.PUT, reason, operation_id, key, value)
 
-    def create(self, sessions: Iterable[tuple[bytes, bytes]], operation_id: bytes) -> None:
-        """As put with the reason CREATED, of (key, value) pairs whose keys were never used."""
+    def create(self, sessions: Iterable[tuple[bytes, bytes, int]], operation_id: bytes) -> None:
+        """As put with the reason CREATED, of (key, value, deadline to arm: ms or NEW_MS), keys never used."""
         parts, entries, lsn = self.parts, self.entries, self.lsn
         size, digest, count = self.size_bytes, self.digest, len(entries)
-        for key, value in sessions:
+        for key, value, arm_ms in sessions:
             hashed = xxh3_64(value, xxh3_64(key))
-            entries[key] = (lsn, hashed.to_bytes(8, "little") + value, NEW_MS)
+            entries[key] = (lsn, hashed.to_bytes(8, "little") + value, arm_ms)
             digest += hashed
             event = pack_event(_PUT, _CREATED, len(key), len(value), operation_id) + key + value
             parts.append(event)

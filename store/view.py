@@ -22,7 +22,7 @@ import msgspec
 from .cursor import READ_BYTES, Run, list_segments
 from .errors import CorruptError, DivergedError, PerdureError, PositionGoneError, StaleReadError
 from .event import Event, Kind, Reason
-from .fold import HASH_BYTES, record_of, touched, unreadable
+from .fold import HASH_BYTES, plan_deadlines, record_of, touched, unreadable
 from .hot import HotSessions
 from .ids import NOWHERE, Position, StatePosition
 from .labels import (
@@ -38,7 +38,7 @@ from .page import Word
 from .placing import place
 from .ports import Backend, Change, Deadline, Labelled, Record, Scan
 from .rejoining import is_rejoining, wait_until_rejoined
-from .session import NEVER_MS, expiry_of
+from .session import expiry_of
 from .tail_map import KEPT_MS, NEW_MS, UNKNOWN_MS, Entry, arm_after, follow_frames
 
 _APPENDED = int(Word.APPENDED)
@@ -446,18 +446,21 @@ class View:
             return None
         changes: list[Change] = []
         armed: list[Deadline] = []
+        asked: list[Change] = []
         others: list[bytes] = []
         tail = self.tail
         for key in sorted(tail):
             _, record, arm_ms = tail[key]
             changes.append((key, record))
             if arm_ms and record is not None:
-                if arm_ms < 0:
-                    arm_ms = self._deadline_to_arm(key, record, arm_ms)
-                if arm_ms:
+                if arm_ms > 0:
                     armed.append((arm_ms, key))
+                else:
+                    asked.append((key, record))
                 if record[LABELS_AT:LABELS_END] != NO_LABELS:
                     others.append(key)
+        if asked:
+            armed += plan_deadlines(asked, self._base_expiries(asked))
         # The index: looked up is only what can have been in it.
         if self.backend.has_labels:
             labelled, unlabelled = self._plan_labels(
@@ -496,13 +499,19 @@ class View:
         labelled, unlabelled = plan_labels(((key, tail[key][1]) for key in keys), base)
         return labelled + plan_used(backend, new), unlabelled
 
-    def _deadline_to_arm(self, key: bytes, record: Record, arm_ms: int) -> int:
-        """What NEW_MS or UNKNOWN_MS comes to, now that the read view is at what the fold builds on."""
-        expiry = expiry_of(record, HASH_BYTES)
-        if expiry == NEVER_MS:
-            return KEPT_MS
-        old = self.backend.get(key) if arm_ms == UNKNOWN_MS else None
-        return KEPT_MS if old is not None and expiry_of(old, HASH_BYTES) <= expiry else expiry
+    def _base_expiries(self, asked: Iterable[Change]) -> dict[bytes, int]:
+        """When the state's sessions of these keys expire, ms, but for those that are new to it (NEW_MS).
+
+        The read view is at what the fold builds on.
+        """
+        tail, get = self.tail, self.backend.get
+        base: dict[bytes, int] = {}
+        for key, _ in asked:
+            if tail[key][2] == UNKNOWN_MS:
+                old = get(key)
+                if old is not None:
+                    base[key] = expiry_of(old, HASH_BYTES)
+        return base
 
     def folded(self, position: StatePosition) -> None:
         """The fold up to `position` is in the state: publish it, and drop it from the tail map."""

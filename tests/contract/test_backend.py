@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -179,14 +180,17 @@ def test_the_keys_of_a_scan_are_those_of_one_image_while_folds_go_on(backend: Ba
     keys = [b"%04d" % number for number in range(500)]
     backend.fold([(key, b"record--") for key in keys], [], [], at(1, 500))
     scan = backend.scan(keys[9])
-    if not isinstance(scan, KeyScan):
-        pytest.skip("its scans give pairs only")
-    found = scan.next_keys(100)
+    rows = iter(()) if isinstance(scan, KeyScan) else iter(scan)
+
+    def next_keys(limit: int) -> list[bytes]:
+        return scan.next_keys(limit) if isinstance(scan, KeyScan) else [key for key, _ in islice(rows, limit)]
+
+    found = next_keys(100)
     fold(backend, dict.fromkeys(keys[::2]) | {key + b"-new": b"record--" for key in keys}, 2)
-    found += scan.next_keys(300)
+    found += next_keys(300)
     fold(backend, dict.fromkeys(keys), 3)
-    found += scan.next_keys(300)
-    assert (found, scan.next_keys(1)) == (keys[10:], [])
+    found += next_keys(300)
+    assert (found, next_keys(1)) == (keys[10:], [])
     scan.close()
 
 
