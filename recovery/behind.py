@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from ..store.ahead import bytes_of
 from ..store.cursor import SegmentFile, list_segments
 from ..store.errors import FormatError, PositionGoneError, StorageError
 from ..store.page import Word
@@ -74,4 +75,4 @@ def _size_bytes(source: Source, file: SegmentFile) -> int:
     page = source.page()
     if page is not None and page[Word.SEGMENT] == file.first_lsn:
         return page[Word.END]
-    return file.path.stat().st_size
+    return bytes_of(file.path)

@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from ..store import names
+from ..store.ahead import bytes_of
 from ..store.cursor import EVERYTHING, SegmentFile, list_segments
 from ..store.errors import PerdureError, StoreMissingError, UsageError
 from ..store.event import Event, Kind, Reason, decode_events
@@ -241,7 +242,7 @@ def _look(path: Path) -> DivergedTail:
             keys |= {key, value} if kind == Kind.RENAME else {key}
     except PerdureError as error:
         problem = str(error)
-    size = sum(file.path.stat().st_size for file in files)
+    size = sum(bytes_of(file.path) for file in files)
     return DivergedTail(
         path.name, path, fork_lsn, epoch, len(files), size, events, len(keys), first_ms, last_ms, problem
     )

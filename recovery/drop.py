@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..shipping.slots import read_slots
 from ..store import names
+from ..store.ahead import end_of_bytes
 from ..store.backends import shares_state
 from ..store.consumers import read_progress
 from ..store.cursor import EVERYTHING, SegmentFile
@@ -115,7 +116,7 @@ def _segment(file: SegmentFile, following: SegmentFile | None) -> SegmentFacts:
     with translated("cannot read a segment", file.path):
         descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            size = os.fstat(descriptor).st_size
+            size = end_of_bytes(descriptor, 0)
             footer = read_footer(descriptor, path=path)
             created_ms = read_header(descriptor, path=path).created_ms
         finally:

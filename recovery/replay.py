@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from ..store import names
+from ..store.ahead import end_of_bytes
 from ..store.clock import read_wall_ms, time_after_boot
 from ..store.control import ALONE, config_of
 from ..store.cursor import EVERYTHING
@@ -260,8 +261,9 @@ class _Replay:
         page = self.source.page()
         if cursor.descriptor < 0 or page is None:
             return
-        size = os.fstat(cursor.descriptor).st_size
-        if page[Word.DIRTY] or page[Word.APPENDED] != cursor.at.lsn or size <= cursor.offset:
+        if page[Word.DIRTY] or page[Word.APPENDED] != cursor.at.lsn:
+            return
+        if end_of_bytes(cursor.descriptor, cursor.offset) == cursor.offset:
             return
         try:
             footer = cursor.footer()

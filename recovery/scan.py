@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
+from ..store.ahead import end_of_bytes
+from ..store.cursor import list_segments
 from ..store.errors import CorruptError
 from ..store.files import translated
 from ..store.frame import FRAME_BYTES_MAX, HEADER_BYTES, MAGIC, Frame, Verdict, cluster_key, decode_frame
@@ -45,8 +47,10 @@ class SegmentScan:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with translated("cannot read a segment", path):
-                self.size_bytes = os.fstat(self.descriptor).st_size
                 self.header: SegmentHeader = read_header(self.descriptor, path=str(path))
+                self._file_bytes = os.fstat(self.descriptor).st_size
+                self.size_bytes = self._used_bytes()
+                """Of the file; of one that no other follows, without the zeros at its end."""
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -78,7 +82,7 @@ class SegmentScan:
         window, base = b"", self.offset
         while self.problem is None:
             verdict, frame = decode_frame(window, self.offset - base, self.key)
-            if verdict in (Verdict.SHORT, Verdict.END) and base + len(window) < self.size_bytes:
+            if verdict in (Verdict.SHORT, Verdict.END) and base + len(window) < self._file_bytes:
                 need = _claimed(window, self.offset - base)
                 base = self.offset
                 window = self._read(base, max(WINDOW_BYTES, need))
@@ -114,11 +118,16 @@ class SegmentScan:
         """Up to a window of what stands behind `offset`."""
         return self._read(self.offset, WINDOW_BYTES)
 
+    def _used_bytes(self) -> int:
+        if any(file.first_lsn > self.header.first_lsn for file in list_segments(self.path.parent)):
+            return self._file_bytes
+        return end_of_bytes(self.descriptor, FRAMES_START)
+
     def _stop(self, verdict: Verdict, start: bytes) -> None:
         if start == FOOTER_MAGIC or self.offset >= self.size_bytes:
             return
         left = self.size_bytes - self.offset
-        if not any(self.rest()):
+        if end_of_bytes(self.descriptor, self.offset) == self.offset:
             self.problem = self._damaged(f"{left} bytes of zeros stand where a frame should begin")
         elif verdict is Verdict.SHORT:
             self.problem = self._damaged(f"the file ends {left} bytes into a frame")

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from ..store import names
+from ..store.ahead import bytes_of
 from ..store.cursor import LogCursor, list_segments
-from ..store.errors import DivergedError, PerdureError, PositionGoneError, WireError
+from ..store.errors import DivergedError, PerdureError, PositionGoneError, StoreMissingError, WireError
 from ..store.files import pread_exactly, translated
 from ..store.segment import HEADER_BYTES
 from ..store.snapshot import list_snapshots, read_head
@@ -50,9 +51,11 @@ def log_bytes_behind(log: Path, lsn: int) -> int:
 def log_sizes(log: Path) -> list[tuple[int, int]]:
     """(first LSN, bytes) of the segments, oldest first."""
     sizes: list[tuple[int, int]] = []
-    for file in list_segments(log):
-        with suppress(FileNotFoundError):  # dropped meanwhile
-            sizes.append((file.first_lsn, os.stat(file.path).st_size))
+    files = list_segments(log)
+    for file in files:
+        with suppress(FileNotFoundError, StoreMissingError):  # dropped meanwhile
+            size = bytes_of(file.path) if file is files[-1] else os.stat(file.path).st_size
+            sizes.append((file.first_lsn, size))
     return sizes
 
 

@@ -16,6 +16,7 @@ from ..store.cursor import list_segments
 from ..store.errors import CorruptError
 from ..store.files import sync_directory, translated
 from ..store.log import EventLog
+from ..store.page import Word
 from ..store.segment import HEADER_BYTES
 from ..store.settle import leave_superseded
 
@@ -49,6 +50,7 @@ def leave_empty_tail(log: EventLog) -> bool:
         os.unlink(empty)
         leave_superseded(cursor.log, left)
         log.must_roll = False
+        log.words[Word.ALLOCATED] = 0
         log.publish_place()
         log.page.bump()  # for those who have the empty one open
         sync_directory(cursor.log)

@@ -34,6 +34,7 @@ class ReplicaLog:
     def __init__(self, node: NodeLog) -> None:
         self.node = node
         self._log = node.log
+        self._log.is_synced = True
         self._announced_lsn = 0
         self._announcer = NO_PROMISE
         """The primary that said so: it says nothing of the frames of another one."""

@@ -12,7 +12,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from operator import add, itemgetter
+from operator import itemgetter
 from pathlib import Path
 from typing import Final, NoReturn, Protocol, TypeVar
 
@@ -158,14 +158,7 @@ class LmdbBackend:
         What is both disarmed and armed stays armed. The read view stays where it is, except when the
         memory map has to grow, which renews it.
         """
-        puts = [
-            change for change in changes if change[1] is not None and len(change[0]) <= ENGINE_KEY_BYTES_MAX
-        ]
-        others = changes if not puts else ()
-        if 0 < len(puts) < len(changes):
-            others = [
-                change for change in changes if change[1] is None or len(change[0]) > ENGINE_KEY_BYTES_MAX
-            ]
+        puts, others = _split(changes)
         runs = list(runs_of(armed))
         work = self._work_of(puts, others, runs, len(disarmed) + len(unlabelled), labelled)
 
@@ -174,8 +167,8 @@ class LmdbBackend:
                 _disarm(txn.cursor(self._shared.deadlines), disarmed)
             if puts:
                 self._put_sessions(txn, puts)
-            for key, record in others:
-                self._apply_other(txn, key, record)
+            if others:
+                self._apply_others(txn, others)
             _put_runs(txn, self._shared, runs)
             if labelled or unlabelled:
                 self._index(txn, labelled, unlabelled)
@@ -205,13 +198,16 @@ class LmdbBackend:
             else:
                 txn.put(_hash_of(stored), stored, db=self._shared.long_labels)
 
-    def _apply_other(self, txn: Txn, key: bytes, record: Record | None) -> None:
-        if len(key) <= ENGINE_KEY_BYTES_MAX:
-            txn.delete(key, b"", self._sessions)
-        elif record is None:
-            txn.delete(engine_key(key), b"", self._shared.long)
-        else:
-            txn.put(engine_key(key), pack_long(key, record), db=self._shared.long)
+    def _apply_others(self, txn: Txn, others: Sequence[Change]) -> None:
+        """Removals, and what is to be put under long ids."""
+        delete, sessions, long = txn.delete, self._sessions, self._shared.long
+        for key, record in others:
+            if len(key) <= ENGINE_KEY_BYTES_MAX:
+                delete(key, b"", sessions)
+            elif record is None:
+                delete(engine_key(key), b"", long)
+            else:
+                txn.put(engine_key(key), pack_long(key, record), db=long)
 
     def _write(self, apply: Callable[[Txn], None], work: Work) -> None:
         if self._refuse:
@@ -269,12 +265,13 @@ class LmdbBackend:
         """What a transaction is about to do; where no blocks are allocated ahead, nobody asks."""
         if not self._shared.mapped:
             return NO_WORK
-        sizes = [0, *map(add, map(len, map(_KEY, puts)), map(len, map(_RECORD, puts)))]
-        sizes += [2 * len(key) + len(record or b"") for key, record in others]
+        keys, records = [*map(len, map(_KEY, puts))], [*map(len, map(_RECORD, puts))]
+        sizes = [2 * len(key) + len(record or b"") for key, record in others]
         sizes += [len(run) + _RUN_KEY.size for _, run in runs]
         sizes += [len(term) + len(key) + _HASH_BYTES + 1 for term, key in labelled]
+        largest = max(max(keys, default=0) + max(records, default=0), max(sizes, default=0))
         writes = len(puts) + len(others) + len(runs) + len(labelled) + 1
-        return Work(writes, len(others) + removed, sum(sizes), max(sizes))
+        return Work(writes, len(others) + removed, sum(keys) + sum(records) + sum(sizes), largest)
 
     def close(self) -> None:
         """Give up the view and the handle. Scans must be closed before."""
@@ -298,6 +295,18 @@ class LmdbBackend:
         return inherited
 
 
+def _split(changes: Sequence[Change]) -> tuple[Sequence[Change], Sequence[Change]]:
+    """Those that one putmulti() writes, and the others. In most folds there are none of the others."""
+    if all(map(_RECORD, changes)) and max(map(len, map(_KEY, changes)), default=0) <= ENGINE_KEY_BYTES_MAX:
+        return changes, ()
+    puts: list[Change] = []
+    others: list[Change] = []
+    for change in changes:
+        is_put = change[1] is not None and len(change[0]) <= ENGINE_KEY_BYTES_MAX
+        (puts if is_put else others).append(change)
+    return puts, others
+
+
 def _hash_of(stored: bytes) -> bytes:
     return blake2b(stored, digest_size=_HASH_BYTES).digest()
 
@@ -319,15 +328,20 @@ def _put_runs(txn: Txn, shared: Environment, runs: Sequence[tuple[int, bytes]]) 
 
 def _earliest(cursor: Cursor, until_ms: int, limit: int) -> list[Deadline]:
     found: list[Deadline] = []
+    enough = limit
     for key, run in cursor:
-        first = _FIRST.unpack_from(key)[0]
-        if first > until_ms:
+        if _FIRST.unpack_from(key)[0] > until_ms:
             break
         found += unpack_run(run, until_ms)
-        if len(found) > limit + DUE_SPARE:
-            found = sorted(set(found))[:limit]
+        if len(found) >= enough:
+            found = _first_of(found, limit)
             until_ms = min(until_ms, found[-1][0]) if len(found) == limit else until_ms
-    return sorted(set(found))[:limit]
+            enough = limit + DUE_SPARE
+    return _first_of(found, limit)
+
+
+def _first_of(found: list[Deadline], limit: int) -> list[Deadline]:
+    return sorted(dict.fromkeys(found))[:limit]
 
 
 def _disarm(cursor: Cursor, disarmed: Sequence[Deadline]) -> None:

@@ -12,6 +12,7 @@ done, and what a signal's exception broke off is completed by the next call.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
@@ -215,6 +216,7 @@ class MemoryScan:
         self._path = path
         self._records = records
         self._keys = keys
+        self._keys_left = chain.from_iterable(keys.above(after))
         self._position = position
         self._after = after
         self._before = _Before()
@@ -241,6 +243,12 @@ class MemoryScan:
                     yield key, record
         if self._refuse is not None:
             self._refuse()
+
+    def next_keys(self, limit: int) -> list[bytes]:
+        """The next up to `limit` keys, in order: those of the image, each of which had a record then."""
+        if self._refuse is not None:
+            self._refuse()
+        return list(islice(self._keys_left, limit))
 
     def close(self) -> None:
         if self._refuse is None:

@@ -94,6 +94,7 @@ _PUT = (
 _DELETE = "DELETE FROM sessions WHERE key = ?"
 _GET = "SELECT record FROM sessions WHERE key = ?"
 _SCAN = "SELECT key, record FROM sessions WHERE key > ? ORDER BY key"
+_SCAN_KEYS = "SELECT key FROM sessions WHERE key > ? ORDER BY key"
 _ARM = "INSERT OR IGNORE INTO armed VALUES (?, ?)"
 _DISARM = "DELETE FROM armed WHERE deadline_ms = ? AND key = ?"
 _DUE = "SELECT deadline_ms, key FROM armed WHERE deadline_ms <= ? ORDER BY deadline_ms, key LIMIT ?"
@@ -313,6 +314,7 @@ class SqliteScan:
         self._path = data_path
         self._after = after
         self._forked = False
+        self._keys: Iterator[tuple[bytes]] | None = None
         self._reading = threading.Lock()
         with _opening:
             self._connection: apsw.Connection | None = _connect(data_path)
@@ -338,6 +340,16 @@ class SqliteScan:
             if not batch:
                 return
             yield from batch
+
+    def next_keys(self, limit: int) -> list[bytes]:
+        """The next up to `limit` keys, in order."""
+        try:
+            with self._reading:
+                connection = self._reader()
+                self._keys = self._keys or connection.execute(_SCAN_KEYS, (self._after,))
+                return [key for (key,) in islice(self._keys, limit)]
+        except apsw.Error as error:
+            raise translate_sqlite(error, self._path) from error
 
     def _reader(self) -> apsw.Connection:
         if self._forked:

@@ -15,6 +15,7 @@ from .session import (
     Priority,
     check_timeout,
     encode_session,
+    expiry_at,
     expiry_of,
     tags_of,
     unpack_header,
@@ -24,9 +25,10 @@ from .session import (
 )
 from .stage import Stage
 from .sweeping import end_expired
+from .tail_map import NEW_MS
 
-_Change: TypeAlias = "tuple[bytes, bytes] | Callable[[Stage], None]"
-"""A creation, as key and stored session; anything else as what it does to the stage."""
+_Change: TypeAlias = "tuple[bytes, bytes, int] | Callable[[Stage], None]"
+"""A creation, as Stage.create() takes it; anything else as what it does to the stage."""
 
 
 class Batch:
@@ -58,6 +60,7 @@ class Batch:
         self._window_ms = refresh_window_ms
         self._default_timeout = default_timeout
         self._default_lifetime = with_window(default_timeout, refresh_window_ms)
+        self._default_life_ms = expiry_at(0, self._default_lifetime, 0)
         self._changes: list[_Change] = []
         self._operation_id = take()
         self._is_entered = self._is_over = False
@@ -97,14 +100,18 @@ class Batch:
         """A new session; answers the id that it will have. As SessionStore.create."""
         now_ms = self._now_ms()
         id = self._take().hex()
+        timeout, cap = self._default_lifetime, 0
+        arm_ms = now_ms + self._default_life_ms if timeout else NEW_MS  # the fold asks less
+        if timeout_ms is not DEFAULT_TIMEOUT_MS:
+            timeout, arm_ms = with_window(check_timeout(timeout_ms), self._window_ms), NEW_MS
+        if max_lifetime_ms is not None:
+            cap, arm_ms = now_ms + check_timeout(max_lifetime_ms), NEW_MS
         value = encode_session(
             1,
             now_ms,
             now_ms,
-            self._default_lifetime
-            if timeout_ms is DEFAULT_TIMEOUT_MS
-            else with_window(check_timeout(timeout_ms), self._window_ms),
-            0 if max_lifetime_ms is None else now_ms + check_timeout(max_lifetime_ms),
+            timeout,
+            cap,
             metadata if metadata is not None else {},
             priority,
             group=group,
@@ -116,7 +123,7 @@ class Batch:
         if self._seals is not None:
             key = self._seals.key_of(id)
             value = self._seals.seal(id, key, value)
-        self._add((key, value))
+        self._add((key, value, arm_ms))
         return id
 
     def put(
@@ -195,7 +202,7 @@ class Batch:
         return self._default_timeout if timeout_ms is DEFAULT_TIMEOUT_MS else check_timeout(timeout_ms)
 
     def _evaluate(self, stage: Stage) -> None:
-        created: list[tuple[bytes, bytes]] = []
+        created: list[tuple[bytes, bytes, int]] = []
         for change in self._changes:
             if isinstance(change, tuple):
                 created.append(change)

@@ -24,6 +24,9 @@ STEP_BYTES: Final = 4 << 20
 CUT_BYTES_MIN: Final = 1 << 30
 """A file that reaches this far beyond its blocks was stretched to the size of a map."""
 SLACK_PAGES: Final = 64
+READ_AHEAD_BYTES: Final = 4 << 20
+"""So much behind the data, and as much as it puts, a transaction finds in memory. It seldom takes more."""
+_READ_BYTES: Final = 256 << 10
 KEEPS_ALLOCATED_BLOCKS: Final = frozenset({"ext4", "tmpfs"})
 
 
@@ -78,6 +81,8 @@ class AheadFile:
         self.path = path
         self.allocated = 0
         """The bytes before this have blocks, if the file still reaches that far."""
+        self._read_end = 0
+        """The bytes before this were read ahead, or held data then."""
         with translated("cannot open a file", path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
@@ -107,6 +112,21 @@ class AheadFile:
             os.posix_fallocate(self._descriptor, self.allocated, end - self.allocated)
             self.allocated = end
 
+    def read_ahead(self, used: int, end: int) -> None:
+        """Have the bytes from `used`, the end of the data, up to `end` in memory. They must have blocks.
+
+        A page that is first met through the map costs its writer four times what it costs here. Raises
+        StorageError.
+        """
+        at = max(used, self._read_end)
+        if at >= end:
+            return
+        into = bytearray(min(end - at, _READ_BYTES))
+        with translated("cannot read blocks", self.path):
+            while at < end and (count := os.preadv(self._descriptor, [into], at)):
+                at += count
+        self._read_end = at
+
     def cut_if_alone(self, end_of_data: Callable[[], int]) -> None:
         """Let the file end behind its data, unless another process has it open: that one's folds will.
 
@@ -126,6 +146,7 @@ class AheadFile:
         with translated("cannot cut a file", self.path):
             os.ftruncate(self._descriptor, end)
         self.allocated = min(self.allocated, end)
+        self._read_end = min(self._read_end, end)
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias
 from .commit import Evaluate
 from .errors import PerdureError
 from .labels import terms_of_record
+from .listing import list_members
 from .stage import Stage
 from .view import View
 
@@ -79,7 +80,7 @@ def _members(view: View, stage: Stage, term: bytes, after: bytes, limit: int) ->
     """Keys with a term above `after` as they are now, the frame that is being made included."""
     entries = stage.entries
     # What the frame has taken out of the group is left out below: as many more are asked for.
-    keys = view.members(term, b"", after, limit + len(entries), newest=True)
+    keys = list_members(view, term, b"", after, limit + len(entries), newest=True)
     if not entries:
         return keys
     stored = (key for key in keys if key not in entries)

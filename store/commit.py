@@ -51,8 +51,8 @@ GROUP_BYTES_MAX = 1 << 20
 QUORUM_POLL_S = 0.002
 MOVED_MS = 300
 """A write that has waited so long asks whether another node is the primary by now."""
-FOLD_ENTRIES = 2048
-"""A writer that finds so many sessions in its tail map folds them."""
+FOLD_ENTRIES = 1024
+"""A writer that finds so many sessions in its tail map folds them, and its call takes as much longer."""
 _EXCLUSIVE = fcntl.LOCK_EX | fcntl.LOCK_NB
 _RELEASE = fcntl.LOCK_UN
 flock = fcntl.flock

@@ -14,6 +14,7 @@ from typing import TypeAlias, TypeVar
 import msgspec
 
 from . import names
+from .ahead import end_of_bytes
 from .errors import CorruptError, ForeignError, PositionGoneError
 from .event import Event, decode_events
 from .files import translated
@@ -234,8 +235,10 @@ class LogCursor:
             if self._next_segment():
                 self.enter_next()
                 continue
-            if verdict is not Verdict.BAD or data[:8] == FOOTER_MAGIC:
+            if verdict is not Verdict.BAD or data[:8] == FOOTER_MAGIC or self._is_unwritten(data):
                 return None
+            if data != os.pread(self.descriptor, limit_bytes, self.offset):
+                continue  # a writer came between two looks at the space ahead
             raise self._damaged("a frame is damaged or does not follow the one before it")
         return None
 
@@ -363,6 +366,20 @@ class LogCursor:
             return None
         self.pass_frames(*frames[-1])
         return Run(data, frames)
+
+    def _is_unwritten(self, data: bytes) -> bool:
+        """Is `data`, which follows, nothing, or a frame that was not written to its last byte?
+
+        In space that was allocated ahead zeros take the place of the end of the file, and a frame that is
+        being written at this moment ends in them.
+        """
+        behind = self.offset + len(data)
+        if end_of_bytes(self.descriptor, behind) > behind:
+            return False
+        used = len(data.rstrip(b"\0"))
+        is_header = decode_frame(data[:FRAME_HEADER_BYTES], 0, self.key)[0] is Verdict.SHORT
+        claimed = self._size_claimed(data) if is_header else FRAME_HEADER_BYTES
+        return not used or used < claimed < os.fstat(self.descriptor).st_size - self.offset
 
     def _size_claimed(self, data: bytes) -> int:
         """Bytes that the frame at the start of `data` says it has, 0 if it does not get that far."""

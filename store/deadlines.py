@@ -18,6 +18,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from operator import itemgetter
 from typing import Final
 
@@ -38,11 +39,15 @@ def runs_of(armed: Sequence[Deadline]) -> Iterator[tuple[int, bytes]]:
     if not armed:
         return
     deadlines, keys = _columns(armed)
-    size = max(1, (RUN_BYTES_MAX - _COUNT.size) // (ENTRY_BYTES + max(map(len, keys))))
+    lengths = [*map(len, keys)]
+    size = max(1, (RUN_BYTES_MAX - _COUNT.size) // (ENTRY_BYTES + max(lengths)))
     first = min(deadlines)
     if max(deadlines) - first <= UNSORTED_SPAN_MS:
+        packed, packed_lengths = _pack_columns(deadlines, lengths)
         for start in range(0, len(keys), size):
-            yield first, _pack(deadlines[start : start + size], keys[start : start + size])
+            end = min(start + size, len(keys))
+            head = _COUNT.pack(end - start) + packed[8 * start : 8 * end]
+            yield first, head + packed_lengths[2 * start : 2 * end] + b"".join(keys[start:end])
         return
     deadlines, keys = _columns(sorted(armed, key=_DEADLINE))
     start = 0
@@ -75,12 +80,12 @@ def unpack_run(run: bytes | memoryview, until_ms: int | None = None) -> list[Dea
         raise CorruptError("a run of the deadline index does not have the length that it states")
     if until_ms is not None and count and min(deadlines) > until_ms:
         return []
-    entries: list[Deadline] = []
-    for deadline, length in zip(deadlines, lengths, strict=True):
-        if until_ms is None or deadline <= until_ms:
-            entries.append((deadline, bytes(run[offset : offset + length])))
-        offset += length
-    return entries
+    run = bytes(run)
+    keys = [run[start:end] for start, end in pairwise(accumulate(lengths, initial=offset))]
+    entries = list(zip(deadlines, keys, strict=True))
+    if until_ms is None or not count or max(deadlines) <= until_ms:
+        return entries
+    return [entry for entry in entries if entry[0] <= until_ms]
 
 
 def _columns(armed: Sequence[Deadline]) -> tuple[list[int], list[bytes]]:
@@ -88,5 +93,9 @@ def _columns(armed: Sequence[Deadline]) -> tuple[list[int], list[bytes]]:
 
 
 def _pack(deadlines: Sequence[int], keys: Sequence[bytes]) -> bytes:
-    count = len(keys)
-    return struct.pack(f"<H{count}Q{count}H", count, *deadlines, *map(len, keys)) + b"".join(keys)
+    return b"".join((_COUNT.pack(len(keys)), *_pack_columns(deadlines, [*map(len, keys)]), *keys))
+
+
+def _pack_columns(deadlines: Sequence[int], lengths: Sequence[int]) -> tuple[bytes, bytes]:
+    count = len(lengths)
+    return struct.pack(f"<{count}Q", *deadlines), struct.pack(f"<{count}H", *lengths)

@@ -27,7 +27,16 @@ from typing import Any, Final, TypeAlias
 
 import lmdb
 
-from .blocks import KEEPS_ALLOCATED_BLOCKS, PAGE_BYTES, AheadFile, Tree, Work, allocate_whole, pages_needed
+from .blocks import (
+    KEEPS_ALLOCATED_BLOCKS,
+    PAGE_BYTES,
+    READ_AHEAD_BYTES,
+    AheadFile,
+    Tree,
+    Work,
+    allocate_whole,
+    pages_needed,
+)
 from .errors import CorruptError, FormatVersionError, PerdureError, StorageError, StorageFullError
 from .files import DIRECTORY_MODE, translate, translated
 from .forks import forget_in_children
@@ -233,8 +242,10 @@ class Environment:
             sum(stat["branch_pages"] for stat in stats),
             info["last_pgno"],
         )
-        end = (tree.last_page + 1 + pages_needed(tree, work)) * PAGE_BYTES
-        self._ahead.allocate(min(end, info["map_size"]))
+        used = (tree.last_page + 1) * PAGE_BYTES
+        end = min(used + pages_needed(tree, work) * PAGE_BYTES, info["map_size"])
+        self._ahead.allocate(end)
+        self._ahead.read_ahead(used, min(end, used + READ_AHEAD_BYTES + work.value_bytes))
 
     def _cut(self) -> None:
         if self.mapped:

@@ -111,7 +111,7 @@ class EventReader:
         if self.place.next_lsn > last:
             return None
         try:
-            run = self._cursor.read(last, READ_BYTES)
+            run = self._cursor.read(last, self._log.bytes_ahead(self._cursor, READ_BYTES))
         except (PositionGoneError, StoreMissingError):
             run = None  # retention dropped it, or a cut replaces it at this moment
         except CorruptError:

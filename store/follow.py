@@ -53,6 +53,8 @@ TURN_NS = 2_000_000
 GIVE_WAY_S = 0.0001
 DRAIN_POLL_S = 0.0005
 """How often a writer that is held back looks whether it may go on."""
+READ_BYTES_MIN = 4096
+"""So much is read at once, however little of it is known to be frames."""
 NOT_PLAIN_BYTES = 2048
 """How much is read the longer way where frames are not plain: those behind them may be again."""
 _APPENDED = int(Word.APPENDED)
@@ -68,6 +70,7 @@ _DRAINED = int(Word.DRAINED_UNTIL_MS)
 _SEGMENT = int(Word.SEGMENT)
 _EPOCH = int(Word.EPOCH)
 _GIVEN_UP = int(Word.GIVEN_UP)
+_ALLOCATED = int(Word.ALLOCATED)
 _UNSEEN = -1
 _MOVING = -2
 """No generation: frames are being taken, or whoever took them broke off in the middle."""
@@ -142,7 +145,7 @@ class LogFollower:
         self.words: Any = self.page.words
         self.cursor = LogCursor(names.log_path(store), identity.cluster_id, self.key, identity.shard)
         self.cursor.keep_retired = True
-        self.flusher = Flusher(store, self.cursor, self.words, lock_timeout_ms)
+        self.flusher = Flusher(store, self.cursor, self.page, lock_timeout_ms)
         self.thread_locks.append(self.flusher.threads)
         quiet_in_forks(self, self.mutex)
         _open_logs.add(self)
@@ -294,7 +297,7 @@ class LogFollower:
         if self.on_run:
             self.generation = _MOVING
         try:
-            run = cursor.read(target, limit_bytes)
+            run = cursor.read(target, self.bytes_ahead(cursor, limit_bytes))
         except PerdureError:
             self.generation = generation
             raise
@@ -315,6 +318,14 @@ class LogFollower:
         self._take(run)
         self.generation = generation
         return run
+
+    def bytes_ahead(self, cursor: LogCursor, limit_bytes: int) -> int:
+        """`limit_bytes`, or fewer where the frames of the cursor's segment end before: zeros may follow."""
+        header, words = cursor.header, self.words
+        if header is None or words[_SEGMENT] != header.first_lsn:
+            return limit_bytes
+        left: int = words[_END] - cursor.offset
+        return min(limit_bytes, max(left, READ_BYTES_MIN))
 
     def _was_dropped(self) -> bool:
         """Did this process stop for so long that what it has not read is in the state, and in no segment?"""
@@ -369,6 +380,7 @@ class LogFollower:
     def settle(self, known: Known) -> None:
         """Put the end of the log in order (see settle). The caller holds the write lock."""
         generation = self.generation
+        self.words[_ALLOCATED] = 0
         settled = settle(self.cursor, self.store, known, self._take)
         self.generation = generation
         self.settled = settled

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fcntl import LOCK_UN, flock
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,8 +19,10 @@ from .cursor import LogCursor
 from .errors import BacklogError, LockTimeoutError, NotPrimaryError, StorageFullError
 from .lock import FileLock
 from .page import Word
+from .ports import Deadline
 from .sealing import seal_segment, unsealed_segments
 from .sweeping import Sweeper
+from .view import FoldPlan
 
 if TYPE_CHECKING:
     from .opening import Opened, OpenOptions
@@ -125,7 +127,12 @@ class Keeper:
 
         Raises LockTimeoutError if another process folds past the deadline, StorageError or CorruptError.
         """
-        return self.under_fold_lock(self._fold)
+
+        def fold() -> int:
+            self._fold()
+            return self._view.state.lsn
+
+        return self.under_fold_lock(fold)
 
     def under_fold_lock(self, work: Callable[[], T]) -> T:
         """What `work` answers; nobody else folds meanwhile.
@@ -152,7 +159,8 @@ class Keeper:
                 return  # another thread has closed the store, and folded
             try:
                 if self._fold_lock.try_acquire():
-                    self._fold()
+                    if self._has_to_fold():
+                        self._fold()
                     self.last_error = None
                 else:
                     self._drop_folded()
@@ -162,15 +170,24 @@ class Keeper:
             finally:
                 flock(self._fold_lock.descriptor, LOCK_UN)
 
-    def _fold(self) -> int:
+    def _fold(self, due: Sequence[Deadline] = ()) -> FoldPlan | None:
+        """Fold what is visible, and disarm what is `due` (see View.fold_plan); answers what was written."""
         view = self._view
         with view.mutex:
-            plan = view.fold_plan()
+            plan = view.fold_plan(due)
             if plan is not None:
                 self._opened.backend.fold(*plan)
                 view.folded(plan.position)
             self._fold_at = FOLD_ENTRIES
-            return view.state.lsn
+            return plan
+
+    def _has_to_fold(self) -> bool:
+        """Not if others that reached the limit at the same time have left little of it."""
+        view = self._view
+        if view.folded_lsn() <= view.state.lsn:
+            return True
+        self._drop_folded()
+        return len(view.tail) >= FOLD_ENTRIES // 2
 
     def _drop_folded(self) -> None:
         """Another process folds: drop from the tail map what it has done, and come back later."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 
 from . import names
+from .ahead import STEP_BYTES, allocate_ahead, cut_ahead
 from .control import Config, EpochStart, control_payload
 from .cursor import Run, SegmentFile
-from .errors import UsageError
+from .errors import PerdureError, UsageError
 from .files import remove_durably, sync_directory, translate, translated
 from .follow import LOCK_TIMEOUT_MS, SEGMENT_BYTES, LogFollower
 from .frame import FRAME_BYTES_MAX, MAGIC, pack_body_header, pack_chain, xxh3_64
@@ -36,13 +38,22 @@ _END = int(Word.END)
 _LAST_FRAME = int(Word.LAST_FRAME)
 _CHAIN = int(Word.CHAIN)
 _FLUSHED = int(Word.FLUSHED)
+_GENERATION = int(Word.GENERATION)
+_SEGMENT = int(Word.SEGMENT)
 _DRAINED = int(Word.DRAINED_UNTIL_MS)
 _COMMITTED = int(Word.COMMITTED)
+_ALLOCATED = int(Word.ALLOCATED)
 _new = tuple.__new__
 
 
 class EventLog(LogFollower):
-    """One process's handle of a store's log."""
+    """One process's handle of a store's log.
+
+    One whose writes wait for the disk has space allocated ahead of the frames (see ahead): if
+    `is_synced`, which says so of all that is appended here, or if the log's CONFIG asks for replicas.
+    """
+
+    is_synced = False
 
     # -- epochs ----------------------------------------------------------------------------------
 
@@ -144,6 +155,8 @@ class EventLog(LogFollower):
         size = len(data)
         last_lsn = lsn + event_count
         end = _new(StatePosition, (epoch, last_lsn, chain, digest, session_count))
+        if (self.is_synced or self.config.sync_replicas) and offset + size > words[_ALLOCATED]:
+            self._allocate(offset + size)
         words[_DIRTY] = 1
         try:
             written = os.pwrite(cursor.descriptor, data, offset)
@@ -173,6 +186,8 @@ class EventLog(LogFollower):
         start = run.frames[0][0]
         last_offset, last = run.frames[-1]
         data, offset = run.data[start : last_offset + last.size_bytes], cursor.offset
+        if (self.is_synced or self.config.sync_replicas) and offset + len(data) > words[_ALLOCATED]:
+            self._allocate(offset + len(data))
         words[_DIRTY] = 1
         try:
             written = os.pwrite(cursor.descriptor, data, offset)
@@ -221,6 +236,8 @@ class EventLog(LogFollower):
             self.must_roll = True
             self.publish_place()
             return
+        self.words[_ALLOCATED] = 0
+        self._cut_ahead()
         path = create_segment(cursor.log, header)
         if cursor.offset == HEADER_BYTES:
             remove_durably(cursor.path)  # a crash left it without a frame; the new one takes its place
@@ -262,8 +279,56 @@ class EventLog(LogFollower):
 
     def _undo(self, offset: int) -> None:
         """Cut a half-written frame. If even that fails the page stays dirty, and it is settled later."""
+        self.words[_ALLOCATED] = 0
         try:
             os.ftruncate(self.cursor.descriptor, offset)
         except OSError:
             return
         self.words[_DIRTY] = 0
+
+    # -- space ahead of the frames ---------------------------------------------------------------
+
+    def _allocate(self, end: int) -> None:
+        """Have the next frames, up to the offset `end` at least, written where the file need not grow."""
+        words, cursor = self.words, self.cursor
+        if not words[_ALLOCATED]:
+            with translated("cannot look at a segment", cursor.path):
+                words[_ALLOCATED] = os.fstat(cursor.descriptor).st_size
+        ahead = min(cursor.offset + STEP_BYTES, self.segment_bytes)
+        if words[_ALLOCATED] < end < ahead:
+            allocate_ahead(cursor.descriptor, cursor.offset, ahead)
+            words[_ALLOCATED] = ahead  # if it was refused, too: the next step is tried behind it
+
+    def _cut_ahead(self) -> None:
+        """Before another segment follows the tail: it ends behind its last frame, durably."""
+        cursor = self.cursor
+        if cursor.descriptor < 0 or cursor.offset == HEADER_BYTES:
+            return
+        with translated("cannot end a segment", cursor.path):
+            is_cut = cut_ahead(cursor.descriptor, cursor.offset)
+        if is_cut:
+            self.flusher.sync_whole(cursor.descriptor)
+
+    def close(self) -> None:
+        """Give back every descriptor, and the space ahead of the frames: who writes on takes it anew."""
+        if self.is_synced or self.config.sync_replicas:
+            with suppress(PerdureError, OSError, ValueError):
+                self._give_back()
+        super().close()
+
+    def _give_back(self) -> None:
+        """Unless another process writes at this moment, or the log is not clean as this one knows it."""
+        words, cursor = self.words, self.cursor
+        if cursor.descriptor < 0 or os.fstat(cursor.descriptor).st_size <= cursor.offset:
+            return
+        if words[_DIRTY] or not self.write_lock.try_acquire():
+            return
+        try:
+            header = cursor.header
+            is_tail = header is not None and words[_SEGMENT] == header.first_lsn
+            is_end = words[_END] == cursor.offset and words[_APPENDED] == cursor.at.lsn
+            if is_tail and is_end and not words[_DIRTY] and words[_GENERATION] == self.generation:
+                words[_ALLOCATED] = 0
+                cut_ahead(cursor.descriptor, cursor.offset)
+        finally:
+            self.write_lock.release()

@@ -299,6 +299,7 @@ def _open_parts(
         else SessionClock(log.page, options.wall_ms, options.boottime_ms)
     )
     log.now_ms = clock.now_ms
+    log.is_synced = options.durability is Durability.DISK
     backend: Backend | None = None
     try:
         lock_settled(log, boot_id, options.write_timeout_ms)

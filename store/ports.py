@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -45,6 +45,15 @@ class Scan(Protocol):
     def __iter__(self) -> Iterator[tuple[bytes, Record]]: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class KeyScan(Scan, Protocol):
+    """A scan that can give the keys alone, at less cost. Of one that cannot the pairs are read."""
+
+    def next_keys(self, limit: int) -> list[bytes]:
+        """The next up to `limit` keys, in order; fewer only at the end. Of a scan that is not iterated."""
+        ...
 
 
 class Backend(Protocol):

@@ -10,6 +10,7 @@ import struct
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from random import randrange
 from typing import Any
 
@@ -21,9 +22,10 @@ from .consumers import Consumer
 from .errors import CorruptError, InvalidIdError, SessionNotFoundError, StaleReadError, UsageError
 from .events import Events
 from .feed import Feed
-from .fold import HASH_BYTES, REBUILD_HINT, unreadable, value_of
+from .fold import HASH_BYTES, REBUILD_HINT, value_of
 from .hot import SEEN_MASK, SEEN_SHIFT, HotSessions
 from .ids import Position
+from .listing import id_of, ids_of, list_chunks, list_terms
 from .log import EventLog
 from .opening import Opened, OpenOptions
 from .outcome import Outcome, find_outcome
@@ -55,7 +57,6 @@ COALESCED_MS = 1000
 save a session whose life is nearly over, is written at once."""
 BEHIND_POLL_S = 0.005
 SAMPLE_MAX = 10_000
-_SCAN_CHUNK = 1000
 _PLAIN = b"\0"
 _APPENDED = int(Word.APPENDED)
 _GENERATION = int(Word.GENERATION)
@@ -263,7 +264,7 @@ class SessionReader(ABC):
         """
         terms = self._terms(group, tag, home_node, priority)
         if terms:
-            return sum(1 for _ in self._keys(b"", b"", terms))
+            return sum(1 for chunk in self._chunks(b"", b"", terms) for _ in chunk)
         view = self._view
         with view.mutex:
             view.catch_up()
@@ -288,19 +289,32 @@ class SessionReader(ABC):
         Where ids are hidden, the order is that of their hashes. Raises CorruptError if the state is damaged,
         UsageError for text that is not valid Unicode, or for a prefix where ids are hidden.
         """
+        return chain.from_iterable(self._id_chunks(prefix, after, group, tag, home_node, priority))
+
+    def _id_chunks(
+        self,
+        prefix: str,
+        after: str,
+        group: str | None,
+        tag: str | None,
+        home_node: str | None,
+        priority: Priority | None,
+    ) -> Iterator[Iterable[str]]:
         try:
             start, last = prefix.encode(), after.encode()
         except UnicodeEncodeError as error:
             raise UsageError("prefix and after are valid Unicode") from error
         if self._sealer.hides_ids:
             last = self._sealer.start_after(prefix, after)
-        yield from self._ids_of(self._keys(start, last, self._terms(group, tag, home_node, priority)))
+        terms = self._terms(group, tag, home_node, priority)
+        for chunk in self._chunks(start, last, terms):
+            yield self._ids_of(chunk)
 
-    def _ids_of(self, keys: Iterable[bytes]) -> Iterator[str]:
+    def _ids_of(self, keys: Iterable[bytes]) -> Iterable[str]:
         """The ids of keys: where they are hidden, each session is opened for its own."""
-        if not self._sealer.hides_ids:
-            yield from map(_id_of, keys)
-            return
+        return self._hidden_ids_of(keys) if self._sealer.hides_ids else ids_of(keys)
+
+    def _hidden_ids_of(self, keys: Iterable[bytes]) -> Iterator[str]:
         for key in keys:
             record = self._read_record(key)
             if record is not None:
@@ -349,7 +363,8 @@ class SessionReader(ABC):
         except UnicodeEncodeError as error:
             raise UsageError("after is valid Unicode") from error
         for term in self._orphaned(members):
-            yield from self._ids_of(self._keys(b"", last, [term]))
+            for chunk in self._chunks(b"", last, [term]):
+                yield from self._ids_of(chunk)
 
     def count_orphans(self, members: Iterable[str]) -> int:
         """How many sessions have a home node that is not among `members`."""
@@ -362,12 +377,14 @@ class SessionReader(ABC):
             raise UsageError(
                 "without members every session would be an orphan", hint="Name the nodes that there are."
             )
-        return [term for term in self._view.terms(*labels.kind_range(labels.HOME_NODE)) if term not in known]
+        return [
+            term for term in list_terms(self._view, *labels.kind_range(labels.HOME_NODE)) if term not in known
+        ]
 
     def _labels(self, kind: bytes) -> Iterator[str]:
         """The labels of one kind, as a session that has each says it: a term may be a hash."""
-        for term in self._view.terms(*labels.kind_range(kind)):
-            for key in self._keys(b"", b"", [term]):
+        for term in list_terms(self._view, *labels.kind_range(kind)):
+            for key in chain.from_iterable(self._chunks(b"", b"", [term])):
                 session = self._labelled(key)
                 texts = () if session is None else _labels_of(session, kind)
                 found = [text for text in texts if text and self._term(kind, text) == term]
@@ -383,7 +400,7 @@ class SessionReader(ABC):
         value = value_of(key, record)
         if value[1:2] != _PLAIN:
             value = self._sealer.open(key, value) if self._sealer.hides_ids else outline(value)
-        return Session(_id_of(key), value)
+        return Session(id_of(key), value)
 
     def _term(self, kind: bytes, label: str, what: str = "a label") -> bytes:
         labels.checked_term(kind, label, what)
@@ -403,24 +420,8 @@ class SessionReader(ABC):
             terms.append(labels.priority_term(priority))
         return terms
 
-    def _keys(self, prefix: bytes, after: bytes, terms: list[bytes]) -> Iterator[bytes]:
-        """Keys in order that have all these terms: the first is looked up, the others checked."""
-        view = self._view
-        while True:
-            if not terms or terms[0] == labels.NORMAL:
-                chunk = view.keys(prefix, after, _SCAN_CHUNK)
-            else:
-                chunk = view.members(terms[0], prefix, after, _SCAN_CHUNK)
-            if terms == [labels.NORMAL] and chunk:
-                others = view.prioritised(after, chunk[-1])
-                yield from (key for key in chunk if key not in others)
-            elif len(terms) > 1:
-                yield from (key for key in chunk if labels.has_terms(self._read_record(key), terms))
-            else:
-                yield from chunk
-            if len(chunk) < _SCAN_CHUNK:
-                return
-            after = chunk[-1]
+    def _chunks(self, prefix: bytes, after: bytes, terms: list[bytes]) -> Iterator[Iterable[bytes]]:
+        return list_chunks(self._view, self._read_record, prefix, after, terms)
 
     def sample(self, count: int) -> list[Session]:
         """Up to `count` sessions (1 to 10,000) drawn at random, each equally likely, refreshing none.
@@ -588,11 +589,3 @@ def _labels_of(session: Session, kind: bytes) -> tuple[str, ...]:
     if kind == labels.TAG:
         return session.tags
     return (session.group if kind == labels.GROUP else session.home_node,)
-
-
-def _id_of(key: bytes) -> str:
-    """The id that a key of the state is; keys carry no hash of their own."""
-    try:
-        return key.decode()
-    except UnicodeDecodeError as error:
-        raise unreadable(error) from error

@@ -19,6 +19,7 @@ import msgspec
 from .errors import KeyMissingError
 from .event import NO_OPERATION, Reason
 from .fold import value_of
+from .listing import list_keys
 from .sealed import is_sealed, seal_of
 from .sealer import Sealer
 from .session import ACCESSED_OFFSET, TIMEOUT_OFFSET, with_accessed
@@ -103,7 +104,7 @@ def _notice_left_ms(sealer: Sealer, now_ms: int) -> int:
 def _values(view: View) -> Iterator[tuple[bytes, bytes]]:
     """(key, stored session) of all sessions, in key order."""
     last = b""
-    while chunk := view.keys(b"", last, SCAN_KEYS):
+    while chunk := list_keys(view, b"", last, SCAN_KEYS):
         for key in chunk:
             record = view.read(key)
             if record is not None:

@@ -48,6 +48,7 @@ class LmdbScan:
         self._shared = shared
         self._after = after
         self._forked = False
+        self._keys: Iterator[bytes] | None = None
         shared.readers.add(self)
         try:
             self._txn: Txn | None = shared.begin_read(shared.sessions)
@@ -66,6 +67,18 @@ class LmdbScan:
         short = self._batches(self._short)
         return heapq.merge(short, self._batches(self._long), key=_KEY) if self._long_count else short
 
+    def next_keys(self, limit: int) -> list[bytes]:
+        """The next up to `limit` keys, in order."""
+        txn = self._reader()
+        try:
+            if self._keys is None:
+                self._keys = self._short_keys(txn)
+                if self._long_count:
+                    self._keys = heapq.merge(self._keys, map(_KEY, self._long(txn)))
+            return list(islice(self._keys, limit))
+        except EngineError as error:
+            raise translate_lmdb(error, self._shared.data_path) from error
+
     def _batches(
         self, pairs_of: Callable[[Txn], Iterator[tuple[bytes, Record]]]
     ) -> Iterator[tuple[bytes, Record]]:
@@ -82,12 +95,21 @@ class LmdbScan:
             yield from batch
 
     def _short(self, txn: Txn) -> Iterator[tuple[bytes, Record]]:
+        cursor = self._first_short(txn)
+        return iter(()) if cursor is None else cursor.iternext()
+
+    def _short_keys(self, txn: Txn) -> Iterator[bytes]:
+        cursor = self._first_short(txn)
+        return iter(()) if cursor is None else cursor.iternext(values=False)
+
+    def _first_short(self, txn: Txn) -> Cursor | None:
+        """At the first of the ids that are keys of the engine; None if there is none."""
         cursor = txn.cursor()
         after = self._after[:ENGINE_KEY_BYTES_MAX]
         found = cursor.set_range(after) if after else cursor.first()
         if found and cursor.key() <= self._after:
             found = cursor.next()
-        return cursor.iternext() if found else iter(())
+        return cursor if found else None
 
     def _long(self, txn: Txn) -> Iterator[tuple[bytes, Record]]:
         """Ids with one prefix lie together, in the order of their hashes: put in order here."""
@@ -117,7 +139,7 @@ class LmdbScan:
             leave_environment(self._shared)
 
     def sever(self) -> object:
-        inherited, self._txn, self._forked = self._txn, None, True
+        inherited, self._txn, self._forked = (self._txn, self._keys), None, True
         return inherited
 
 

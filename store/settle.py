@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from . import names
+from .ahead import bytes_of, end_of_bytes
 from .cursor import LogCursor, Run, SegmentFile, list_segments
 from .errors import CorruptError
 from .files import (
@@ -90,11 +91,9 @@ def leave_superseded(log: Path, header: SegmentHeader) -> None:
     a person to look at.
     """
     for file in list_segments(log):
-        if file.first_lsn == header.first_lsn and file.epoch < header.epoch:
-            with translated("cannot look at a segment", file.path):
-                is_empty = file.path.stat().st_size == HEADER_BYTES
-            if is_empty:
-                remove_durably(file.path)
+        is_superseded = file.first_lsn == header.first_lsn and file.epoch < header.epoch
+        if is_superseded and bytes_of(file.path) <= HEADER_BYTES:
+            remove_durably(file.path)
 
 
 def _read_on(cursor: LogCursor) -> Run | None:
@@ -107,9 +106,8 @@ def _read_on(cursor: LogCursor) -> Run | None:
 def inspect(cursor: LogCursor, known: Known) -> Judgement:
     """Judge what stands behind the cursor, which is where reading ended. Changes nothing."""
     failing = cursor.at.lsn + 1
-    size = os.fstat(cursor.descriptor).st_size
     later = [file for file in list_segments(cursor.log) if file.first_lsn > failing]
-    rest = max(0, size - cursor.offset)
+    rest = end_of_bytes(cursor.descriptor, cursor.offset) - cursor.offset
     if rest and _has_footer(cursor):
         rest = 0
     follower, flushed = (0, 0)
@@ -131,19 +129,19 @@ def inspect(cursor: LogCursor, known: Known) -> Judgement:
 
 
 def set_rest_aside(cursor: LogCursor, store: Path, why: str) -> tuple[Path, int]:
-    """Copy everything behind the cursor to `aside/`, durably, then cut it.
+    """Copy everything behind the cursor to `aside/`, durably, then cut it. Zeros at the end are not copied.
 
     Survives a crash: before the cut both stand, and settling again makes a second copy; after it the
     copy. Returns (where it went, bytes).
     """
-    size = os.fstat(cursor.descriptor).st_size
+    end = end_of_bytes(cursor.descriptor, cursor.offset)
     folder = store / names.ASIDE
     target = next_free(folder / f"{why}-{cursor.at.lsn + 1:020d}-{cursor.offset}-{cursor.path.name}")
     with translated("cannot set the rest of the log aside", target):
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
         try:
             at = cursor.offset
-            while data := os.pread(cursor.descriptor, COPY_BYTES, at):
+            while data := os.pread(cursor.descriptor, min(COPY_BYTES, end - at), at):
                 write_all(descriptor, data)
                 at += len(data)
             os.fsync(descriptor)
@@ -155,7 +153,7 @@ def set_rest_aside(cursor: LogCursor, store: Path, why: str) -> tuple[Path, int]
                 rename_durably(file.path, next_free(folder / f"{why}-{file.path.name}"))
         os.ftruncate(cursor.descriptor, cursor.offset)
         os.fsync(cursor.descriptor)
-    return target, size - cursor.offset
+    return target, end - cursor.offset
 
 
 def _has_footer(cursor: LogCursor) -> bool:

@@ -6,24 +6,26 @@ reads what it builds on from the view; nothing is written here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import xxhash
 
 from .errors import UsageError
-from .event import EVENTS_LIMIT, Kind, Reason, encode_event
+from .event import EVENTS_LIMIT, NO_OPERATION, Kind, Reason, encode_event
 from .event import pack_header as pack_event
 from .fold import HASH_BYTES, value_of
 from .frame import FRAME_BYTES_MAX
 from .ids import MASK64
 from .ports import Record
-from .session import with_accessed
+from .session import expiry_at, unpack_record, with_accessed
 from .tail_map import NEW_MS, UNKNOWN_MS, Entry, arm_after
 from .view import View
 
 _HEADROOM_BYTES = 4096
 _PUT = int(Kind.PUT)
 _CREATED = int(Reason.CREATED)
+_EXPIRE = int(Kind.EXPIRE)
+_EXPIRED = int(Reason.EXPIRED)
 xxh3_64 = xxhash.xxh3_64_intdigest
 
 
@@ -63,13 +65,13 @@ class Stage:
         self._set(key, value, old, NEW_MS if is_new else self._arm(key))
         self._emit(Kind.PUT, reason, operation_id, key, value)
 
-    def create(self, sessions: Iterable[tuple[bytes, bytes]], operation_id: bytes) -> None:
-        """As put with the reason CREATED, of (key, value) pairs whose keys were never used."""
+    def create(self, sessions: Iterable[tuple[bytes, bytes, int]], operation_id: bytes) -> None:
+        """As put with the reason CREATED, of (key, value, deadline to arm: ms or NEW_MS), keys never used."""
         parts, entries, lsn = self.parts, self.entries, self.lsn
         size, digest, count = self.size_bytes, self.digest, len(entries)
-        for key, value in sessions:
+        for key, value, arm_ms in sessions:
             hashed = xxh3_64(value, xxh3_64(key))
-            entries[key] = (lsn, hashed.to_bytes(8, "little") + value, NEW_MS)
+            entries[key] = (lsn, hashed.to_bytes(8, "little") + value, arm_ms)
             digest += hashed
             event = pack_event(_PUT, _CREATED, len(key), len(value), operation_id) + key + value
             parts.append(event)
@@ -94,6 +96,29 @@ class Stage:
             self.session_count -= 1
         self.entries[key] = (self.lsn, None, UNKNOWN_MS)
         self._emit(kind, reason, operation_id, key, b"")
+
+    def expire(self, keys: Sequence[bytes], now_ms: int) -> int:
+        """Remove those of these sessions whose time is over, by an EXPIRE event each; answers how many."""
+        entries, parts, entry = self.entries, self.parts, (self.lsn, None, UNKNOWN_MS)
+        digest, size, count = self.digest, self.size_bytes, len(parts)
+        for key, newest in zip(keys, self._view.newest_of(keys), strict=True):
+            record = found[1] if (found := entries.get(key)) else newest
+            if record is None:
+                continue
+            value_of(key, record)  # raises if it is damaged
+            hashed, _, _, _, accessed, timeout, cap = unpack_record(record)
+            if expiry_at(accessed, timeout, cap) >= now_ms:
+                continue
+            digest -= hashed
+            entries[key] = entry
+            event = pack_event(_EXPIRE, _EXPIRED, len(key), 0, NO_OPERATION) + key
+            parts.append(event)
+            size += len(event)
+        count = len(parts) - count
+        self.digest, self.size_bytes = digest & MASK64, size
+        self.session_count -= count
+        self.event_count += count
+        return count
 
     def rename(self, key: bytes, new_key: bytes, operation_id: bytes) -> None:
         """The session of `key` goes on under `new_key`, which must be free."""

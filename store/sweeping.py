@@ -12,25 +12,29 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fcntl import LOCK_UN, flock
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .commit import Writer
 from .errors import UsageError
 from .event import NO_OPERATION, Kind, Reason
-from .fold import HASH_BYTES
 from .lock import FileLock
 from .page import Word
 from .ports import Deadline
-from .session import NEVER_MS, expiry_of
+from .session import expiry_of
 from .stage import Stage
+from .view import FoldPlan
 
 if TYPE_CHECKING:
     from .opening import Opened, OpenOptions
 
 SWEEP_CHUNK = 1000
-"""Deadlines looked at in one go, under the fold lock; their events are one frame."""
+"""Deadlines looked at by one frame, and by one step of a background pass."""
+SWEEP_FOLD = 4000
+"""Deadlines that a pass which was asked for looks at in one go, under the fold lock: several frames, one
+fold."""
 
 
 class Sweeper:
@@ -42,9 +46,10 @@ class Sweeper:
         options: OpenOptions,
         fold_lock: FileLock,
         fold_threads: threading.Lock,
-        fold: Callable[[], int],
+        fold: Callable[[Sequence[Deadline]], FoldPlan | None],
     ) -> None:
-        """`fold` folds the visible tail; the caller of it holds `fold_lock` and `fold_threads`."""
+        """`fold` folds the visible tail, and disarms what it is given; the caller of it holds `fold_lock` and
+        `fold_threads`."""
         self._opened = opened
         self._options = options
         self._view = opened.view
@@ -62,12 +67,12 @@ class Sweeper:
         """
         expired = 0
         while limit is None or expired < limit:
-            chunk = SWEEP_CHUNK if limit is None else min(SWEEP_CHUNK, limit - expired)
+            count = SWEEP_FOLD if limit is None else min(SWEEP_FOLD, limit - expired)
             with self._fold_threads:
                 self._fold_lock.check_open()
                 try:
                     self._fold_lock.acquire(self._options.write_timeout_ms)
-                    found, done = self._sweep_chunk(writer, chunk, waits=True)
+                    found, done = self._sweep_some(writer, count, waits=True)
                 finally:
                     flock(self._fold_lock.descriptor, LOCK_UN)
             expired += found
@@ -99,7 +104,7 @@ class Sweeper:
             try:
                 if not self._fold_lock.try_acquire():
                     return True
-                found, done = self._sweep_chunk(writer, SWEEP_CHUNK, waits=False)
+                found, done = self._sweep_some(writer, SWEEP_CHUNK, waits=False)
             finally:
                 flock(self._fold_lock.descriptor, LOCK_UN)
         return found + done > 0
@@ -111,39 +116,33 @@ class Sweeper:
         need = self._log.config.sync_replicas
         return not need or (writer.gate is not None and self._log.words[Word.VOTERS_CONNECTED] >= need)
 
-    def _sweep_chunk(self, writer: Writer, limit: int, *, waits: bool) -> tuple[int, int]:
+    def _sweep_some(self, writer: Writer, limit: int, *, waits: bool) -> tuple[int, int]:
         """(sessions expired, deadlines done with). The caller holds the fold lock."""
         now_ms = self._log.now_ms()
         view = self._view
         with view.mutex:
             view.catch_up()  # another state may stand in place of the one that was open
-            backend = view.backend
-            due = backend.due(now_ms - 1, limit)
+            due = view.backend.due(now_ms - 1, limit)
         if not due:
             return 0, 0
-        keys = list(dict.fromkeys(key for _, key in due))
-
-        def evaluate(stage: Stage) -> int:
-            return sum([end_expired(stage, key, now_ms) for key in keys])
-
-        expired, position = writer.commit(evaluate, makes_room=False)
-        if position is not None and waits:
-            writer.finish(position, self._options.durability, None)
+        keys = list(dict.fromkeys([key for _, key in due]))
+        expired, last = 0, None
+        for start in range(0, len(keys), SWEEP_CHUNK):
+            chunk = keys[start : start + SWEEP_CHUNK]
+            found, position = writer.commit(partial(_expire, chunk, now_ms), makes_room=False)
+            expired += found
+            last = position or last
+        if last is not None and waits:
+            writer.finish(last, self._options.durability, None)
         # What the state holds after this fold decides: each session in it keeps a deadline at or before
         # its expiry, also one that came anew meanwhile, or whose change is not visible yet.
-        self._fold()
-        with view.mutex:
-            view.refresh()
-            rearmed: list[Deadline] = []
-            for key in keys:
-                record = backend.get(key)
-                expiry = NEVER_MS if record is None else expiry_of(record, HASH_BYTES)
-                if expiry != NEVER_MS:
-                    rearmed.append((expiry, key))
-            state = view.state
-            view.release()
-            backend.fold([], rearmed, due, state)
-        return int(expired), len(set(due).difference(rearmed))
+        plan = self._fold(due)
+        kept = set(() if plan is None else plan.armed).intersection(due)
+        return expired, len(due) - len(kept)
+
+
+def _expire(keys: list[bytes], now_ms: int, stage: Stage) -> int:
+    return stage.expire(keys, now_ms)
 
 
 def check_limit(limit: object) -> None:

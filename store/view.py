@@ -11,13 +11,10 @@ by whoever calls.
 
 from __future__ import annotations
 
-import heapq
 import threading
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -25,16 +22,13 @@ import msgspec
 from .cursor import READ_BYTES, Run, list_segments
 from .errors import CorruptError, DivergedError, PerdureError, PositionGoneError, StaleReadError
 from .event import Event, Kind, Reason
-from .fold import HASH_BYTES, record_of, touched, unreadable
+from .fold import HASH_BYTES, plan_deadlines, record_of, touched, unreadable
 from .hot import HotSessions
 from .ids import NOWHERE, Position, StatePosition
 from .labels import (
-    BEHIND,
     LABELS_AT,
     LABELS_END,
     NO_LABELS,
-    PRIORITY_TERMS,
-    has_priority,
     plan_labels,
     plan_used,
     terms_of_record,
@@ -44,10 +38,9 @@ from .page import Word
 from .placing import place
 from .ports import Backend, Change, Deadline, Labelled, Record, Scan
 from .rejoining import is_rejoining, wait_until_rejoined
-from .session import NEVER_MS, expiry_of
+from .session import expiry_of
 from .tail_map import KEPT_MS, NEW_MS, UNKNOWN_MS, Entry, arm_after, follow_frames
 
-PRIORITISED_AT_ONCE = 1000
 _APPENDED = int(Word.APPENDED)
 _SEGMENT = int(Word.SEGMENT)
 _END = int(Word.END)
@@ -65,7 +58,7 @@ class FoldPlan(NamedTuple):
 
     changes: list[Change]
     armed: list[Deadline]
-    disarmed: list[Deadline]
+    disarmed: Sequence[Deadline]
     position: StatePosition
     labelled: list[Labelled]
     unlabelled: list[Labelled]
@@ -163,6 +156,18 @@ class View:
                 return found[1]
             try:
                 return self.backend.get(key)
+            except self.backend.engine_errors as error:
+                raise unreadable(error) from error
+
+    def newest_of(self, keys: Iterable[bytes]) -> list[Record | None]:
+        """As newest(), of many keys at once."""
+        with self.mutex:
+            if not self.is_open:
+                self.refresh()
+            changed = {**self.tail, **self.pending} if self.pending else self.tail
+            find, get = changed.get, self.backend.get
+            try:
+                return [found[1] if (found := find(key)) else get(key) for key in keys]
             except self.backend.engine_errors as error:
                 raise unreadable(error) from error
 
@@ -427,31 +432,35 @@ class View:
 
     # -- folding ---------------------------------------------------------------------------------
 
-    def fold_plan(self) -> FoldPlan | None:
+    def fold_plan(self, due: Sequence[Deadline] = ()) -> FoldPlan | None:
         """What a fold of the whole visible tail would write; None if there is nothing to fold.
 
-        The caller holds the fold lock and the mutex.
+        `due` is disarmed in the same fold, and each session of it that the state holds afterwards is armed
+        anew at its expiry. The caller holds the fold lock and the mutex.
         """
         self.catch_up()
         self.advance()
         self.release()
         self.refresh()
-        if self.visible.lsn <= self.state.lsn:
+        if self.visible.lsn <= self.state.lsn and not due:
             return None
         changes: list[Change] = []
         armed: list[Deadline] = []
+        asked: list[Change] = []
         others: list[bytes] = []
         tail = self.tail
         for key in sorted(tail):
             _, record, arm_ms = tail[key]
             changes.append((key, record))
             if arm_ms and record is not None:
-                if arm_ms < 0:
-                    arm_ms = self._deadline_to_arm(key, record, arm_ms)
-                if arm_ms:
+                if arm_ms > 0:
                     armed.append((arm_ms, key))
+                else:
+                    asked.append((key, record))
                 if record[LABELS_AT:LABELS_END] != NO_LABELS:
                     others.append(key)
+        if asked:
+            armed += plan_deadlines(asked, self._base_expiries(asked))
         # The index: looked up is only what can have been in it.
         if self.backend.has_labels:
             labelled, unlabelled = self._plan_labels(
@@ -459,7 +468,18 @@ class View:
             )
         else:
             labelled, unlabelled = self._plan_labels(others)
-        return FoldPlan(changes, armed, [], self.visible, labelled, unlabelled)
+        if due:
+            armed += self._to_rearm(due)
+        return FoldPlan(changes, armed, due, self.visible, labelled, unlabelled)
+
+    def _to_rearm(self, due: Sequence[Deadline]) -> Iterator[Deadline]:
+        """The deadlines of what the fold of the tail leaves in the state, of sessions that were due."""
+        find, get = self.tail.get, self.backend.get
+        for key in dict.fromkeys([key for _, key in due]):
+            found = find(key)
+            record = found[1] if found else get(key)
+            if record is not None and (expiry := expiry_of(record, HASH_BYTES)) != NEVER_MS:
+                yield expiry, key
 
     def _plan_labels(self, keys: list[bytes]) -> tuple[list[Labelled], list[Labelled]]:
         if not keys:
@@ -479,17 +499,23 @@ class View:
         labelled, unlabelled = plan_labels(((key, tail[key][1]) for key in keys), base)
         return labelled + plan_used(backend, new), unlabelled
 
-    def _deadline_to_arm(self, key: bytes, record: Record, arm_ms: int) -> int:
-        """What NEW_MS or UNKNOWN_MS comes to, now that the read view is at what the fold builds on."""
-        expiry = expiry_of(record, HASH_BYTES)
-        if expiry == NEVER_MS:
-            return KEPT_MS
-        old = self.backend.get(key) if arm_ms == UNKNOWN_MS else None
-        return KEPT_MS if old is not None and expiry_of(old, HASH_BYTES) <= expiry else expiry
+    def _base_expiries(self, asked: Iterable[Change]) -> dict[bytes, int]:
+        """When the state's sessions of these keys expire, ms, but for those that are new to it (NEW_MS).
+
+        The read view is at what the fold builds on.
+        """
+        tail, get = self.tail, self.backend.get
+        base: dict[bytes, int] = {}
+        for key, _ in asked:
+            if tail[key][2] == UNKNOWN_MS:
+                old = get(key)
+                if old is not None:
+                    base[key] = expiry_of(old, HASH_BYTES)
+        return base
 
     def folded(self, position: StatePosition) -> None:
         """The fold up to `position` is in the state: publish it, and drop it from the tail map."""
-        if self.make_own is None:
+        if self.make_own is None and position.lsn > self.state.lsn:
             self._publish(position)
         self.release()
         self.refresh()
@@ -507,116 +533,6 @@ class View:
         """The LSN that the state holds: the one that all processes share, or this handle's own."""
         return self.log.words[Word.FOLDED] if self.make_own is None else self.state.lsn
 
-    def keys(self, prefix: bytes, after: bytes, limit: int) -> list[bytes]:
-        """Up to `limit` keys above `after` that begin with `prefix`, in order, as readers see them.
-
-        Takes the mutex. What changes meanwhile may be seen or not.
-        """
-        with self.mutex:
-            self.catch_up()
-            self.advance()
-            self.refresh()
-            self.check_floor()
-            tail = dict(self.tail)
-            scan = self.scan(max(after, prefix_floor(prefix)))
-        new = sorted(
-            key
-            for key, entry in tail.items()
-            if entry[1] is not None and key > after and key.startswith(prefix)
-        )
-        found: list[bytes] = []
-        try:
-            stored = iter(scan)
-            while len(found) < limit:
-                # As lists, not one by one: a list of all ids is little else than this.
-                chunk = [key for key, _ in islice(stored, limit)]
-                last = chunk[-1] if len(chunk) == limit else None
-                if tail:
-                    chunk = [key for key in chunk if key not in tail]
-                if prefix or (chunk and chunk[0] <= after):
-                    chunk = [key for key in chunk if key > after and key.startswith(prefix)]
-                upto = len(new) if last is None else bisect_right(new, last)
-                if upto:
-                    chunk = sorted(chunk + new[:upto])
-                    del new[:upto]
-                found += chunk
-                if last is None or (last > prefix and not last.startswith(prefix)):
-                    break
-        finally:
-            scan.close()
-        return found[:limit]
-
-    def members(
-        self, term: bytes, prefix: bytes, after: bytes, limit: int, *, newest: bool = False
-    ) -> list[bytes]:
-        """Up to `limit` keys above `after` with a term (see labels), in order, that begin with `prefix`.
-
-        As readers see them, or with `newest` as writers do: uncommitted frames included. Takes the mutex.
-        """
-        with self.mutex:
-            self.catch_up()
-            self.advance()
-            self.refresh()
-            self.check_floor()
-            changed = {**self.tail, **self.pending} if newest and self.pending else self.tail
-            new = sorted(
-                key for key, entry in changed.items() if key > after and term in terms_of_record(entry[1])
-            )
-            after = max(after, prefix_floor(prefix))
-            found: list[bytes] = []
-            for key in heapq.merge(self._stored_members(term, after, changed, limit), new):
-                if key < prefix:
-                    continue
-                if not key.startswith(prefix) or len(found) >= limit:
-                    break
-                found.append(key)
-            return found
-
-    def _stored_members(
-        self, term: bytes, after: bytes, changed: dict[bytes, Entry], limit: int
-    ) -> Iterable[bytes]:
-        if not self.backend.has_labels:
-            return
-        while pairs := self.backend.find((term, after), term, limit):
-            for _, key in pairs:
-                if key not in changed:
-                    yield key
-            after = pairs[-1][1]
-
-    def prioritised(self, after: bytes, last: bytes) -> set[bytes]:
-        """The keys above `after` up to `last` with another priority than the normal one. Takes the mutex."""
-        with self.mutex:
-            self.catch_up()
-            self.advance()
-            self.refresh()
-            self.check_floor()
-            found: set[bytes] = set()
-            for term in PRIORITY_TERMS:
-                for key in self._stored_members(term, after, self.tail, PRIORITISED_AT_ONCE):
-                    if key > last:
-                        break
-                    found.add(key)
-            found.update(key for key, entry in self.tail.items() if has_priority(entry[1]))
-            return found
-
-    def terms(self, after: bytes, last: bytes) -> list[bytes]:
-        """The terms above `after` up to `last` that sessions may have, in order. Takes the mutex."""
-        with self.mutex:
-            self.catch_up()
-            self.advance()
-            self.refresh()
-            self.check_floor()
-            found = {
-                term
-                for entry in self.tail.values()
-                for term in terms_of_record(entry[1])
-                if after < term <= last
-            }
-            while self.backend.has_labels and (pairs := self.backend.find((after + BEHIND, b""), last, 1)):
-                after = pairs[0][0]
-                found.add(after)
-            return sorted(found)
-
 
 def is_lost(log: EventLog, position: Position) -> bool:
     """Does this node's history go on without `position`?
@@ -633,10 +549,3 @@ def is_beyond(visible: Position, position: Position, log: EventLog) -> bool:
     if visible.epoch == position.epoch:
         return visible.lsn >= position.lsn
     return visible.epoch > position.epoch and (visible.lsn >= position.lsn or is_lost(log, position))
-
-
-def prefix_floor(prefix: bytes) -> bytes:
-    """A key below every key that begins with `prefix`, and above as many others as is easy."""
-    if not prefix or prefix[-1] == 0:
-        return prefix[:-1]
-    return prefix[:-1] + bytes([prefix[-1] - 1]) + b"\xff" * 8

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from perdure.recovery.scan import SegmentScan
 from perdure.shipping import ForwardService, Server, ServerClient, open_node_log, peer, server, visitor
 from perdure.shipping.auth import CLIENT, NONCE_BYTES, SHIPPER, Connecting
 from perdure.shipping.messages import (
@@ -281,11 +282,11 @@ def next_frames(cluster: Cluster, after_lsn: int) -> bytes:
     path = cluster.path("n1")
     with SessionStore.open(path, create=False) as store:
         store.create({"n": "next"})
-    data = list_segments(path / "log")[-1].path.read_bytes()
-    at = footprint(cluster.path("n2"))
-    own = next(value for name, value in at.items() if name.endswith(".seg"))
+    tail = list_segments(path / "log")[-1].path
+    with SegmentScan(tail) as scan:
+        starts = [offset for offset, frame, _ in scan.frames() if frame.first_lsn > after_lsn]
     assert after_lsn
-    return data[len(own) :].rstrip(b"\0") if len(data) > len(own) else b""
+    return tail.read_bytes()[starts[0] : scan.offset] if starts else b""
 
 
 @pytest.mark.parametrize("what", ["flipped", "cut", "twice", "bomb", "lie", "nothing"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from perdure.store.errors import ForkedError, StoreClosedError, UsageError
 from perdure.store.fold import record_of
 from perdure.store.ids import NOWHERE
-from perdure.store.ports import Backend, Change, Labelled
+from perdure.store.ports import Backend, Change, KeyScan, Labelled
 from perdure.store.rebuild import fill
 from perdure.store.session import encode_session
 from tests.contract.children import advance, at, changes_of, child, content_at, open_way
@@ -140,6 +141,9 @@ def test_a_closed_back_end_says_so(backend: Backend) -> None:
     scan.close()
     with pytest.raises(StoreClosedError):
         list(scan)
+    if isinstance(scan, KeyScan):
+        with pytest.raises(StoreClosedError):
+            scan.next_keys(1)
     backend.close()
     backend.close()
     calls: list[Callable[[], object]] = [
@@ -170,6 +174,24 @@ def test_a_scan_is_one_image_while_folds_go_on(backend: Backend) -> None:
     assert (scan.position, seen) == (at(1, 500), sorted(before.items()))
     scan.close()
     assert len(content(backend)) == 750
+
+
+def test_the_keys_of_a_scan_are_those_of_one_image_while_folds_go_on(backend: Backend) -> None:
+    keys = [b"%04d" % number for number in range(500)]
+    backend.fold([(key, b"record--") for key in keys], [], [], at(1, 500))
+    scan = backend.scan(keys[9])
+    rows = iter(()) if isinstance(scan, KeyScan) else iter(scan)
+
+    def next_keys(limit: int) -> list[bytes]:
+        return scan.next_keys(limit) if isinstance(scan, KeyScan) else [key for key, _ in islice(rows, limit)]
+
+    found = next_keys(100)
+    fold(backend, dict.fromkeys(keys[::2]) | {key + b"-new": b"record--" for key in keys}, 2)
+    found += next_keys(300)
+    fold(backend, dict.fromkeys(keys), 3)
+    found += next_keys(300)
+    assert (found, next_keys(1)) == (keys[10:], [])
+    scan.close()
 
 
 def test_a_scan_goes_on_behind_any_key_there_or_not(backend: Backend) -> None:
@@ -494,6 +516,8 @@ def _is_refused(backend: Backend, scan: Any, rows: Any) -> None:
         lambda: next(rows),
         lambda: list(scan),
     ]
+    if isinstance(scan, KeyScan):
+        calls.append(lambda: scan.next_keys(1))
     for call in calls:
         with pytest.raises(ForkedError):
             call()

@@ -11,7 +11,7 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, Phase, given, settings
 
 from perdure.store.ids import NOWHERE
-from perdure.store.ports import Backend
+from perdure.store.ports import Backend, KeyScan
 from tests.contract.children import at, open_way
 from tests.contract.conftest import is_shared
 
@@ -85,6 +85,16 @@ class Model:
         try:
             expected = sorted((key, record) for key, record in self.sessions.items() if key > after)
             assert list(scan) == expected
+        finally:
+            scan.close()
+        self.check_keys(after, [key for key, _ in expected])
+
+    def check_keys(self, after: bytes, expected: list[bytes]) -> None:
+        scan = self.backend.scan(after)
+        try:
+            if isinstance(scan, KeyScan):
+                for start in range(0, len(expected) + 2, 2):
+                    assert scan.next_keys(2) == expected[start : start + 2]
         finally:
             scan.close()
 

@@ -37,6 +37,7 @@ def test_a_power_cut_loses_nothing_acknowledged_on_disk(
     shim: Path, workdir: Path, seed: int, model: Model, writers: int
 ) -> None:
     recording = record(shim, writing("disk", 24, writers), workdir / "run")
+    assert any(op.kind is Kind.GROW and op.path.endswith(".seg") for op in recording.trace.ops)
     result = explored(recording, model, seed, limit=220, more=3)
     assert not result.violations, all_of(result.violations)
     assert result.images > 150

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from perdure.store import SessionStore
+from perdure.store.listing import list_members
 
 COUNTER = "counter"
 CHECK_EVERY = 50
@@ -90,7 +91,7 @@ class Busy:
         missing = self.ledger.keys() - found
         self.expect(not missing, f"a scan misses {sorted(missing)[:3]} of {len(missing)}")
         term = b"g" + self.name.encode()
-        keys = self.timed("group", lambda: self.store._view.members(term, b"", b"", GROUP_MAX))
+        keys = self.timed("group", lambda: list_members(self.store._view, term, b"", b"", GROUP_MAX))
         members = {key.decode() for key in keys}
         missing = self.ledger.keys() - members
         self.expect(not missing, f"the group misses {sorted(missing)[:3]} of {len(missing)}")

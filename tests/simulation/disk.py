@@ -1,9 +1,10 @@
 """The simulated disks: real files in memory, and what of them would be there after a power cut.
 
 Owns, for every machine's directory, which bytes and which names are durable. What was written and not
-synced is kept as a list of writes; a power cut applies none, all, some or part of them, and builds the
-directory anew from that. Names follow their own directory's sync. The control page is written through a
-mapping, which nobody sees: it may come back as it was, or as zeros.
+synced is kept as a list of writes; a power cut applies none, all, some, some of their pages or part of
+them, and builds the directory anew from that. Blocks that were allocated ahead are zeros. Names follow
+their own directory's sync. The control page is written through a mapping, which nobody sees: it may come
+back as it was, or as zeros.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from .kernel import MS, Host, Kernel, Process
 
 SYNC_NS = 150_000
+PAGE_BYTES = 4096
 PAGE_NAME = "control"
 
 
@@ -27,7 +29,7 @@ class Inode:
         self.number = number
         self.durable = bytearray()
         self.pending: list[tuple[int, bytes | None]] = []
-        """(offset, bytes), or (size, None) for a change of size."""
+        """(offset, bytes), or (size, None) for a change of size; no bytes are zeros up to that offset."""
         self.exclusive: Open | None = None
         self.shared: list[Open] = []
 
@@ -46,6 +48,18 @@ def apply_writes(data: bytearray, writes: list[tuple[int, bytes | None]]) -> Non
         if len(data) < offset:
             data.extend(bytes(offset - len(data)))
         data[offset : offset + len(written)] = written
+
+
+def pages_of(offset: int, written: bytes | None) -> list[tuple[int, bytes | None]]:
+    """A write as the writes of each page: of one that was not synced, any of them may get to the disk."""
+    if not written:
+        return [(offset, written)]
+    ends = range(offset - offset % PAGE_BYTES + PAGE_BYTES, offset + len(written), PAGE_BYTES)
+    starts = [offset, *ends]
+    return [
+        (start, written[start - offset : end - offset])
+        for start, end in zip(starts, [*starts[1:], offset + len(written)], strict=True)
+    ]
 
 
 class Open:
@@ -218,8 +232,9 @@ class Disk:
                     apply_writes(data, [(offset, written[: random.randrange(len(written) + 1)])])
             elif mode < 0.75:
                 for write in pending:
-                    if random.random() < 0.5:
-                        apply_writes(data, [write])
+                    for piece in pages_of(*write):
+                        if random.random() < 0.5:
+                            apply_writes(data, [piece])
         return bytes(data)
 
     def _page(self) -> bytes | None:

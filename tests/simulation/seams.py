@@ -156,7 +156,7 @@ class System:
         os.ftruncate(descriptor, max(grown, offset + size))
         file = self.opened.get(descriptor)
         if file is not None and file.inode is not None and offset + size > grown:
-            file.inode.pending.append((offset + size, None))
+            file.inode.pending.append((offset + size, b""))
 
     def fsync(self, descriptor: int) -> None:
         file = self.opened.get(descriptor)
@@ -265,6 +265,7 @@ class System:
             kill=self._kill,
             sched_yield=lambda: kernel.pass_time(_CALL_NS),
             register_at_fork=lambda **_: None,
+            uname=lambda: SimpleNamespace(machine="simulated"),  # has no futex: a wait at a bell is a sleep
         )
         fake_time = _copy(
             time,

@@ -28,7 +28,7 @@ from .shapes import Shape
 
 HOME: Final = Path("/proc/self/cwd")
 """Names the directory of whichever process asks: the paths that a stage holds are right in its branches."""
-_COPIED_BYTES = 1 << 20
+_COPIED_BYTES = 4 << 20
 _FIXED: Final = 0x10  # MAP_FIXED of mmap(2), which the module mmap does not name
 
 
@@ -97,7 +97,8 @@ def _copy(source: str, target: str) -> dict[int, int]:
             data = os.read(read, _COPIED_BYTES)
             if len(data) == _COPIED_BYTES:
                 raise ValueError(f"{folder}/{name} is larger than a stage should have")
-            os.write(write, data)
+            os.write(write, data.rstrip(b"\0"))
+            os.ftruncate(write, len(data))
             numbers[os.fstat(read).st_ino] = os.fstat(write).st_ino
             os.close(read)
             os.close(write)

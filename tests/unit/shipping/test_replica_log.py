@@ -153,8 +153,10 @@ def test_an_epoch_goes_on_behind_a_segment_whose_first_frame_was_lost_with_the_p
         if is_sealed:
             file = list_segments(replica / "log")[-1]
             cursor = node.cursor()
+            footer = footer_up_to(cursor, file, end.lsn)
+            os.truncate(file.path, footer.frames_end)
             with open(file.path, "ab") as segment:
-                segment.write(encode_footer(footer_up_to(cursor, file, end.lsn)))
+                segment.write(encode_footer(footer))
             cursor.close()
         node.log.lock_any()
         node.log.begin_segment(2, "n2", NOW_MS)  # and no EPOCH_START: it was not synced

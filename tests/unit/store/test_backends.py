@@ -6,18 +6,22 @@ import errno
 import os
 import random
 import secrets
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from perdure.store.backend_lmdb import LmdbBackend
 from perdure.store.backends import BACKENDS, backend_kind, open_backend
-from perdure.store.blocks import STEP_BYTES, AheadFile, allocate_whole
+from perdure.store.blocks import STEP_BYTES, AheadFile, Work, allocate_whole
 from perdure.store.deadlines import RUN_BYTES_MAX, RUN_SPAN_MS, pack_run, runs_of, unpack_run
-from perdure.store.errors import CorruptError, StorageFullError, UsageError
+from perdure.store.engine_lmdb import Txn
+from perdure.store.errors import CorruptError, StorageError, StorageFullError, UsageError
 from perdure.store.ids import NOWHERE
 from perdure.store.long_ids import engine_key, pack_long, unpack_long
 from perdure.store.mounts import place_of
+from perdure.store.ports import Change
 
 
 @pytest.mark.parametrize("name", [name for name in BACKENDS if backend_kind(name).is_shared])
@@ -63,6 +67,7 @@ def test_runs_hold_all_deadlines_in_bounds_of_span_and_size(seed: int) -> None:
             assert unpack_run(memoryview(run), until) == [entry for entry in entries if entry[0] <= until]
             found += entries
         assert sorted(found) == sorted(armed)
+        assert [run for _, run in runs] == [pack_run(unpack_run(run)) for _, run in runs]
     assert list(runs_of([])) == []
 
 
@@ -173,6 +178,93 @@ def test_a_stretched_file_is_cut_where_it_has_blocks_but_only_by_who_is_alone(tm
     first.allocate(6000)
     assert path.stat().st_size == STEP_BYTES
     first.close()
+
+
+def test_blocks_are_read_ahead_once_from_the_end_of_the_data_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[tuple[int, int]] = []
+
+    def read(descriptor: int, buffers: list[bytearray], offset: int) -> int:
+        count = preadv(descriptor, buffers, offset)
+        reads.append((offset, offset + count))
+        return count
+
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", read)
+    data = os.urandom(100_000)
+    (tmp_path / "file").write_bytes(data)
+    file = AheadFile(tmp_path / "file")
+    file.allocate(2 * STEP_BYTES)
+    file.read_ahead(100_000, 300_000)
+    assert reads == [(100_000, 300_000)]
+    file.read_ahead(150_000, 300_000)
+    file.read_ahead(200_000, 250_000)
+    assert len(reads) == 1
+    file.read_ahead(200_000, 2 * STEP_BYTES)
+    assert reads[1][0] == 300_000
+    assert all(end == start for (_, end), (start, _) in pairwise(reads))
+    assert reads[-1][1] == 2 * STEP_BYTES
+    file.cut_if_alone(lambda: 100_000)
+    reads.clear()
+    file.allocate(STEP_BYTES)
+    file.read_ahead(100_000, 120_000)
+    assert reads == [(100_000, 120_000)]
+    assert (tmp_path / "file").read_bytes()[: len(data)] == data
+    file.close()
+
+
+def test_a_disk_that_cannot_read_what_a_fold_would_reach_refuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    backend = LmdbBackend(tmp_path, mapped=True)
+    backend.fold([(b"k", b"record")], [], [], NOWHERE)
+    backend._shared._ahead._read_end = 0
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(StorageError):
+        backend.fold([(b"k", b"other"), (b"l", b"record")], [], [], NOWHERE)
+    monkeypatch.undo()
+    backend.refresh()
+    assert (backend.get(b"k"), backend.get(b"l")) == (b"record", None)
+    backend.fold([(b"k", b"other")], [], [], NOWHERE)
+    backend.refresh()
+    assert backend.get(b"k") == b"other"
+    backend.close()
+
+
+@pytest.mark.parametrize("longest", [32, 600])
+def test_a_transaction_is_given_room_for_all_that_it_puts(tmp_path: Path, longest: int) -> None:
+    backend = LmdbBackend(tmp_path, mapped=True)
+    shared = backend._shared
+    works: list[Work] = []
+    write = shared.write
+
+    def note(apply: Callable[[Txn], None], work: Work, release: Callable[[], None]) -> None:
+        works.append(work)
+        write(apply, work, release)
+
+    shared.write = note  # type: ignore[method-assign]
+    changes: list[Change] = [
+        (b"a" * 32, b"r" * 3000),
+        (b"b" * longest, b"r" * 500),
+        (b"c" * 32, None),
+        (b"d" * 32, b"r" * 100),
+    ]
+    backend.fold(changes, [(10**12, b"a" * 32)], [], NOWHERE)
+    backend.fold(changes[:2], [], [], NOWHERE)
+    sizes = [len(key) + len(record) for key, record in changes if record is not None]
+    assert works[0].value_bytes >= sum(sizes) + len(pack_run([(10**12, b"a" * 32)]))
+    assert works[0].value_bytes_max >= max(sizes)
+    assert works[0].puts >= 3 + 1
+    assert works[0].deletes >= 1
+    assert works[1].value_bytes >= sum(sizes[:2])
+    assert works[1].value_bytes_max >= max(sizes)
+    backend.refresh()
+    assert [backend.get(key) for key, _ in changes] == [record for _, record in changes]
+    backend.close()
 
 
 def test_a_place_is_the_same_as_long_as_nothing_moves(tmp_path: Path) -> None:

@@ -147,3 +147,37 @@ def test_ids_that_threads_take_at_once_are_all_different() -> None:
     everything = [id for mine in taken for id in mine]
     assert {len(id) for id in everything} == {16}
     assert len(set(everything)) == len(everything)
+
+
+def test_a_batch_tells_the_fold_what_to_arm_for_sessions_of_the_default_lifetime(tmp_path: Path) -> None:
+    store = open_quietly(tmp_path, Clock())
+    with store.batch() as batch:
+        plain = batch.create({})
+        others = [
+            batch.create({}, timeout_ms=5_000),
+            batch.create({}, timeout_ms=5_000, max_lifetime_ms=2_000),
+            batch.create({}, timeout_ms=None, max_lifetime_ms=9_000),
+            batch.create({}, max_lifetime_ms=1_000),
+        ]
+        batch.create({}, timeout_ms=None)
+    tail = store._opened.view.tail
+    _, record, arm_ms = tail[plain.encode()]
+    assert record is not None
+    assert arm_ms == expiry_of(record, HASH_BYTES) != NEVER_MS
+    assert all(tail[id.encode()][2] == NEW_MS for id in others)
+    check_armed(store)
+    assert set(armed_by_key(store)) == {id.encode() for id in (plain, *others)}
+    store.close()
+
+
+def test_sessions_of_a_batch_that_never_expire_by_default_arm_nothing(tmp_path: Path) -> None:
+    options = OpenOptions(clock=Clock(), default_timeout_ms=None)
+    store = SessionStore(open_store(tmp_path, options), options, None)
+    store._keeper._stopping.set()
+    with store.batch() as batch:
+        lasting = batch.create({})
+        capped = batch.create({}, max_lifetime_ms=1_000)
+    assert store._opened.view.tail[lasting.encode()][2] == NEW_MS
+    check_armed(store)
+    assert set(armed_by_key(store)) == {capped.encode()}
+    store.close()

@@ -30,6 +30,7 @@ from perdure.store.ids import MASK64
 from perdure.store.ports import Record
 from perdure.store.session import ACCESSED, encode_session
 from perdure.store.stage import Stage
+from perdure.store.tail_map import NEW_MS
 from tests.support.fuzz import cuts, flips, fuzz
 
 OPERATION = bytes(range(16))
@@ -94,7 +95,7 @@ def test_a_change_arrives_as_it_was_evaluated(store: SessionStore) -> None:
     stage.touch(b"b", ACCESSED.pack(77), OPERATION, Reason.GROUP)
     stage.remove(b"c", Kind.DELETE, Reason.DELETED, OPERATION)
     stage.rename(b"d", b"e", OPERATION)
-    stage.create([(b"f", value(2)), (b"g", value(3))], OPERATION)
+    stage.create([(b"f", value(2), NEW_MS), (b"g", value(3), NEW_MS)], OPERATION)
     there = applied(store, stage)
     assert there.parts == stage.parts
     assert (there.digest & MASK64, there.session_count) == (stage.digest & MASK64, stage.session_count)
@@ -153,7 +154,7 @@ def test_of_a_change_that_broke_off_only_the_reads_are_sent(store: SessionStore)
 
 def test_a_change_that_no_frame_takes_is_refused_before_it_is_sent(store: SessionStore) -> None:
     stage = recording(store)
-    stage.create([(str(n).encode(), value(n)) for n in range(EVENTS_LIMIT + 1)], OPERATION)
+    stage.create([(str(n).encode(), value(n), NEW_MS) for n in range(EVENTS_LIMIT + 1)], OPERATION)
     with pytest.raises(UsageError):
         stage.change()
 

@@ -13,13 +13,14 @@ import pytest
 
 from perdure.store.control import Config
 from perdure.store.cursor import LogCursor
-from perdure.store.errors import ReentrantWriteError, StorageError, UsageError
-from perdure.store.event import Event, Kind, Reason
+from perdure.store.errors import CorruptError, ReentrantWriteError, StorageError, UsageError
+from perdure.store.event import NO_OPERATION, Event, Kind, Reason
 from perdure.store.opening import OpenOptions, begin_cluster, init_store, open_store
 from perdure.store.promise import Promise
-from perdure.store.session import Session
+from perdure.store.session import ACCESSED, Session
 from perdure.store.sessions import SessionStore
-from perdure.store.sweeping import SWEEP_CHUNK
+from perdure.store.stage import Stage
+from perdure.store.sweeping import SWEEP_CHUNK, SWEEP_FOLD
 from tests.support.machine import Clock, open_quietly
 
 Open = Callable[..., SessionStore]
@@ -211,6 +212,107 @@ def test_an_explicit_pass_removes_all_or_as_many_as_asked(open_one: Open, clock:
     for wrong in (0, -1, 1.5):
         with pytest.raises(UsageError, match="limit"):
             store.cleanup_expired(wrong)  # type: ignore[arg-type]
+
+
+def test_a_large_pass_is_made_of_frames_of_one_chunk_and_a_fold_for_several(
+    open_one: Open, clock: Clock
+) -> None:
+    store = open_one()
+    fill(store, SWEEP_FOLD + SWEEP_CHUNK + 300)
+    clock.ms += 2000
+    before = len(events(store))
+    counting = count_calls(store)
+    assert store.cleanup_expired() == SWEEP_FOLD + SWEEP_CHUNK + 300
+    sizes = [len(frame) for frame in events(store)[before:]]
+    assert sizes == [SWEEP_CHUNK] * (SWEEP_FOLD // SWEEP_CHUNK + 1) + [300]
+    assert counting.calls["fold"] == 2
+    assert counting.calls["get"] == SWEEP_FOLD + SWEEP_CHUNK + 300, "each session is looked up once"
+
+
+def test_of_what_was_due_when_it_is_folded_each_session_that_is_there_keeps_its_deadline(
+    open_one: Open, clock: Clock
+) -> None:
+    store = open_one()
+    gone, used, forever, unused = fill(store, 4, timeout_ms=10_000)
+    due = store._opened.backend.due(1 << 62, 10)
+    clock.ms += 5000
+    store.delete(gone)
+    store.touch(used)
+    store.update(forever, lambda session: session.replace(timeout_ms=None))
+    plan = store._keeper._fold(due)
+    assert plan is not None
+    assert sorted(plan.disarmed) == sorted(due)
+    left = sorted(store._opened.backend.due(1 << 62, 10))
+    assert left == [(clock.ms + 6000, unused.encode()), (clock.ms + 11_000, used.encode())]
+
+
+def test_what_expires_in_a_frame_that_waits_for_replicas_stays_armed_as_it_was(
+    open_one: Open, clock: Clock, tmp_path: Path
+) -> None:
+    init_store(tmp_path / "store", node="n1", now_ms=1)
+    store = open_one(backend=None)
+    log, view = store._log, store._view
+    log.lock_any()
+    begin_cluster(log, Config(("n1", "n2"), 0))
+    log.unlock()
+    fill(store, 3)
+    due = store._opened.backend.due(1 << 62, 10)
+    clock.ms += 2000
+    log.lock_any()
+    log.roll_if_due(clock.ms + 7_200_000)
+    log.append_control(None, Config(("n1", "n2"), 1), clock.ms)
+    stage = Stage(view)
+    assert stage.expire([key for _, key in due], clock.ms) == 3
+    log.append(b"".join(stage.parts), stage.event_count, stage.digest, stage.session_count, clock.ms)
+    view.took(stage.entries)
+    log.unlock()
+    plan = store._keeper._fold(due)
+    assert plan is not None
+    assert not plan.changes
+    assert sorted(plan.armed) == due
+    assert store._opened.backend.due(1 << 62, 10) == due
+    assert store.count() == 3
+
+
+def test_a_sweep_that_meets_a_damaged_record_says_so_and_expires_nothing_of_its_frame(
+    open_one: Open, clock: Clock
+) -> None:
+    store = open_one()
+    ids = fill(store, 5)
+    backend, view = store._opened.backend, store._view
+    record = backend.get(ids[2].encode())
+    assert record is not None
+    with view.mutex:
+        backend.fold([(ids[2].encode(), record[:-1] + bytes([record[-1] ^ 1]))], [], [], view.state)
+        view.release()
+    clock.ms += 2000
+    with pytest.raises(CorruptError, match=ids[2]):
+        store.cleanup_expired()
+    assert not expired_keys(store)
+    assert store.count() == 5
+    assert len(backend.due(1 << 62, 10)) == 5
+
+
+def test_expiring_counts_what_the_same_frame_has_changed_before(open_one: Open, clock: Clock) -> None:
+    store = open_one()
+    ids = fill(store, 3)
+    clock.ms += 2000
+    keys = [id.encode() for id in ids]
+
+    def evaluate(stage: Stage) -> int:
+        stage.remove(keys[0], Kind.DELETE, Reason.DELETED, NO_OPERATION)
+        stage.touch(keys[1], ACCESSED.pack(clock.ms), NO_OPERATION)
+        return stage.expire(keys, clock.ms)
+
+    assert store._writer.commit(evaluate)[0] == 1
+    assert [event[3] for event in events(store)[-1] if event[0] == Kind.EXPIRE] == [keys[2]]
+    assert store.count() == 1
+    store.fold()
+    scan = store._opened.backend.scan()
+    records = [record for _, record in scan]
+    scan.close()
+    assert len(records) == scan.position.session_count == 1
+    assert scan.position.digest == sum(int.from_bytes(record[:8], "little") for record in records)
 
 
 def test_reads_go_on_while_a_large_sweep_is_under_way(open_one: Open, clock: Clock) -> None:
