@@ -27,14 +27,16 @@ from .files import read_small, translate
 from .ids import Position
 from .lock import FileLock
 from .mark import MarkFile
-from .page import Word
+from .page import ControlPage, Word
 from .smallfile import publish_small
 
 MARK_SYNC_MS = 1000
 LOOK_S = 0.2
 """A thread that waits for another one's sync looks for itself this often, should that one have died."""
 RETRY_S = 0.0001
-"""The sync lock is tried again this often while another process syncs."""
+"""Who closes the flusher looks this often whether a thread still syncs."""
+SYNC_LOOK_S = 0.005
+"""A process that waits for another one's sync looks for itself this often, should that one have died."""
 POISON_MAGIC = b"PDRPOIS1"
 POISON_VERSION = 1
 _FLUSHED = int(Word.FLUSHED)
@@ -44,6 +46,7 @@ _CHAIN = int(Word.CHAIN)
 _EPOCH = int(Word.EPOCH)
 _SEGMENT = int(Word.SEGMENT)
 _POISON = int(Word.POISON)
+_SYNC_WANTED = int(Word.SYNC_WANTED)
 _COMMITTED = int(Word.COMMITTED)
 _MARK_SEQUENCE = int(Word.MARK_SEQUENCE)
 _MARK_SYNCED = int(Word.MARK_SYNCED_MS)
@@ -76,9 +79,10 @@ class _Waiter:
 class Flusher:
     """One process's way to make its log durable."""
 
-    def __init__(self, store: Path, cursor: LogCursor, words: Any, timeout_ms: int) -> None:
+    def __init__(self, store: Path, cursor: LogCursor, page: ControlPage, timeout_ms: int) -> None:
         self.store = store
-        self.words = words
+        self.words: Any = page.words
+        self._bell = page.sync_bell
         self.timeout_ms = timeout_ms
         self._cursor = cursor
         self.threads = threading.Lock()
@@ -236,9 +240,11 @@ class Flusher:
 
     def _lead(self, lsn: int, when_synced: Callable[[], object] | None) -> None:
         words, lock = self.words, self._lock
+        has_led = False
         try:  # also around the lock: to release what is not held does nothing
             if not lock.try_acquire() and not self._acquire_or_covered(lsn):
                 return
+            has_led = True
             self.check_poison()
             if words[_FLUSHED] < lsn:
                 self._sync(when_synced)
@@ -246,13 +252,21 @@ class Flusher:
                     raise StorageError(f"LSN {lsn} is not in this log any more", path=self.store, lsn=lsn)
         finally:
             flock(lock.descriptor, LOCK_UN)
+            if has_led and words[_SYNC_WANTED]:
+                words[_SYNC_WANTED] = 0
+                self._bell.ring()
 
     def _acquire_or_covered(self, lsn: int) -> bool:
-        """Take the sync lock: True. False if the process that has it covered `lsn` meanwhile."""
-        words = self.words
+        """Take the sync lock: True. False if the process that has it covered `lsn` meanwhile.
+
+        Who has it rings as soon as it is free. That somebody waits is said before the lock is tried, and
+        looked at after it was released: so one of the two sees the other.
+        """
+        words, bell = self.words, self._bell
         deadline = time.monotonic() + self.timeout_ms / 1000
         while True:
-            time.sleep(RETRY_S)
+            heard = bell.heard()
+            words[_SYNC_WANTED] = 1
             if words[_FLUSHED] >= lsn and not words[_POISON]:
                 return False
             if self._lock.try_acquire():
@@ -263,6 +277,7 @@ class Flusher:
                     path=self._lock.path,
                     hint="See whether that process hangs or is stopped, or whether the disk does.",
                 )
+            bell.wait(heard, SYNC_LOOK_S)
 
     # -- one sync --------------------------------------------------------------------------------
 

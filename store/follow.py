@@ -145,7 +145,7 @@ class LogFollower:
         self.words: Any = self.page.words
         self.cursor = LogCursor(names.log_path(store), identity.cluster_id, self.key, identity.shard)
         self.cursor.keep_retired = True
-        self.flusher = Flusher(store, self.cursor, self.words, lock_timeout_ms)
+        self.flusher = Flusher(store, self.cursor, self.page, lock_timeout_ms)
         self.thread_locks.append(self.flusher.threads)
         quiet_in_forks(self, self.mutex)
         _open_logs.add(self)

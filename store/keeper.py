@@ -159,7 +159,8 @@ class Keeper:
                 return  # another thread has closed the store, and folded
             try:
                 if self._fold_lock.try_acquire():
-                    self._fold()
+                    if self._has_to_fold():
+                        self._fold()
                     self.last_error = None
                 else:
                     self._drop_folded()
@@ -179,6 +180,14 @@ class Keeper:
                 view.folded(plan.position)
             self._fold_at = FOLD_ENTRIES
             return plan
+
+    def _has_to_fold(self) -> bool:
+        """Not if others that reached the limit at the same time have left little of it."""
+        view = self._view
+        if view.folded_lsn() <= view.state.lsn:
+            return True
+        self._drop_folded()
+        return len(view.tail) >= FOLD_ENTRIES // 2
 
     def _drop_folded(self) -> None:
         """Another process folds: drop from the tail map what it has done, and come back later."""

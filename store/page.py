@@ -15,6 +15,7 @@ from pathlib import Path
 
 import xxhash
 
+from .bell import Bell
 from .files import FILE_MODE, translated
 
 PAGE_BYTES = 4096
@@ -92,6 +93,10 @@ class Word(IntEnum):
     """When that came, ms (monotonic clock); 0: none came. Written behind HEARD_LSN, read before it."""
     ALLOCATED = 35
     """Offset (bytes) in the tail segment up to which nobody need allocate ahead of the frames; 0: look."""
+    SYNC_WANTED = 36
+    """1 if a process waits for another one's sync, and is to be woken by SYNC_BELL."""
+    SYNC_BELL = 37
+    """Grows when a sync is over for which others have waited."""
 
 
 def read_boot_id() -> str:
@@ -120,6 +125,7 @@ class ControlPage:
                 os.close(descriptor)
         self.words: memoryview = memoryview(self._map).cast("Q")
         self.signed_words: memoryview = memoryview(self._map).cast("q")
+        self.sync_bell = Bell(self._map, self.words, Word.SYNC_BELL)
 
     def is_current(self) -> bool:
         """True if the page was written under the running boot."""
@@ -148,6 +154,7 @@ class ControlPage:
         self.words[Word.GENERATION] += 1
 
     def close(self) -> None:
+        self.sync_bell.close()
         self.words.release()
         self.signed_words.release()
         self._map.close()

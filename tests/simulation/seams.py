@@ -265,6 +265,7 @@ class System:
             kill=self._kill,
             sched_yield=lambda: kernel.pass_time(_CALL_NS),
             register_at_fork=lambda **_: None,
+            uname=lambda: SimpleNamespace(machine="simulated"),  # has no futex: a wait at a bell is a sleep
         )
         fake_time = _copy(
             time,

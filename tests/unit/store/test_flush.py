@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.store import SessionStore, names
+from perdure.store import SessionStore, flush, names
 from perdure.store.errors import Indeterminate, LockTimeoutError, PoisonedError
 from perdure.store.flush import Flusher
 from perdure.store.lock import FileLock
@@ -175,6 +175,41 @@ def test_flush_when_another_process_covers_the_lsn_returns_without_the_sync_lock
     finally:
         disk.open()
         other.close()
+
+
+def test_flush_when_another_process_has_synced_is_woken_by_it(
+    store: SessionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flush, "SYNC_LOOK_S", 10 * DEADLINE_S)
+    disk = Disk(monkeypatch)
+    with SessionStore.open(tmp_path / "store") as other:
+        leader = Caller(flusher_of(other), append(other))
+        until(lambda: disk.calls == 1)
+        waiting = Caller(flusher_of(store), append(store))
+        until(lambda: store._log.words[Word.SYNC_WANTED] == 1)
+        disk.open()
+        assert leader.ended()
+        assert waiting.ended()
+    assert leader.error is waiting.error is None
+    assert waiting.flushed >= waiting.lsn
+
+
+def test_flush_when_the_process_that_synced_has_died_goes_on(store: SessionStore, tmp_path: Path) -> None:
+    lsn = append(store)
+    dead = FileLock(tmp_path / "store" / names.SYNC_LOCK)
+    dead.acquire(0)
+    waiting = Caller(flusher_of(store), lsn)
+    until(lambda: store._log.words[Word.SYNC_WANTED] == 1)
+    dead.close()  # as the kernel does, which rings nothing
+    assert waiting.ended()
+    assert waiting.error is None
+    assert waiting.flushed >= lsn
+
+
+def test_flush_when_nobody_waits_rings_nothing(store: SessionStore) -> None:
+    rung = store._log.words[Word.SYNC_BELL]
+    flusher_of(store).flush(append(store))
+    assert store._log.words[Word.SYNC_BELL] == rung
 
 
 def test_flush_when_another_process_keeps_the_sync_lock_times_out(

@@ -314,6 +314,25 @@ def test_a_fold_that_fails_behind_a_write_does_not_fail_the_write(
     assert store.peek(id) is not None
 
 
+@pytest.mark.parametrize(("left", "folds"), [(3, False), (30, True)])
+def test_what_another_process_has_just_folded_is_not_folded_again_for_the_little_behind_it(
+    open_one: Open, monkeypatch: pytest.MonkeyPatch, left: int, folds: bool
+) -> None:
+    monkeypatch.setattr("perdure.store.keeper.FOLD_ENTRIES", 40)
+    store, other = open_one(), open_one()
+    for number in range(100):
+        store.create({"n": number})
+    other.count()  # both have them in their tail maps
+    folded_lsn = store._keeper.fold_now()
+    for number in range(left):
+        store.create({"n": number})
+    other._keeper._fold_at = 1
+    other.create({"n": 0})
+    other._keeper.after_append()
+    assert len(other._view.tail) == (0 if folds else left + 1)
+    assert store._log.words[Word.FOLDED] == folded_lsn + (left + 1 if folds else 0)
+
+
 @pytest.mark.parametrize("call", ["create", "put", "update"])
 def test_a_wrong_durability_is_refused_before_anything_is_written(open_one: Open, call: str) -> None:
     store = open_one()
