@@ -38,7 +38,7 @@ from .page import Word
 from .placing import place
 from .ports import Backend, Change, Deadline, Labelled, Record, Scan
 from .rejoining import is_rejoining, wait_until_rejoined
-from .session import expiry_of
+from .session import NEVER_MS, expiry_of
 from .tail_map import KEPT_MS, NEW_MS, UNKNOWN_MS, Entry, arm_after, follow_frames
 
 _APPENDED = int(Word.APPENDED)
