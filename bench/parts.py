@@ -41,7 +41,7 @@ ENCODING: Final = "encoding and hashes"
 DECODING: Final = "hash and decoding"
 FOLD: Final = "its share of the fold"
 INTERPRETER: Final = "the interpreter around them"
-CALLS: Final = 2_000
+CALLS: Final = 1_000
 """Of one round: fewer than a writer folds by itself, so that the fold is a part of its own."""
 CALLS_OF = {
     "get": (LOOK_UP, DECODING),

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from bench.comparison import Plan
-from bench.parts import CALLS_OF, INTERPRETER, NAMES, WHOLE, part_rows
+from bench.parts import CALLS, CALLS_OF, INTERPRETER, NAMES, WHOLE, part_rows
 from bench.report import Result, markdown
+from perdure.store.commit import FOLD_ENTRIES
 
 PLAN = Plan(rounds=2, sessions=3_000)
 
@@ -34,3 +35,7 @@ def test_parts_can_be_chosen(tmp_path: Path, only: str, calls: int) -> None:
         *NAMES,
         *(f"parts: {call}: {INTERPRETER}" for call in CALLS_OF),
     }
+
+
+def test_no_call_that_is_measured_folds_by_itself() -> None:
+    assert CALLS < FOLD_ENTRIES
