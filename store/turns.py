@@ -31,10 +31,11 @@ LINE_AFTER_NS = 1_000_000
 FIRST_NS = 10_000_000
 """A first in line that has not looked for so long counts for nothing."""
 FIRST_S = 0.0005
+"""How often the first in line looks at the lock."""
 ASKED_S = 0.00005
+"""The same once it has asked for a turn: the lock is free in a moment, and nobody else takes it."""
 BEHIND_S = 0.003
-"""How often the first in line looks at the lock, the same once it has asked for a turn, when the lock is free and
-everybody waits for it, and those behind it at the line."""
+"""How often those behind it look at the line."""
 _YIELDS = 4
 _SLEEP_S_MIN = 0.00005
 _SLEEP_S_MAX = 0.0002

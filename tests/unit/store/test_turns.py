@@ -167,6 +167,23 @@ def test_no_turn_is_asked_for_so_soon_behind_another(tmp_path: Path, clock: Stan
     lock.close()
 
 
+def test_who_has_asked_for_a_turn_does_not_let_those_that_give_way_wait(
+    tmp_path: Path, clock: StandingClock
+) -> None:
+    words = [0] * 64
+    asked_ns: list[int] = []
+
+    def look() -> None:
+        if words[Word.TURN] and not asked_ns:
+            asked_ns.append(clock.now_ns)
+            lock.free_ns = clock.now_ns + 1  # whoever had it gives way
+
+    lock = taken_lock(tmp_path, clock, SECOND_NS)
+    turns.acquire(lock, words, 1000, look)
+    assert clock.now_ns - asked_ns[0] <= int(turns.ASKED_S * 1e9)
+    lock.close()
+
+
 def test_a_writer_behind_another_in_line_does_not_try_for_the_lock(
     tmp_path: Path, clock: StandingClock
 ) -> None:
