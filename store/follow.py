@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import names
+from . import names, turns
 from .clock import read_boottime_ms
 from .control import ALONE, Config, config_of
 from .cursor import READ_BYTES, LogCursor, Run, list_segments
@@ -47,10 +47,6 @@ from .settle import Known, Settled, settle
 
 SEGMENT_BYTES = 64 << 20
 LOCK_TIMEOUT_MS = 5_000
-TURN_AFTER_S = 0.004
-"""A writer that waits so long for the write lock asks the others to let it in."""
-TURN_NS = 2_000_000
-GIVE_WAY_S = 0.0001
 DRAIN_POLL_S = 0.0005
 """How often a writer that is held back looks whether it may go on."""
 READ_BYTES_MIN = 4096
@@ -231,19 +227,12 @@ class LogFollower:
         if self.words[_TURN]:
             self.give_way()
         try:
-            self.write_lock.acquire(
-                self.lock_timeout_ms, f"process {self.words[_OWNER]}", while_waiting=self._while_waiting
-            )
-            self.words[_TURN] = 0
+            turns.acquire(self.write_lock, self.words, self.lock_timeout_ms, self._read_on_waiting)
         except OSError as error:
             raise translate(error, "cannot take the write lock", self.write_lock.path) from error
 
-    def _while_waiting(self, waited_s: float) -> None:
-        """Read on, so that little is left to do under the lock; after a while, ask for a turn.
-
-        Whoever has just released the lock is the most likely to get it again: without turns a writer
-        beside three busy ones waited for up to half a second.
-        """
+    def _read_on_waiting(self) -> None:
+        """Read on, so that little is left to do under the lock."""
         words = self.words
         is_behind = words[_GENERATION] == self.generation and words[_APPENDED] > self.cursor.at.lsn
         if is_behind and self.mutex.acquire(blocking=False):
@@ -251,18 +240,10 @@ class LogFollower:
                 self.follow()
             finally:
                 self.mutex.release()
-        if waited_s >= TURN_AFTER_S:
-            words[_TURN] = time.monotonic_ns() + TURN_NS
 
     def give_way(self) -> None:
-        """Another writer waited long for the lock: let it go first. A stale request counts for nothing."""
-        words = self.words
-        now_ns = time.monotonic_ns()
-        until_ns = now_ns + TURN_NS  # others may ask anew meanwhile: once is enough
-        while 0 < words[_TURN] - now_ns <= TURN_NS and now_ns < until_ns:
-            time.sleep(GIVE_WAY_S)
-            now_ns = time.monotonic_ns()
-        words[_TURN] = 0
+        """Another writer waited long for the lock: let it go first."""
+        turns.give_way(self.words)
 
     def unlock(self) -> None:
         self.write_lock.release()

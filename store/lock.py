@@ -22,7 +22,6 @@ _RELEASE = fcntl.LOCK_UN
 _YIELDS = 4
 _SLEEP_S_MIN = 0.00005
 _SLEEP_S_MAX = 0.001
-SLEEP_S_WATCHED_MAX = 0.0002
 flock = fcntl.flock
 
 
@@ -52,12 +51,10 @@ class FileLock:
         owner: str = "",
         *,
         shared: bool = False,
-        while_waiting: Callable[[float], None] | None = None,
     ) -> None:
         """Take it within `timeout_ms`.
 
-        `while_waiting` is called between tries with the seconds waited so far; what it raises comes
-        through. Raises LockTimeoutError; `owner` (who holds it, as far as known) goes into its message.
+        Raises LockTimeoutError; `owner` (who holds it, as far as known) goes into its message.
         """
         if self.try_acquire(shared=shared):
             return
@@ -67,15 +64,15 @@ class FileLock:
                 return
         began = time.monotonic()
         sleep_s = _SLEEP_S_MIN
-        while (waited_s := time.monotonic() - began) * 1000 < timeout_ms:
-            if while_waiting:
-                while_waiting(waited_s)
-                sleep_s = min(sleep_s, SLEEP_S_WATCHED_MAX)
+        while (time.monotonic() - began) * 1000 < timeout_ms:
             time.sleep(sleep_s)
             if self.try_acquire(shared=shared):
                 return
             sleep_s = min(sleep_s * 1.5, _SLEEP_S_MAX)
-        raise LockTimeoutError(
+        raise self.timed_out(timeout_ms, owner)
+
+    def timed_out(self, timeout_ms: int, owner: str = "") -> LockTimeoutError:
+        return LockTimeoutError(
             f"the lock was not free within {timeout_ms} ms{', held by ' + owner if owner else ''}",
             path=self.path,
             hint="See whether that process hangs or is stopped.",

@@ -97,6 +97,12 @@ class Word(IntEnum):
     """1 if a process waits for another one's sync, and is to be woken by SYNC_BELL."""
     SYNC_BELL = 37
     """Grows when a sync is over for which others have waited."""
+    TURN_GIVEN = 38
+    """When a turn at the write lock was last taken, ns (monotonic clock)."""
+    FIRST_SINCE = 39
+    """Since when the first of the writers in line for the write lock has waited, ns (monotonic clock)."""
+    FIRST_LOOKED = 40
+    """When that one last looked at the lock, ns (monotonic clock); 0: it has got it."""
 
 
 def read_boot_id() -> str:
