@@ -21,7 +21,7 @@ from .comparison import Plan
 from .gate import baseline_of, exit_code_of, judge, read_baseline, text_of, write_baseline
 from .machine import machine
 from .measure import Figure
-from .page import PAGE, write_page
+from .page import write_page
 from .parts import PARTS, part_rows
 from .plots import write_plots
 from .reasons import read_reasons
@@ -91,7 +91,6 @@ def main(words: list[str] | None = None) -> int:
     write_plots(result, Path(options.json).parent / "plots")
     if options.save_page:
         write_page(result, read_reasons(), read_aims())
-        write_plots(result, PAGE.parent / "plots")
     return 1 if failures else _gated(result, options)
 
 

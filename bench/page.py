@@ -16,6 +16,7 @@ import msgspec
 from .aims import Aim
 from .limits import NAME as LIMIT
 from .parts import PARTS
+from .plots import write_plots
 from .reasons import Reason
 from .report import CLASSES, Result, aims_table, figure_of, head_of, settings_of, summary_of, table_of
 from .rows import Row
@@ -31,7 +32,7 @@ _APART: Final = ("figures", PARTS, "limits")
 
 
 def write_page(result: Result, reasons: Sequence[Reason], aims: Sequence[Aim], page: Path = PAGE) -> None:
-    """Replace what the run measured on the page: the results, the growth, or both.
+    """Replace what the run measured on the page: the results, the growth, or both; and draw their plots.
 
     Raises OSError, or ValueError if the page has no place for them; it is left as it was then.
     """
@@ -39,11 +40,19 @@ def write_page(result: Result, reasons: Sequence[Reason], aims: Sequence[Aim], p
     growing = [row for row in result.rows if row.group == SCALING]
     others = [row for row in result.rows if row.group != SCALING]
     if others:
-        found = results_text(msgspec.structs.replace(result, rows=others), reasons, aims)
-        text = _replaced(text, BEGIN, END, found, page)
+        measured = msgspec.structs.replace(result, rows=others)
+        found = results_text(measured, reasons, aims)
+        text = _replaced(text, BEGIN, END, found + _drawn(measured, page), page)
     if growing:
-        text = _replaced(text, BEGIN_GROWTH, END_GROWTH, growth_text(growing), page)
+        measured = msgspec.structs.replace(result, rows=growing)
+        text = _replaced(text, BEGIN_GROWTH, END_GROWTH, growth_text(growing) + _drawn(measured, page), page)
     page.write_text(text, encoding="utf-8")
+
+
+def _drawn(result: Result, page: Path) -> str:
+    """Draws the plots beside the page; answers them as Markdown."""
+    files = write_plots(result, page.parent / "plots")
+    return "".join(f"\n![{file.stem.replace('-', ' ')}](plots/{file.name})\n" for file in files)
 
 
 def _replaced(text: str, begin: str, end: str, results: str, page: Path) -> str:

@@ -195,6 +195,8 @@ def test_results_replace_those_before_and_leave_the_rest_of_the_page(tmp_path: P
     assert text.startswith(f"before\n{BEGIN}\n") and text.endswith(f"{END}\nafter\n")
     assert "old" not in text
     assert text.count("| single: get |") == 1
+    assert text.count("![rates os](plots/rates-os.svg)") == 1
+    assert (tmp_path / "plots" / "rates-os.svg").exists()
 
 
 def test_growth_has_a_place_of_its_own_and_leaves_the_results(tmp_path: Path) -> None:
