@@ -189,7 +189,6 @@ def _round(call: str, whole: WholeCalls, bare: BareParts) -> dict[str, float]:
     parts = {
         part: folded if part == FOLD else _us_of(lambda function=functions[part]: _again(function))  # type: ignore[misc]
         for part in CALLS_OF[call]
-        if part == FOLD or part in functions
     }
     return {WHOLE: taken, **parts, INTERPRETER: max(0.0, taken - sum(parts.values()))}
 
