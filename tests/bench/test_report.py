@@ -145,7 +145,7 @@ def test_a_reason_is_told_where_ours_is_not_ahead_and_nowhere_else(tmp_path: Pat
         '[[reason]]\nsystem = "peer & co"\nwhy = "never told"\n'
     )
     text = markdown(RESULT, read_reasons(file))
-    assert "swift: 0.80: it keeps nothing" in text
+    assert "| swift | `disk`: single: get 0.80 | it keeps nothing |" in text
     assert "another class" not in text and "never told" not in text
 
 
