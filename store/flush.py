@@ -108,8 +108,8 @@ class Flusher:
 
         `when_synced` is called as soon as its bytes are, before the mark says so, if it is this call that
         syncs them; nothing may be acknowledged in it. `is_writer`: the caller answers a write with it, so
-        that a slow sync may wait for other writers first (see gathering). Raises PoisonedError if the sync fails or one failed
-        before, LockTimeoutError if another process keeps the sync lock past the deadline.
+        that a slow sync may wait for other writers first (see gathering). Raises PoisonedError if the sync
+        fails or one failed before, LockTimeoutError if another process keeps the sync lock past the deadline.
         """
         words = self.words
         if words[_FLUSHED] >= lsn and not words[_POISON]:

@@ -1,10 +1,10 @@
 """Before a slow sync: a moment for the writers that the last one released.
 
-Owns that wait, and the words of the control page by which the processes of a store agree on it. Writers that
-wait for the disk otherwise fall into two halves: while one half's frames are synced the other half's are
-appended, and each sync serves half of them (what PostgreSQL's commit_delay is for; here nobody sets it). Whoever
-was released comes back within a small part of a slow sync or does something else, so a short wait in which
-nobody comes ends the gathering, and makes the next ones rare.
+Owns that wait, and the words of the control page by which the processes of a store agree on it. Writers
+that wait for the disk otherwise fall into two halves: while one half's frames are synced the other half's
+are appended, and each sync serves half of them (what PostgreSQL's commit_delay is for; here nobody sets
+it). Whoever was released comes back within a small part of a slow sync or does something else, so a short
+wait in which nobody comes ends the gathering, and makes the next ones rare.
 
 Invariant: nothing is right or wrong because of a gathering. It delays a sync by less than half of one.
 """

@@ -168,7 +168,7 @@ def test_a_single_writer_is_not_held_up(words: list[int], clock: Time) -> None:
 
 
 class SlowDisk:
-    """Its syncs seem to take SYNC_NS, and the clock of the gathering stands still until a writer has ended."""
+    """Its syncs seem to take SYNC_NS; the clock of the gathering stands still until a writer has ended."""
 
     def __init__(self, store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls = 0
