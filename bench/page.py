@@ -18,7 +18,17 @@ from .limits import NAME as LIMIT
 from .parts import PARTS
 from .plots import write_plots
 from .reasons import Reason
-from .report import CLASSES, Result, aims_table, figure_of, head_of, settings_of, summary_of, table_of
+from .report import (
+    CLASSES,
+    Result,
+    aims_table,
+    figure_of,
+    head_of,
+    machine_of,
+    settings_of,
+    summary_of,
+    table_of,
+)
 from .rows import Row
 from .scaling import GROUP as SCALING
 
@@ -45,7 +55,7 @@ def write_page(result: Result, reasons: Sequence[Reason], aims: Sequence[Aim], p
         text = _replaced(text, BEGIN, END, found + _drawn(measured, page), page)
     if growing:
         measured = msgspec.structs.replace(result, rows=growing)
-        text = _replaced(text, BEGIN_GROWTH, END_GROWTH, growth_text(growing) + _drawn(measured, page), page)
+        text = _replaced(text, BEGIN_GROWTH, END_GROWTH, growth_text(measured) + _drawn(measured, page), page)
     page.write_text(text, encoding="utf-8")
 
 
@@ -63,9 +73,10 @@ def _replaced(text: str, begin: str, end: str, results: str, page: Path) -> str:
     return f"{before}{begin}\n\n{results}\n{end}{after}"
 
 
-def growth_text(rows: Sequence[Row]) -> str:
+def growth_text(result: Result) -> str:
     """A line a row: what it costs at each point, and the exponent with which it grows."""
-    lines = ["| cost | class | at each point | slope |", "|---|---|---|---|"]
+    rows = result.rows
+    lines = [machine_of(result), "", "| cost | class | at each point | slope |", "|---|---|---|---|"]
     for line in dict.fromkeys((row.durability, row.case.rpartition(": ")[0]) for row in rows):
         its = [row for row in rows if (row.durability, row.case.rpartition(": ")[0]) == line]
         slope = next((f"{row.amount:.2f}" for row in its if row.case.endswith(": slope")), "")

@@ -78,14 +78,21 @@ def markdown(result: Result, reasons: Sequence[Reason] = (), aims: Sequence[Aim]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def head_of(result: Result) -> str:
-    """On what machine it was measured, and how to read it."""
+def machine_of(result: Result) -> str:
+    """On what it was measured, and when, as a sentence."""
     machine = result.machine
     kernel = str(machine.get("kernel")).partition("-")[0]
     return (
         f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('memory_gib')} GiB, Linux "
         f"{kernel}, {machine.get('file_system')}, CPython {machine.get('python')}, "
-        f"{machine.get('at')}, load before {machine.get('load_1min')}.\n\n"
+        f"{machine.get('at')}, load before {machine.get('load_1min')}."
+    )
+
+
+def head_of(result: Result) -> str:
+    """On what machine it was measured, and how to read it."""
+    return (
+        f"{machine_of(result)}\n\n"
         "Medians of interleaved rounds. *of the limit*: the system's rate as a share of the bare calls' "
         "of the same round; *ours ahead*: perdure's rate over the system's, round by round, with the "
         "lowest and the highest."
