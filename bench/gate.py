@@ -2,20 +2,22 @@
 
 Owns what is kept of a run, and what counts as worse. Times and rates are another machine's or another
 hour's; ratios are of one run, to the limit and to the peers, and can be held against each other. A ratio
-has got worse when it is lower than before by more than both runs' own spread explains.
+has got worse when it is lower than before (where less is better: higher) by more than both runs' own spread
+explains; a figure that was measured once has no spread, and is held against nothing.
 
-`python -m bench.gate [RESULT]` compares build/bench.json, or another result, with bench/baseline.json.
-Exit codes: 0 nothing is worse, 1 something is, 2 there is nothing to compare.
+`python -m bench.gate [RESULT]` compares build/bench.json, or another result, with bench/baseline.json, or
+makes it the baseline. Exit codes: 0 nothing is worse, 1 something is, 2 there is nothing to compare.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -26,6 +28,10 @@ BASELINE: Final = Path(__file__).parent / "baseline.json"
 SIGMAS: Final = 3.0
 LEAST_ALLOWED: Final = 0.10
 """Runs of the same program differ by so much, however quiet their rounds were."""
+COMPARED: Final = ("sessions", "large_sessions", "slice_s", "open_s")
+"""Options of a plan without which ratios are of something else."""
+HINT: Final = "python -m bench makes a result, and with --save-baseline the baseline"
+_MEASURED = re.compile(r" \(p\d+ [\d.,]+\)")
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -34,6 +40,7 @@ class Kept(msgspec.Struct, frozen=True):
     ratio: float
     spread: float
     rounds: int = 5
+    is_less_better: bool = False
 
     @property
     def error(self) -> float:
@@ -47,6 +54,8 @@ class Baseline(msgspec.Struct, frozen=True):
     machine: dict[str, str | int | float]
     versions: dict[str, str]
     ratios: dict[str, Kept]
+    options: dict[str, Any] = {}
+    """The plan of the run."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -56,7 +65,8 @@ class Change(msgspec.Struct, frozen=True):
     before: float
     now: float
     allowed: float
-    """Lower by such a share is within the spread."""
+    """Worse by such a share is within the spread."""
+    is_less_better: bool = False
 
     @property
     def by(self) -> float:
@@ -65,11 +75,15 @@ class Change(msgspec.Struct, frozen=True):
 
     @property
     def is_worse(self) -> bool:
-        return self.by < -self.allowed
+        return self._gain < -self.allowed
 
     @property
     def is_better(self) -> bool:
-        return self.by > self.allowed
+        return self._gain > self.allowed
+
+    @property
+    def _gain(self) -> float:
+        return -self.by if self.is_less_better else self.by
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -78,28 +92,33 @@ class Verdict(msgspec.Struct, frozen=True):
     """Ratios of the baseline that this run did not measure."""
     other_versions: dict[str, str]
     """Systems that are not what they were: was -> is."""
+    other_options: dict[str, str] = {}
+    """What the plan of the run has otherwise: was -> is."""
 
     @property
     def worse(self) -> list[Change]:
-        return sorted((one for one in self.changes if one.is_worse), key=lambda one: one.by)
+        return sorted((one for one in self.changes if one.is_worse), key=lambda one: -abs(one.by))
 
 
 def baseline_of(result: Result) -> Baseline:
     """What is kept of a run: ours to the limit, and ours to each peer."""
-    return Baseline(result.machine, _versions(result.rows), dict(_ratios(result.rows)))
+    options = {name: value for name, value in result.options.items() if name in COMPARED}
+    return Baseline(result.machine, _versions(result.rows), dict(_ratios(result.rows)), options)
 
 
 def judge(baseline: Baseline, result: Result) -> Verdict:
     """Hold a run against the baseline."""
     now = baseline_of(result)
+    before = {_name_of(name): kept for name, kept in baseline.ratios.items()}
     changes = [
         Change(
             name,
             was.ratio,
             now.ratios[name].ratio,
             max(LEAST_ALLOWED, SIGMAS * math.hypot(was.error, now.ratios[name].error)),
+            now.ratios[name].is_less_better,
         )
-        for name, was in baseline.ratios.items()
+        for name, was in before.items()
         if name in now.ratios
     ]
     other = {
@@ -107,7 +126,12 @@ def judge(baseline: Baseline, result: Result) -> Verdict:
         for system, version in baseline.versions.items()
         if now.versions.get(system, version) != version
     }
-    return Verdict(changes, [name for name in baseline.ratios if name not in now.ratios], other)
+    options = {
+        name: f"{was} -> {now.options[name]}"
+        for name, was in baseline.options.items()
+        if now.options.get(name, was) != was
+    }
+    return Verdict(changes, [name for name in before if name not in now.ratios], other, options)
 
 
 def text_of(verdict: Verdict) -> str:
@@ -116,6 +140,10 @@ def text_of(verdict: Verdict) -> str:
     lines += [f"worse: {_told(one)}" for one in verdict.worse]
     lines += [f"better: {_told(one)}" for one in verdict.changes if one.is_better]
     lines += [f"another version: {system}: {change}" for system, change in verdict.other_versions.items()]
+    lines += [
+        f"another plan, so that ratios may differ: {name}: {change}"
+        for name, change in verdict.other_options.items()
+    ]
     if verdict.missing:
         lines.append(f"not measured in this run: {len(verdict.missing)} of the baseline's ratios")
     if verdict.changes and not verdict.worse:
@@ -145,12 +173,17 @@ def _told(one: Change) -> str:
 def _ratios(rows: Iterable[Row]) -> Iterable[tuple[str, Kept]]:
     for row in rows:
         is_ours = row.system.startswith("perdure")
-        if is_ours and row.ratio_to_limit is not None:
-            spread = row.ratio_to_limit_spread or 0.0
-            yield f"{row.key} / {row.limit}", Kept(row.ratio_to_limit, spread, row.rounds)
+        if is_ours and row.ratio_to_limit is not None and row.ratio_to_limit_spread is not None:
+            kept = Kept(row.ratio_to_limit, row.ratio_to_limit_spread, row.rounds, row.is_less_better)
+            yield _name_of(f"{row.key} / {row.limit}"), kept
         if not is_ours and row.ours_ratio is not None:
             name = f"{row.group}: {row.case}, {row.durability}, {row.ours} / {row.system}"
             yield name, Kept(row.ours_ratio, row.ours_ratio_spread or 0.0, row.rounds)
+
+
+def _name_of(text: str) -> str:
+    """The same from run to run: without the percentiles that the names of some figures tell."""
+    return _MEASURED.sub("", text)
 
 
 def _versions(rows: Iterable[Row]) -> dict[str, str]:
@@ -158,14 +191,25 @@ def _versions(rows: Iterable[Row]) -> dict[str, str]:
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gate", description=__doc__)
-    parser.add_argument("result", nargs="?", default="build/bench.json", type=Path)
-    parser.add_argument("--baseline", default=BASELINE, type=Path)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gate",
+        description="Compare the ratios of a run with those of the baseline, without measuring again.",
+        epilog="example: python -m bench.gate build/bench.json",
+    )
+    parser.add_argument(
+        "result", nargs="?", default="build/bench.json", type=Path, help="of a run; build/bench.json"
+    )
+    parser.add_argument("--baseline", default=BASELINE, type=Path, help="bench/baseline.json")
+    parser.add_argument("--save", action="store_true", help="make the result the baseline instead")
     options = parser.parse_args(words)
     try:
-        verdict = judge(read_baseline(options.baseline), read_json(options.result))
+        result = read_json(options.result)
+        if options.save:
+            write_baseline(baseline_of(result), options.baseline)
+            return 0
+        verdict = judge(read_baseline(options.baseline), result)
     except (OSError, msgspec.DecodeError) as error:
-        print(f"nothing to compare: {error}", file=sys.stderr)
+        print(f"nothing to compare: {error}; {HINT}", file=sys.stderr)
         return 2
     print(text_of(verdict))
     return exit_code_of(verdict)

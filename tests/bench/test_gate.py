@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from bench.gate import Baseline, Kept, baseline_of, exit_code_of, judge, main, text_of, write_baseline
+from bench.gate import (
+    Baseline,
+    Kept,
+    baseline_of,
+    exit_code_of,
+    judge,
+    main,
+    read_baseline,
+    text_of,
+    write_baseline,
+)
 from bench.report import Result, write_json
 from bench.rows import Ratio, Row, with_limit, with_ours
 
@@ -66,6 +76,51 @@ def test_what_was_not_measured_is_counted_and_nothing_in_common_is_no_comparison
     verdict = judge(more, result(0.5, 3.0))
     assert verdict.missing == ["single: touch, os, perdure-lmdb / peer"]
     assert exit_code_of(judge(Baseline({}, {}, {"another": Kept(1.0, 0.1)}), result(0.5, 3.0))) == 2
+
+
+def figure(ratio: float, *, spread: float | None = 0.02, p99: int = 900) -> Result:
+    row = Row(
+        group="figures", case=f"write: p50 us (p99 {p99:,})", system="perdure", durability="", limit="Redis",
+        ratio_to_limit=ratio, ratio_to_limit_spread=spread, is_less_better=True, rounds=20,
+    )  # fmt: skip
+    return Result({}, {}, [row], {})
+
+
+def test_where_less_is_better_a_ratio_that_rose_is_worse_and_one_that_fell_is_not() -> None:
+    before = baseline_of(figure(1.5))
+    assert [one.by for one in judge(before, figure(3.0)).worse] == [1.0]
+    assert "better: figures: write: p50 us" in text_of(judge(before, figure(0.75)))
+    assert exit_code_of(judge(before, figure(0.75))) == 0
+
+
+def test_a_figure_is_found_again_whatever_percentiles_its_name_tells() -> None:
+    verdict = judge(baseline_of(figure(1.5, p99=1_234)), figure(1.5, p99=987))
+    assert len(verdict.changes) == 1
+    assert not verdict.missing
+
+
+def test_what_was_measured_once_has_no_spread_and_is_held_against_nothing() -> None:
+    assert not baseline_of(figure(1.5, spread=None)).ratios
+
+
+def test_a_run_with_another_plan_is_told() -> None:
+    full, quick = (
+        Result(BEFORE.machine, {"sessions": count, "only": ""}, result(0.5, 3.0).rows, {})
+        for count in (100_000, 5_000)
+    )
+    assert "another plan, so that ratios may differ: sessions: 100000 -> 5000" in text_of(
+        judge(baseline_of(full), quick)
+    )
+    assert "another plan" not in text_of(judge(baseline_of(full), full))
+
+
+def test_the_command_makes_a_result_the_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, kept = tmp_path / "bench.json", tmp_path / "baseline.json"
+    assert main([str(run), "--baseline", str(kept), "--save"]) == 2
+    assert "python -m bench makes a result" in capsys.readouterr().err
+    write_json(result(0.5, 1.0), run)
+    assert main([str(run), "--baseline", str(kept), "--save"]) == 0
+    assert read_baseline(kept) == baseline_of(result(0.5, 1.0))
 
 
 def test_the_command_compares_two_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
