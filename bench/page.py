@@ -146,10 +146,9 @@ def _class_table(rows: Sequence[Row]) -> str:
 
 
 def _reached(row: Row) -> str:
-    """What its ratios are of."""
-    if row.group == OPEN_LOOP and row.p99_us is not None:
-        return f"p99 {us_of(row.p99_us)} us"
-    return f"{figure_of(row)} {row.unit}"
+    """What it measured; where calls arrive at a rate, with the p99 latency, which its ratios are of."""
+    has_p99 = row.group == OPEN_LOOP and row.p99_us is not None
+    return f"{figure_of(row)} {row.unit}" + (f", p99 {us_of(row.p99_us)} us" if has_p99 else "")
 
 
 def _notes_of(rows: Sequence[Row]) -> str:

@@ -219,7 +219,7 @@ def test_at_a_given_rate_the_page_shows_what_is_compared() -> None:
         Ratio(2.0, 2.0, 2.0, 0.0),
     )
     text = results_text(Result({}, {}, [ours, peer], {}), (), ())
-    assert "| open loop: YCSB A at 1,000/s | p99 240 us |  | 2.00 |" in text
+    assert "| open loop: YCSB A at 1,000/s | 990 ops/s, p99 240 us |  | 2.00 |" in text
     assert OF_P99 not in text
 
 
