@@ -48,7 +48,8 @@ def write_plots(result: Result, folder: Path) -> list[Path]:
                 folder.mkdir(parents=True, exist_ok=True)
                 file = folder / f"{name}-{durability}.svg"
                 title = "calls a second" if name == "rates" else "p99 in us, calls at a given rate"
-                file.write_text(bar_chart(f"{title}, class {durability}", bars), encoding="utf-8")
+                named = f"{title}, class {durability} (logarithmic scale)"
+                file.write_text(bar_chart(named, bars), encoding="utf-8")
                 written.append(file)
     return written
 

@@ -93,13 +93,17 @@ def head_of(result: Result) -> str:
 
 
 def summary_of(rows: Sequence[Row], reasons: Sequence[Reason]) -> str:
-    """In how many comparisons ours is ahead, and where it is not."""
+    """In how many comparisons ours is ahead, how many of these leave no doubt, and where it is not."""
     compared = [row for row in rows if row.ours_ratio is not None and not row.system.startswith("perdure")]
     if not compared:
         return ""
     behind = sorted((row for row in compared if _ratio(row) < 1), key=_ratio)
     ahead = len(compared) - len(behind)
-    text = f"Ahead in {ahead} of {len(compared)} comparisons with systems of the same class."
+    always = sum((row.ours_ratio_low or 0.0) >= 1 for row in compared)
+    text = (
+        f"Ahead in {ahead} of {len(compared)} comparisons with systems of the same class, "
+        f"in {always} of them in every round."
+    )
     if behind:
         text += " Not ahead:\n\n" + "\n".join(
             f"- {row.group}: {row.case}, `{row.durability}`, {row.system}: {_ratio(row):.2f}"

@@ -84,6 +84,12 @@ def test_where_ours_is_not_ahead_is_said_first() -> None:
     assert "| create, os | 40,000 | naive | 0.80 | at least 1.00 of the peer: missed |" in text
 
 
+def test_what_is_ahead_in_the_median_alone_is_told_apart() -> None:
+    doubtful = msgspec.structs.replace(PEER, ours_ratio=1.1, ours_ratio_low=0.9)
+    text = markdown(Result({}, {}, [PEER, doubtful], {}))
+    assert "Ahead in 2 of 2 comparisons with systems of the same class, in 1 of them in every round." in text
+
+
 def test_a_line_tells_rate_latencies_and_ratios() -> None:
     told = line(PEER)
     assert all(word in told for word in ("50,000 ops/s", "p50     20.0", "p99     80.0", "ours x 5.00"))
@@ -94,6 +100,7 @@ def test_plots_are_svg_of_one_class_each(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["rates-os.svg", "rates-disk.svg"]
     texts = ["".join(ElementTree.parse(file).getroot().itertext()) for file in files]
     assert "peer & co" in texts[0] and "swift" not in texts[0]
+    assert "class os (logarithmic scale)" in texts[0]
     assert "swift" in texts[1]
 
 
