@@ -104,14 +104,35 @@ def summary_of(rows: Sequence[Row], reasons: Sequence[Reason]) -> str:
         f"Ahead in {ahead} of {len(compared)} comparisons with systems of the same class, "
         f"in {always} of them in every round."
     )
-    if behind:
-        text += " Not ahead:\n\n" + "\n".join(
-            f"- {row.group}: {row.case}, `{row.durability}`, {row.system}: {_ratio(row):.2f}"
-            + (" (within the spread)" if (row.ours_ratio_high or 0) >= 1 else "")
-            + (f": {why}" if (why := reason_for(row, reasons)) else "")
-            for row in behind
-        )
-    return text
+    return f"{text} {_behind_table(behind, reasons)}" if behind else text
+
+
+def _behind_table(behind: Sequence[Row], reasons: Sequence[Reason]) -> str:
+    """The rows of one system with one reason together; what is furthest behind comes first."""
+    lines = [
+        "Not ahead, with perdure's rate over the other's (*: 1 lies within the spread):",
+        "",
+        "| system | rows | why |",
+        "|---|---|---|",
+    ]
+    together: dict[tuple[str, str], list[Row]] = {}
+    for row in behind:
+        together.setdefault((row.system, reason_for(row, reasons)), []).append(row)
+    for (system, why), rows in together.items():
+        classes = [
+            f"`{durability}`: "
+            + "; ".join(
+                f"{group}: {', '.join(f'{row.case} {_behind(row)}' for row in its)}"
+                for group, its in _grouped(in_class, lambda row: row.group)
+            )
+            for durability, in_class in _grouped(rows, lambda row: row.durability)
+        ]
+        lines.append(f"| {system} | {'. '.join(classes)} | {why} |")
+    return "\n".join(lines)
+
+
+def _behind(row: Row) -> str:
+    return f"{_ratio(row):.2f}" + ("*" if (row.ours_ratio_high or 0) >= 1 else "")
 
 
 def aims_table(rows: Sequence[Row], aims: Sequence[Aim]) -> str:

@@ -15,8 +15,8 @@ from bench.comparison import Plan
 from bench.footprint import FOOTPRINT
 from bench.page import BEGIN, BEGIN_GROWTH, END, END_GROWTH, PAGE, main, results_text, write_page
 from bench.plots import Point, line_chart, slope_of, write_plots
-from bench.reasons import read_reasons, reason_for
-from bench.report import Result, line, markdown, read_json, write_json
+from bench.reasons import Reason, read_reasons, reason_for
+from bench.report import Result, line, markdown, read_json, summary_of, write_json
 from bench.rows import OF_P99, Ratio, Row, with_limit, with_ours
 from bench.workloads import CASES, OPEN_LOOP
 
@@ -79,7 +79,7 @@ def test_a_table_holds_one_class_only() -> None:
 def test_where_ours_is_not_ahead_is_said_first() -> None:
     text = markdown(RESULT)
     assert "Ahead in 1 of 2 comparisons" in text
-    assert "- single: get, `disk`, swift: 0.80\n" in text
+    assert "| swift | `disk`: single: get 0.80 |" in text
     assert "- redis: not installed" in text
     assert "| create, os | 40,000 | naive | 0.80 | at least 1.00 of the peer: missed |" in text
 
@@ -88,6 +88,27 @@ def test_what_is_ahead_in_the_median_alone_is_told_apart() -> None:
     doubtful = msgspec.structs.replace(PEER, ours_ratio=1.1, ours_ratio_low=0.9)
     text = markdown(Result({}, {}, [PEER, doubtful], {}))
     assert "Ahead in 2 of 2 comparisons with systems of the same class, in 1 of them in every round." in text
+
+
+def test_rows_of_one_reason_stand_together_the_furthest_behind_first() -> None:
+    first = Row(
+        group="single", case="get", system="swift", durability="disk", ours_ratio=0.8, ours_ratio_high=1.1
+    )
+    rows = [
+        first,
+        msgspec.structs.replace(first, case="list", ours_ratio=0.5, ours_ratio_high=0.6),
+        msgspec.structs.replace(first, group="ycsb", case="YCSB A", ours_ratio=0.7, ours_ratio_high=0.9),
+        msgspec.structs.replace(first, durability="os", ours_ratio=0.9, ours_ratio_high=0.9),
+        msgspec.structs.replace(first, system="apt", ours_ratio=0.6, ours_ratio_high=0.9),
+        msgspec.structs.replace(first, system="slow", ours_ratio=3.0),
+    ]
+    text = summary_of(rows, [Reason(why="born so", system="swift")])
+    assert "Ahead in 1 of 6 comparisons" in text
+    swift = "`disk`: single: list 0.50, get 0.80*; ycsb: YCSB A 0.70. `os`: single: get 0.90"
+    assert text.splitlines()[-2:] == [
+        f"| swift | {swift} | born so |",
+        "| apt | `disk`: single: get 0.60 |  |",
+    ]
 
 
 def test_a_line_tells_rate_latencies_and_ratios() -> None:
@@ -132,7 +153,7 @@ def test_a_reason_is_told_where_ours_is_not_ahead_and_nowhere_else(tmp_path: Pat
         '[[reason]]\nsystem = "peer & co"\nwhy = "never told"\n'
     )
     text = markdown(RESULT, read_reasons(file))
-    assert "swift: 0.80: it keeps nothing" in text
+    assert "| swift | `disk`: single: get 0.80 | it keeps nothing |" in text
     assert "another class" not in text and "never told" not in text
 
 
