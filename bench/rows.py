@@ -13,7 +13,7 @@ import msgspec
 
 OF_P99 = "ratios are of the p99 latency"
 """The note of rows of calls that arrive at a rate."""
-_SIGMA_OF_MAD = 1.4826
+SIGMA_OF_MAD = 1.4826
 
 
 class Ratio(msgspec.Struct, frozen=True):
@@ -38,7 +38,7 @@ def spread_of(values: Sequence[float]) -> float:
     middle = statistics.median(values)
     if middle == 0:
         return 0.0
-    return _SIGMA_OF_MAD * statistics.median(abs(value - middle) for value in values) / abs(middle)
+    return SIGMA_OF_MAD * statistics.median(abs(value - middle) for value in values) / abs(middle)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bench.gate import (
@@ -34,6 +36,7 @@ def result(of_limit: float, ahead: float, *, spread: float = 0.02, peer_version:
 
 
 BEFORE = baseline_of(result(0.5, 3.0))
+NAME_OF_7 = "single: get 7, os, perdure-lmdb / peer"
 
 
 def test_kept_are_ours_to_the_limit_and_ours_to_each_peer_but_not_a_peers_to_the_limit() -> None:
@@ -112,6 +115,45 @@ def test_a_run_with_another_plan_is_told() -> None:
         judge(baseline_of(full), quick)
     )
     assert "another plan" not in text_of(judge(baseline_of(full), full))
+
+
+def many(factor: float, seed: int) -> Baseline:
+    """Ratios of one program on a machine on which runs differ, though the rounds of each are quiet."""
+    choice = random.Random(seed)
+    names = [f"single: get {number}, os, perdure-lmdb / peer" for number in range(200)]
+    return Baseline({}, {}, {name: Kept(factor * choice.lognormvariate(1.0, 0.2), 0.02) for name in names})
+
+
+def run_of(baseline: Baseline) -> Result:
+    rows = [
+        with_ours(
+            Row(group="single", case=f"get {number}", system="peer", durability="os", rounds=5),
+            "perdure-lmdb",
+            Ratio(kept.ratio, kept.ratio, kept.ratio, kept.spread),
+        )
+        for number, kept in enumerate(baseline.ratios.values())
+    ]
+    return Result({}, {}, rows, {})
+
+
+def test_two_runs_that_differ_everywhere_are_worse_nowhere() -> None:
+    verdict = judge(many(1.0, 1), run_of(many(1.0, 2)))
+    assert not verdict.worse
+    assert 0.2 < verdict.between < 0.4
+    assert "from run to run they differ by" in text_of(verdict)
+
+
+def test_one_ratio_that_fell_by_more_than_runs_differ_is_named_among_many() -> None:
+    before = many(1.0, 1)
+    after = run_of(before)
+    after.rows[7] = msgspec.structs.replace(after.rows[7], ours_ratio=before.ratios[NAME_OF_7].ratio / 5)
+    assert [one.name for one in judge(before, after).worse] == [NAME_OF_7]
+
+
+def test_a_group_that_fell_as_a_whole_is_worse_though_each_ratio_is_within_the_spread() -> None:
+    verdict = judge(many(1.0, 1), run_of(many(0.75, 2)))
+    assert "single: the median of its 200 ratios" in [one.name for one in verdict.worse]
+    assert exit_code_of(verdict) == 1
 
 
 def test_the_command_makes_a_result_the_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
