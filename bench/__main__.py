@@ -122,7 +122,7 @@ def _written(result: Result, options: argparse.Namespace, *, is_whole: bool) -> 
 
 def _problem(options: argparse.Namespace, choice: Choice) -> str:
     """Why a run with these options would measure nothing, or in vain; empty if it would not."""
-    known = [one.name for one in (*SYSTEMS, *DRIVERS)]
+    known = [one.name for one in SYSTEMS] + [one.name for one in DRIVERS]
     if unknown := [name for name in choice.systems if name not in known]:
         return f"no system is called {', '.join(unknown)}; there are {', '.join(known)}"
     classes = [one.value for one in Durability]
@@ -211,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         metavar="NAMES",
         help="these peers only, separated by commas; perdure and the limit are measured with them: "
-        + ", ".join(one.name for one in (*PEERS, *DRIVERS)),
+        + ", ".join([one.name for one in PEERS] + [one.name for one in DRIVERS]),
     )
     parser.add_argument(
         "--durabilities",
