@@ -6,6 +6,7 @@ Prints a line a row as it is measured; writes the rows as JSON and as Markdown t
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 import sys
 import tempfile
@@ -18,9 +19,9 @@ import msgspec
 from . import failover_figures, process_figures, replicated_figures, session_figures, store_figures
 from .aims import read_aims
 from .comparison import Plan
-from .gate import baseline_of, exit_code_of, judge, read_baseline, text_of, write_baseline
+from .gate import HINT, baseline_of, exit_code_of, judge, read_baseline, text_of, write_baseline
 from .machine import machine
-from .measure import Figure
+from .measure import REPORTED, Figure
 from .page import write_page
 from .parts import PARTS, part_rows
 from .plots import write_plots
@@ -29,7 +30,7 @@ from .report import Result, line, markdown, write_json
 from .rows import Row
 from .scaling import GROUP as SCALING
 from .suite import Choice, Suite
-from .systems import DRIVERS, SYSTEMS
+from .systems import DRIVERS, PEERS, SYSTEMS
 from .systems.ports import Durability
 
 QUICK = Plan(
@@ -45,6 +46,10 @@ QUICK = Plan(
 FIGURES = "figures"
 ROOMS = (store_figures, session_figures, process_figures, replicated_figures, failover_figures)
 SCALES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
+INTERRUPTED = "interrupted"
+NEEDED_BYTES = 8_000_000_000
+"""What all systems together store at most, with 1,000,000 sessions each."""
+NEEDED_BYTES_QUICK = 1_000_000_000
 
 
 def figures(only: str, quick: bool, directory: str | None) -> Iterator[Row]:
@@ -63,9 +68,13 @@ def main(words: list[str] | None = None) -> int:
     options = _parser().parse_args(words)
     plan = _plan(options)
     choice = Choice(options.only, _words(options.systems), _words(options.durabilities))
+    if problem := _problem(options, choice):
+        _say(problem)
+        return 2
     directory = Path(options.directory or tempfile.gettempdir())
     rows: list[Row] = []
     before = machine(directory)
+    _say_if_full(directory, plan)
     suite = Suite(SYSTEMS, DRIVERS, plan, choice, options.directory, _say)
     sources: list[Iterator[Row]] = []
     if options.part in ("all", "comparison"):
@@ -79,19 +88,85 @@ def main(words: list[str] | None = None) -> int:
         sources.extend(suite.scaling([size for size in SCALES if size <= most]))
     failures = _measured(sources, rows)
     if not rows:
-        _say(failures[0] if failures else "nothing has that name")
+        _say(failures[0] if failures else _nothing_said(choice, suite.skipped))
         return 1 if failures else 2
     if failures:
         suite.skipped["a part of the run"] = "; ".join(failures)
     result = Result(before, {**msgspec.to_builtins(plan), "only": options.only}, rows, suite.skipped)
+    try:
+        _written(result, options, is_whole=INTERRUPTED not in failures)
+    except OSError as error:
+        _say(f"the results could not be written: {error}: free some space, or name another file with --json")
+        return 1
+    if not failures:
+        return _gated(result, options)
+    if options.gate or options.save_baseline:
+        _say("a part of the run failed: it was not compared with the baseline, and makes none")
+    return 1
+
+
+def _written(result: Result, options: argparse.Namespace, *, is_whole: bool) -> None:
+    """Raises OSError."""
     write_json(result, Path(options.json))
     Path(options.json).with_suffix(".md").write_text(
         markdown(result, read_reasons(), read_aims()), encoding="utf-8"
     )
     write_plots(result, Path(options.json).parent / "plots")
-    if options.save_page:
+    if options.save_page and is_whole:
         write_page(result, read_reasons(), read_aims())
-    return 1 if failures else _gated(result, options)
+    elif options.save_page:
+        _say(
+            f"interrupted, so that the page is left: python -m bench.page {options.json} takes what there is"
+        )
+
+
+def _problem(options: argparse.Namespace, choice: Choice) -> str:
+    """Why a run with these options would measure nothing, or in vain; empty if it would not."""
+    known = [one.name for one in SYSTEMS] + [one.name for one in DRIVERS]
+    if unknown := [name for name in choice.systems if name not in known]:
+        return f"no system is called {', '.join(unknown)}; there are {', '.join(known)}"
+    classes = [one.value for one in Durability]
+    if unknown := [name for name in choice.durabilities if name not in classes]:
+        return f"no durability class is called {', '.join(unknown)}; there are {', '.join(classes)}"
+    if options.part in (FIGURES, PARTS, SCALING) and (choice.systems or choice.durabilities):
+        return (
+            f"--systems and --durabilities choose among the peers; --part {options.part} has none: use --only"
+        )
+    if options.directory is not None and not Path(options.directory).is_dir():
+        return f"--directory {options.directory} is no directory that is there; make it first"
+    return _problem_of_files(options)
+
+
+def _problem_of_files(options: argparse.Namespace) -> str:
+    try:
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"the results could not be written: {error}; name another file with --json"
+    try:
+        if options.gate:
+            read_baseline()
+    except (OSError, msgspec.DecodeError) as error:
+        return f"there is no baseline to compare with: {error}; {HINT}"
+    return ""
+
+
+def _say_if_full(directory: Path, plan: Plan) -> None:
+    free, needed = shutil.disk_usage(directory).free, NEEDED_BYTES_QUICK if plan.is_quick else NEEDED_BYTES
+    if free < needed:
+        _say(
+            f"{free / 1e9:.1f} GB are free in {directory}, and a run can need {needed / 1e9:.0f}: "
+            "what finds no room is left out; --directory names another place, --quick needs less"
+        )
+
+
+def _nothing_said(choice: Choice, skipped: dict[str, str]) -> str:
+    """What to tell where no row was measured."""
+    told = [f"{what} was left out: {why}" for what, why in skipped.items() if what in choice.systems]
+    if choice.only:
+        told.append(
+            f"no row's name holds {choice.only!r} (a name: 'single: get, os, redis'; build/bench.md has all)"
+        )
+    return "nothing was measured: " + ("; ".join(told) or "no system has such a class")
 
 
 def _measured(sources: Iterable[Iterator[Row]], rows: list[Row]) -> list[str]:
@@ -104,7 +179,7 @@ def _measured(sources: Iterable[Iterator[Row]], rows: list[Row]) -> list[str]:
                 print(line(row), flush=True)
         except KeyboardInterrupt:
             _say("interrupted: what was measured is written")
-            return [*failures, "interrupted"]
+            return [*failures, INTERRUPTED]
         except Exception as error:  # noqa: BLE001  an hour's rows are not lost for the one that fails
             failures.append(f"{type(error).__name__}: {error}")
             _say(f"a part of the run failed: {failures[-1]}")
@@ -112,15 +187,12 @@ def _measured(sources: Iterable[Iterator[Row]], rows: list[Row]) -> list[str]:
 
 
 def _gated(result: Result, options: argparse.Namespace) -> int:
+    """Compared with the baseline as it was, where both are asked for."""
+    verdict = judge(read_baseline(), result) if options.gate else None
     if options.save_baseline:
         write_baseline(baseline_of(result))
-    if not options.gate:
+    if verdict is None:
         return 0
-    try:
-        verdict = judge(read_baseline(), result)
-    except (OSError, msgspec.DecodeError) as error:
-        _say(f"there is no baseline to compare with: {error}")
-        return 2
     print(text_of(verdict))
     return exit_code_of(verdict)
 
@@ -135,7 +207,11 @@ def _parser() -> argparse.ArgumentParser:
         "--only", default="", metavar="TEXT", help="rows whose 'group: case, durability, system' holds it"
     )
     parser.add_argument(
-        "--systems", default="", metavar="NAMES", help="these peers only, separated by commas"
+        "--systems",
+        default="",
+        metavar="NAMES",
+        help="these peers only, separated by commas; perdure and the limit are measured with them: "
+        + ", ".join([one.name for one in PEERS] + [one.name for one in DRIVERS]),
     )
     parser.add_argument(
         "--durabilities",
@@ -147,17 +223,22 @@ def _parser() -> argparse.ArgumentParser:
         "--part",
         choices=("all", "comparison", FIGURES, PARTS, SCALING),
         default="all",
-        help="the comparison with peers, perdure's own figures, the parts that its calls are made of, all of "
-        "these, or how perdure's costs grow",
+        help="the comparison with peers, perdure's own figures beside their limits, the parts that its calls "
+        "are made of, all of these (as without it), or how perdure's costs grow",
     )
     parser.add_argument("--quick", action="store_true", help="fewer sessions and cases, shorter slices")
-    parser.add_argument("--rounds", type=int, default=None, help="after the warm-up; at least 5")
-    parser.add_argument("--slice-ms", type=int, default=None, help="of one system in one round")
+    parser.add_argument(
+        "--rounds", type=_positive, default=None, help="after the warm-up; at least 5, as without it"
+    )
+    parser.add_argument(
+        "--slice-ms", type=_positive, default=None, help="of one system in one round; 100, with --quick 20"
+    )
     parser.add_argument(
         "--sessions",
-        type=int,
+        type=_positive,
         default=None,
-        help="that are there while calls are measured",
+        help="of 200 bytes that are there while calls are measured, a tenth as many of 1 KB; 100,000, with "
+        "--quick 5,000; with --part scaling: the most, 1,000,000 or 50,000",
     )
     parser.add_argument(
         "--directory", default=None, help="where everything is stored; it should be on the disk that counts"
@@ -170,9 +251,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--save-page",
         action="store_true",
-        help="make this run's results those of docs/bench.md, with its plots",
+        help="make this run's results those of docs/bench.md, with its plots (python -m bench.page: those of "
+        "an earlier run)",
     )
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -189,18 +278,26 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _row(figure: Figure) -> Row:
-    return Row(
+    row = Row(
         group=FIGURES,
         case=figure.name,
         system="perdure",
         durability="",
         ops_per_s=figure.rate_per_s,
         ops_per_s_high=figure.best_per_s,
+        unit="",
+    )
+    if figure.aim == REPORTED:
+        return row
+    return msgspec.structs.replace(
+        row,
         limit=figure.peer,
         ratio_to_limit=figure.ratio,
         ratio_to_limit_low=figure.ratio_min,
         ratio_to_limit_high=figure.ratio_max,
-        unit="",
+        ratio_to_limit_spread=figure.spread,
+        is_less_better=figure.is_less_better,
+        rounds=figure.rounds,
         note=f"{figure.aim}: {'met' if figure.is_met else 'missed'}",
     )
 

@@ -14,8 +14,8 @@ import msgspec
 
 from .contestants import Contestant, is_limit, is_ours, takes
 from .latency import Histogram
-from .rows import Row, ratio_of, spread_of, with_limit, with_ours
-from .workloads import Case
+from .rows import OF_P99, Row, ratio_of, spread_of, with_limit, with_ours
+from .workloads import SMALL_BYTES, Case
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -34,7 +34,7 @@ class Plan(msgspec.Struct, frozen=True):
     """Sessions with which a start is timed."""
     fill_s: float = 20.0
     """A system is filled for so long at most; one that is slower has fewer sessions, and its rows say so."""
-    reopen_fill_s: float = 60.0
+    reopen_fill_s: float = 150.0
     """The same before a start is timed; one that is slower is left out."""
     slow_s: float = 8.0
     """A system whose warm-up took longer is measured in that round only."""
@@ -137,7 +137,7 @@ def _row(case: Case, one: Contestant, its: Measured, plan: Plan) -> Row:
         durability=one.durability.value,
         clients=case.clients,
         value_bytes=case.value_bytes,
-        sessions=one.sessions,
+        sessions=one.sessions(case.value_bytes),
         ops_per_s=statistics.median(rates) if rates else None,
         ops_per_s_low=min(rates, default=None),
         ops_per_s_high=max(rates, default=None),
@@ -155,9 +155,10 @@ def _row(case: Case, one: Contestant, its: Measured, plan: Plan) -> Row:
 
 
 def _note(case: Case, one: Contestant, its: Measured, plan: Plan) -> str:
-    parts = ["ratios are of the p99 latency"] if case.rate_per_s else []
+    parts = [OF_P99] if case.rate_per_s else []
     if its.is_slow:
         parts.append("one round, it takes too long for more")
-    if one.sessions < plan.sessions:
-        parts.append(f"with {one.sessions:,} sessions")
+    sessions = one.sessions(case.value_bytes)
+    if sessions < (plan.sessions if case.value_bytes == SMALL_BYTES else plan.large_sessions):
+        parts.append(f"with {sessions:,} sessions")
     return "; ".join(parts)

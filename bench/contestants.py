@@ -41,14 +41,15 @@ class Contestant(Protocol):
     durability: Durability
     version: str
     setting: str
-    sessions: int
-    """That fill() has stored."""
 
     def why_not(self, case: Case) -> str:
         """Why this case can't be asked of it; empty if it can."""
 
     def fill(self, value_bytes: int, count: int, *, limit_s: float) -> Growth:
         """Have so many sessions of this size, or as many as can be stored in `limit_s`."""
+
+    def sessions(self, value_bytes: int) -> int:
+        """Of this size, that fill() has stored."""
 
     def make_ready(self, case: Case) -> None:
         """Have what the case needs, so that no slice has to wait for it. Raises as slice() does."""
@@ -68,7 +69,7 @@ class Served:
         self.durability = durability
         self.version = system.version()
         self.setting = system.settings[durability]
-        self.sessions = 0
+        self._stored: dict[int, int] = {}
         data, lists = folder / "data", folder / "lists"
         data.mkdir()
         lists.mkdir()
@@ -84,8 +85,11 @@ class Served:
         stored = self.crew.fill(count, value_bytes, limit_s=limit_s)
         growth = _growth(memory, self._memory_bytes(), disk, self.running.disk_bytes(), stored)
         self.crew.learn(value_bytes)
-        self.sessions = max(self.sessions, stored)
+        self._stored[value_bytes] = stored
         return growth
+
+    def sessions(self, value_bytes: int) -> int:
+        return self._stored.get(value_bytes, 0)
 
     def _memory_bytes(self) -> int:
         return own_bytes(self.running.pids) + self.crew.memory_bytes()
@@ -141,7 +145,6 @@ class Driven:
         self.durability = durability
         self.version = driver.version()
         self.setting = driver.settings[durability]
-        self.sessions = 0
         self._driving = driver.start(folder, durability)
         self._sizes: dict[int, int] = {}
         self._filled = 0
@@ -153,9 +156,11 @@ class Driven:
     def fill(self, value_bytes: int, count: int, *, limit_s: float) -> Growth:
         memory, disk = own_bytes(self._driving.pids), self._driving.disk_bytes()
         self._sizes[value_bytes] = count
-        self.sessions = max(self.sessions, count)
         self._have(value_bytes)
         return _growth(memory, own_bytes(self._driving.pids), disk, self._driving.disk_bytes(), count)
+
+    def sessions(self, value_bytes: int) -> int:
+        return self._sizes.get(value_bytes, 0)
 
     def make_ready(self, case: Case) -> None:
         self._have(case.value_bytes)

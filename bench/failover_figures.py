@@ -75,6 +75,8 @@ def _time(name: str, taken_ms: list[float], limit_ms: float) -> Figure:
         max(taken_ms) / limit_ms,
         f"p50 below {limit_ms:,.0f} ms",
         ratio < 1.0,
+        is_less_better=True,
+        rounds=len(taken_ms),
     )
 
 

@@ -11,6 +11,9 @@ from .rows import Ratio, Row, with_ours
 from .workloads import SMALL_BYTES
 
 FOOTPRINT: Final = "footprint"
+_PARTS: Final = ("memory", "disk", "disk: state", "disk: log", "disk: snapshots")
+FOOTPRINT_CASES: Final = tuple(f"{FOOTPRINT}: {part}, a session" for part in _PARTS)
+"""The names that rows can have, without class and system."""
 
 
 def footprint_rows(contestants: Sequence[Contestant], growths: Mapping[str, Growth]) -> Iterator[Row]:

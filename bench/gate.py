@@ -2,30 +2,44 @@
 
 Owns what is kept of a run, and what counts as worse. Times and rates are another machine's or another
 hour's; ratios are of one run, to the limit and to the peers, and can be held against each other. A ratio
-has got worse when it is lower than before by more than both runs' own spread explains.
+has got worse when it is lower than before (where less is better: higher) by more than explain both runs' own
+spread and how far the two runs differ in all ratios, which on a machine that others use, too, is much more;
+a figure that was measured once has no spread, and is held against nothing. A group of ratios that fell
+together has got worse, too: its median moves far less from run to run than each of them.
 
-`python -m bench.gate [RESULT]` compares build/bench.json, or another result, with bench/baseline.json.
-Exit codes: 0 nothing is worse, 1 something is, 2 there is nothing to compare.
+`python -m bench.gate [RESULT]` compares build/bench.json, or another result, with bench/baseline.json, or
+makes it the baseline. Exit codes: 0 nothing is worse, 1 something is, 2 there is nothing to compare.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
+import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from .report import Result, read_json
-from .rows import Row
+from .rows import SIGMA_OF_MAD, Row
 
 BASELINE: Final = Path(__file__).parent / "baseline.json"
 SIGMAS: Final = 3.0
 LEAST_ALLOWED: Final = 0.10
 """Runs of the same program differ by so much, however quiet their rounds were."""
+FEW: Final = 30
+"""Of fewer ratios it can't be said how far runs differ."""
+ALIKE: Final = 5
+"""So many ratios of a group move together: one row of ours stands beside several peers."""
+COMPARED: Final = ("sessions", "large_sessions", "slice_s", "open_s")
+"""Options of a plan without which ratios are of something else."""
+HINT: Final = "python -m bench makes a result, and with --save-baseline the baseline"
+_ERROR_OF_MEDIAN: Final = 1.25
+_MEASURED = re.compile(r" \(p\d+ [\d.,]+\)")
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -34,11 +48,12 @@ class Kept(msgspec.Struct, frozen=True):
     ratio: float
     spread: float
     rounds: int = 5
+    is_less_better: bool = False
 
     @property
     def error(self) -> float:
         """Standard error of the median, as a share of it (that of a normal sample is 1.25 of the mean's)."""
-        return 1.25 * self.spread / math.sqrt(max(1, self.rounds))
+        return _ERROR_OF_MEDIAN * self.spread / math.sqrt(max(1, self.rounds))
 
 
 class Baseline(msgspec.Struct, frozen=True):
@@ -47,6 +62,8 @@ class Baseline(msgspec.Struct, frozen=True):
     machine: dict[str, str | int | float]
     versions: dict[str, str]
     ratios: dict[str, Kept]
+    options: dict[str, Any] = {}
+    """The plan of the run."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -56,7 +73,8 @@ class Change(msgspec.Struct, frozen=True):
     before: float
     now: float
     allowed: float
-    """Lower by such a share is within the spread."""
+    """Worse by so much, as a logarithm, is within the spread."""
+    is_less_better: bool = False
 
     @property
     def by(self) -> float:
@@ -65,11 +83,19 @@ class Change(msgspec.Struct, frozen=True):
 
     @property
     def is_worse(self) -> bool:
-        return self.by < -self.allowed
+        return self.gain < -self.allowed
 
     @property
     def is_better(self) -> bool:
-        return self.by > self.allowed
+        return self.gain > self.allowed
+
+    @property
+    def gain(self) -> float:
+        """The logarithm of the change; below 0 is worse."""
+        if self.before <= 0 or self.now <= 0:
+            return 0.0
+        change = math.log(self.now / self.before)
+        return -change if self.is_less_better else change
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -78,44 +104,86 @@ class Verdict(msgspec.Struct, frozen=True):
     """Ratios of the baseline that this run did not measure."""
     other_versions: dict[str, str]
     """Systems that are not what they were: was -> is."""
+    other_options: dict[str, str] = {}
+    """What the plan of the run has otherwise: was -> is."""
+    between: float = 0.0
+    """How far all ratios differ from run to run, as a logarithm; 0: they are too few to say."""
+    groups: list[Change] = []
+    """The medians of groups of ratios."""
 
     @property
     def worse(self) -> list[Change]:
-        return sorted((one for one in self.changes if one.is_worse), key=lambda one: one.by)
+        found = [one for one in (*self.groups, *self.changes) if one.is_worse]
+        return sorted(found, key=lambda one: one.gain)
 
 
 def baseline_of(result: Result) -> Baseline:
     """What is kept of a run: ours to the limit, and ours to each peer."""
-    return Baseline(result.machine, _versions(result.rows), dict(_ratios(result.rows)))
+    options = {name: value for name, value in result.options.items() if name in COMPARED}
+    return Baseline(result.machine, _versions(result.rows), dict(_ratios(result.rows)), options)
 
 
 def judge(baseline: Baseline, result: Result) -> Verdict:
     """Hold a run against the baseline."""
     now = baseline_of(result)
+    before = {_name_of(name): kept for name, kept in baseline.ratios.items()}
+    pairs = [(name, was, now.ratios[name]) for name, was in before.items() if name in now.ratios]
+    plain = [Change(name, was.ratio, its.ratio, 0.0, its.is_less_better) for name, was, its in pairs]
+    between = _spread_of([one.gain for one in plain]) if len(plain) >= FEW else 0.0
     changes = [
-        Change(
-            name,
-            was.ratio,
-            now.ratios[name].ratio,
-            max(LEAST_ALLOWED, SIGMAS * math.hypot(was.error, now.ratios[name].error)),
+        msgspec.structs.replace(
+            one, allowed=max(LEAST_ALLOWED, SIGMAS * math.hypot(was.error, its.error, between))
         )
-        for name, was in baseline.ratios.items()
-        if name in now.ratios
+        for one, (_, was, its) in zip(plain, pairs, strict=True)
     ]
     other = {
         system: f"{version} -> {now.versions[system]}"
         for system, version in baseline.versions.items()
         if now.versions.get(system, version) != version
     }
-    return Verdict(changes, [name for name in baseline.ratios if name not in now.ratios], other)
+    options = {
+        name: f"{was} -> {now.options[name]}"
+        for name, was in baseline.options.items()
+        if now.options.get(name, was) != was
+    }
+    missing = [name for name in before if name not in now.ratios]
+    return Verdict(changes, missing, other, options, between, list(_groups_of(changes)))
+
+
+def _groups_of(changes: Sequence[Change]) -> Iterable[Change]:
+    """The median change of each group that has enough ratios."""
+    gains: dict[str, list[float]] = {}
+    for one in changes:
+        gains.setdefault(one.name.partition(":")[0], []).append(one.gain)
+    for group, its in gains.items():
+        if len(its) >= FEW:
+            error = _ERROR_OF_MEDIAN * _spread_of(its) / math.sqrt(len(its) / ALIKE)
+            name = f"{group}: the median of its {len(its)} ratios"
+            yield Change(name, 1.0, math.exp(statistics.median(its)), max(LEAST_ALLOWED, SIGMAS * error))
+
+
+def _spread_of(gains: Sequence[float]) -> float:
+    """Scaled to a standard deviation; a few that got worse do not count."""
+    middle = statistics.median(gains)
+    return SIGMA_OF_MAD * statistics.median(abs(gain - middle) for gain in gains)
 
 
 def text_of(verdict: Verdict) -> str:
     """What a person needs to know."""
     lines = [f"{len(verdict.changes)} ratios compared with the baseline"]
+    if verdict.between:
+        lines.append(f"from run to run they differ by {math.expm1(verdict.between):.0%} (standard deviation)")
+    elif verdict.changes:
+        lines.append(
+            f"fewer than {FEW} do not tell how far runs differ: measure again before a cause is sought"
+        )
     lines += [f"worse: {_told(one)}" for one in verdict.worse]
     lines += [f"better: {_told(one)}" for one in verdict.changes if one.is_better]
     lines += [f"another version: {system}: {change}" for system, change in verdict.other_versions.items()]
+    lines += [
+        f"another plan, so that ratios may differ: {name}: {change}"
+        for name, change in verdict.other_options.items()
+    ]
     if verdict.missing:
         lines.append(f"not measured in this run: {len(verdict.missing)} of the baseline's ratios")
     if verdict.changes and not verdict.worse:
@@ -138,19 +206,25 @@ def write_baseline(baseline: Baseline, path: Path = BASELINE) -> None:
 
 def _told(one: Change) -> str:
     return (
-        f"{one.name}: {one.before:.2f} -> {one.now:.2f} ({one.by:+.0%}, the spread allows {one.allowed:.0%})"
+        f"{one.name}: {one.before:.2f} -> {one.now:.2f} ({one.by:+.0%}, "
+        f"the spread allows {math.expm1(math.copysign(one.allowed, one.by)):+.0%})"
     )
 
 
 def _ratios(rows: Iterable[Row]) -> Iterable[tuple[str, Kept]]:
     for row in rows:
         is_ours = row.system.startswith("perdure")
-        if is_ours and row.ratio_to_limit is not None:
-            spread = row.ratio_to_limit_spread or 0.0
-            yield f"{row.key} / {row.limit}", Kept(row.ratio_to_limit, spread, row.rounds)
+        if is_ours and row.ratio_to_limit is not None and row.ratio_to_limit_spread is not None:
+            kept = Kept(row.ratio_to_limit, row.ratio_to_limit_spread, row.rounds, row.is_less_better)
+            yield _name_of(f"{row.key} / {row.limit}"), kept
         if not is_ours and row.ours_ratio is not None:
             name = f"{row.group}: {row.case}, {row.durability}, {row.ours} / {row.system}"
             yield name, Kept(row.ours_ratio, row.ours_ratio_spread or 0.0, row.rounds)
+
+
+def _name_of(text: str) -> str:
+    """The same from run to run: without the percentiles that the names of some figures tell."""
+    return _MEASURED.sub("", text)
 
 
 def _versions(rows: Iterable[Row]) -> dict[str, str]:
@@ -158,14 +232,25 @@ def _versions(rows: Iterable[Row]) -> dict[str, str]:
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.gate", description=__doc__)
-    parser.add_argument("result", nargs="?", default="build/bench.json", type=Path)
-    parser.add_argument("--baseline", default=BASELINE, type=Path)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gate",
+        description="Compare the ratios of a run with those of the baseline, without measuring again.",
+        epilog="example: python -m bench.gate build/bench.json",
+    )
+    parser.add_argument(
+        "result", nargs="?", default="build/bench.json", type=Path, help="of a run; build/bench.json"
+    )
+    parser.add_argument("--baseline", default=BASELINE, type=Path, help="bench/baseline.json")
+    parser.add_argument("--save", action="store_true", help="make the result the baseline instead")
     options = parser.parse_args(words)
     try:
-        verdict = judge(read_baseline(options.baseline), read_json(options.result))
+        result = read_json(options.result)
+        if options.save:
+            write_baseline(baseline_of(result), options.baseline)
+            return 0
+        verdict = judge(read_baseline(options.baseline), result)
     except (OSError, msgspec.DecodeError) as error:
-        print(f"nothing to compare: {error}", file=sys.stderr)
+        print(f"nothing to compare: {error}; {HINT}", file=sys.stderr)
         return 2
     print(text_of(verdict))
     return exit_code_of(verdict)

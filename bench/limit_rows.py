@@ -48,7 +48,7 @@ def limit_rows(folder: Path, plan: Plan) -> Iterator[Row]:
             group=LIMITS,
             case=name,
             system=Limit.name,
-            durability="disk" if "fdatasync" in name else "os",
+            durability=class_of_limit(name),
             value_bytes=SMALL_BYTES,
             ops_per_s=statistics.median(its),
             ops_per_s_low=min(its),
@@ -57,3 +57,7 @@ def limit_rows(folder: Path, plan: Plan) -> Iterator[Row]:
             rounds=plan.rounds,
             version=Limit().version(),
         )
+
+
+def class_of_limit(name: str) -> str:
+    return "disk" if "fdatasync" in name else "os"

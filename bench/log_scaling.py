@@ -22,7 +22,7 @@ from perdure.store.rebuild import replay
 
 from .comparison import Plan
 from .contestants import Served
-from .restarts import Reopened
+from .restarts import AFTER_KILL, Reopened
 from .rows import Row
 from .scaling import in_turn, line_rows, may_hold
 from .systems.perdure import PerdureClient
@@ -84,7 +84,7 @@ class Logged:
 
     def start_us(self, _: int) -> float:
         """After kill -9."""
-        return self._reopened.round()["after kill -9"] * 1e6
+        return self._reopened.round()[AFTER_KILL] * 1e6
 
     def close(self) -> None:
         self._stack.close()

@@ -1,7 +1,7 @@
 """The measuring loop: prepared calls, one after the other, for a limited time.
 
 Owns how calls are timed, the same way for all systems. Their arguments are prepared beforehand, and the
-loop runs in C (`starmap`), so that it takes some 30 ns a call; `overhead_ns` measures what it takes here.
+loop runs in C (`starmap`); `overhead_ns` measures what it and a call of a Python function take here.
 Every so many calls one is timed by itself: latencies and throughput are of the same calls under the same
 load.
 """

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import msgspec
 
+REPORTED = "reported"
+"""The aim of a figure that has none, and no peer."""
+
 
 class Figure(msgspec.Struct, frozen=True):
     """One measured rate beside its limit or peer in the same run."""
@@ -22,11 +25,20 @@ class Figure(msgspec.Struct, frozen=True):
     peer: str
     peer_rate_per_s: float
     ratio: float
-    """Median of the slices' ratios, ours to the peer's: above 1 is faster than the peer."""
+    """Median of the slices' ratios, ours to the peer's: of rates, above 1 is faster than the peer."""
     ratio_min: float
     ratio_max: float
     aim: str
     is_met: bool
+    is_less_better: bool = False
+    """A time or an amount, of which a lower ratio is the better one."""
+    rounds: int = 1
+    """That the ratios are of."""
+
+    @property
+    def spread(self) -> float | None:
+        """How far the ratios lie from their median, as a share of it; None if it was measured once."""
+        return (self.ratio_max - self.ratio_min) / 2 / self.ratio if self.ratio_max > self.ratio_min else None
 
 
 Slice = Callable[[], int]
@@ -65,6 +77,7 @@ def compare(
         max(ratios),
         f"at least {ratio_aim:.2f} of the peer",
         ratio >= ratio_aim,
+        rounds=slices,
     )
 
 

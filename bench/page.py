@@ -3,24 +3,42 @@
 Owns the parts of docs/bench.md between its marks: those of a comparison, one table a durability class, a case
 a row, with what perdure reached and how far it is ahead of each system; and those of a run of how costs grow.
 All rates and percentiles are in the run's own tables.
+
+`python -m bench.page [RESULT]` makes them of build/bench.json, or of another result, without measuring again.
+Exit codes: 0 made, 2 there is no such result.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from .aims import Aim
+from .aims import Aim, read_aims
+from .footprint import FOOTPRINT
 from .limits import NAME as LIMIT
 from .parts import PARTS
 from .plots import write_plots
-from .reasons import Reason
-from .report import CLASSES, Result, aims_table, figure_of, head_of, settings_of, summary_of, table_of
-from .rows import Row
+from .reasons import Reason, read_reasons
+from .report import (
+    CLASSES,
+    Result,
+    aims_table,
+    figure_of,
+    head_of,
+    read_json,
+    settings_of,
+    summary_of,
+    table_of,
+    us_of,
+)
+from .rows import OF_P99, Row
 from .scaling import GROUP as SCALING
+from .workloads import OPEN_LOOP
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "bench.md"
 BEGIN: Final = "<!-- results: python -m bench --save-page -->"
@@ -29,6 +47,8 @@ BEGIN_GROWTH: Final = "<!-- growth: python -m bench --part scaling --save-page -
 END_GROWTH: Final = "<!-- end of the growth -->"
 _APART: Final = ("figures", PARTS, "limits")
 """Groups with a table of their own; all others are compared with systems."""
+_CASES_TOLD: Final = 3
+"""Of a note; of more the number is told."""
 
 
 def write_page(result: Result, reasons: Sequence[Reason], aims: Sequence[Aim], page: Path = PAGE) -> None:
@@ -88,7 +108,7 @@ def results_text(result: Result, reasons: Sequence[Reason], aims: Sequence[Aim])
         parts.append(
             _headed(
                 f"Class `{durability}`: {CLASSES.get(durability, '')}",
-                f"{_class_table(its)}\n\n{settings_of(its)}",
+                f"{_class_table(its)}\n\n{settings_of(its)}\n{_notes_of(its)}".rstrip(),
             )
         )
     parts.append(_headed("Aims", aims_table(rows, aims)))
@@ -119,10 +139,29 @@ def _class_table(rows: Sequence[Row]) -> str:
         if mine is None or not any(found[name].ours_ratio is not None for name in others if name in found):
             continue
         limit = "" if mine.ratio_to_limit is None else f"{mine.ratio_to_limit:.2f}"
-        cells = [f"{case[0]}: {case[1]}", f"{figure_of(mine)} {mine.unit}", limit]
+        cells = [f"{case[0]}: {case[1]}", _reached(mine), limit]
         cells += [_cell(found.get(name)) for name in others]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _reached(row: Row) -> str:
+    """What it measured; where calls arrive at a rate, with the p99 latency, which its ratios are of."""
+    has_p99 = row.group == OPEN_LOOP and row.p99_us is not None
+    return f"{figure_of(row)} {row.unit}" + (f", p99 {us_of(row.p99_us)} us" if has_p99 else "")
+
+
+def _notes_of(rows: Sequence[Row]) -> str:
+    """What sets rows of a system apart, as fewer sessions or an error."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        note = "; ".join(part for part in row.note.split("; ") if part != OF_P99)
+        if note and row.group != FOOTPRINT:
+            found.setdefault((row.system, note), []).append(f"{row.group}: {row.case}")
+    return "\n".join(
+        f"- {system}: {note} ({', '.join(cases) if len(cases) <= _CASES_TOLD else f'{len(cases)} cases'})"
+        for (system, note), cases in found.items()
+    )
 
 
 def _cell(row: Row | None) -> str:
@@ -130,3 +169,26 @@ def _cell(row: Row | None) -> str:
         return ""
     told = f"{row.ours_ratio:.2f}" if row.ours_ratio < 10 else f"{row.ours_ratio:.0f}"
     return f"**{told}**" if row.ours_ratio < 1 else told
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.page",
+        description="Make the results (or the growth) of docs/bench.md those of an earlier run.",
+        epilog="example: python -m bench.page build/bench.json",
+    )
+    parser.add_argument(
+        "result", nargs="?", default="build/bench.json", type=Path, help="of a run; build/bench.json"
+    )
+    parser.add_argument("--page", default=PAGE, type=Path, help="docs/bench.md")
+    options = parser.parse_args(words)
+    try:
+        write_page(read_json(options.result), read_reasons(), read_aims(), options.page)
+    except (OSError, ValueError, msgspec.DecodeError) as error:
+        print(f"no page was made: {error}; python -m bench makes a result", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

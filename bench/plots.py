@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from .limits import NAME as LIMIT
 from .report import Result
 from .rows import Row
+from .workloads import OPEN_LOOP
 
 WIDTH: Final = 760
 _NAME_WIDTH: Final = 170
@@ -47,7 +48,8 @@ def write_plots(result: Result, folder: Path) -> list[Path]:
                 folder.mkdir(parents=True, exist_ok=True)
                 file = folder / f"{name}-{durability}.svg"
                 title = "calls a second" if name == "rates" else "p99 in us, calls at a given rate"
-                file.write_text(bar_chart(f"{title}, class {durability}", bars), encoding="utf-8")
+                named = f"{title}, class {durability} (logarithmic scale)"
+                file.write_text(bar_chart(named, bars), encoding="utf-8")
                 written.append(file)
     return written
 
@@ -154,8 +156,8 @@ def _bars(rows: Sequence[Row]) -> list[Bar]:
 
 def _latency_bars(rows: Sequence[Row]) -> list[tuple[str, list[Bar]]]:
     groups: list[tuple[str, list[Bar]]] = []
-    for case in dict.fromkeys(row.case for row in rows if row.group == "open loop"):
-        told = [row for row in rows if row.case == case and row.group == "open loop" and row.p99_us]
+    for case in dict.fromkeys(row.case for row in rows if row.group == OPEN_LOOP):
+        told = [row for row in rows if row.case == case and row.group == OPEN_LOOP and row.p99_us]
         told.sort(key=lambda row: row.p99_us or 0.0)
         if told:
             bars = [Bar(row.system, row.p99_us or 0.0, _color(row), f"{row.p99_us:,.0f}") for row in told]

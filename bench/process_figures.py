@@ -127,6 +127,7 @@ def _four_processes(durability: str) -> Measure:
             milliseconds / 100.0,
             "no call longer than 100 ms",
             milliseconds <= 100.0,
+            is_less_better=True,
         )
 
     return figure
@@ -170,6 +171,7 @@ def _memory(name: str, folder: Path, size: int) -> Iterator[Figure]:
         total / 100.0,
         "less than 100 MiB of anonymous memory",
         total < 100.0,
+        is_less_better=True,
     )
 
 
@@ -339,6 +341,7 @@ def _lag(name: str, folder: Path, size: int) -> Iterator[Figure]:
         p99 / LAG_MS_MAX,
         f"p99 below {LAG_MS_MAX:.0f} ms",
         p99 < LAG_MS_MAX,
+        is_less_better=True,
     )
 
 

@@ -44,5 +44,7 @@ def read_reasons(file: Path = FILE) -> list[Reason]:
 
 
 def reason_for(row: Row, reasons: Sequence[Reason]) -> str:
-    """Empty if none is known."""
-    return next((reason.why for reason in reasons if reason.fits(row)), "")
+    """The one that says most about the row: of the longest case, then of its class. Empty: there is none."""
+    fitting = [reason for reason in reasons if reason.fits(row)]
+    best = max(fitting, key=lambda reason: (len(reason.case), bool(reason.durability)), default=None)
+    return "" if best is None else best.why

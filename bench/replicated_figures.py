@@ -158,6 +158,8 @@ def _latency(name: str, mine: list[Slice], peer: str, its: list[Slice], aim: flo
         max(ratios),
         f"at most {aim:.2f} of the peer",
         ratio <= aim,
+        is_less_better=True,
+        rounds=len(ratios),
     )
 
 
@@ -182,6 +184,8 @@ def _processor_time(name: str, mine: list[Slice], its: list[Slice]) -> Figure:
         max(ratios),
         "at most 3.00 of the peer",
         ratio <= 3.0,
+        is_less_better=True,
+        rounds=len(ratios),
     )
 
 
@@ -200,6 +204,7 @@ def _scaling(name: str, rates: dict[int, list[float]]) -> Figure:
         max(ratios),
         "at least 4.00 of the peer",
         ratio >= 4.0,
+        rounds=len(ratios),
     )
 
 
@@ -255,6 +260,7 @@ def _four_processes(name: str, folder: Path, size: int) -> Iterator[Figure]:
         max(ratios),
         "at least 2.00 of the peer",
         ratio >= 2.0,
+        rounds=len(ratios),
     )
 
 

@@ -53,7 +53,7 @@ def line(row: Row) -> str:
     """A row as one line of text."""
     words = f"{row.key:58} {figure_of(row):>14} {row.unit:8}"
     if row.p50_us is not None:
-        words += f" p50 {_us(row.p50_us):>8} p99 {_us(row.p99_us):>8} us"
+        words += f" p50 {us_of(row.p50_us):>8} p99 {us_of(row.p99_us):>8} us"
     if row.ratio_to_limit is not None:
         words += f"  {row.ratio_to_limit:5.2f} of the limit"
     if row.ours_ratio is not None:
@@ -93,21 +93,46 @@ def head_of(result: Result) -> str:
 
 
 def summary_of(rows: Sequence[Row], reasons: Sequence[Reason]) -> str:
-    """In how many comparisons ours is ahead, and where it is not."""
+    """In how many comparisons ours is ahead, how many of these leave no doubt, and where it is not."""
     compared = [row for row in rows if row.ours_ratio is not None and not row.system.startswith("perdure")]
     if not compared:
         return ""
     behind = sorted((row for row in compared if _ratio(row) < 1), key=_ratio)
     ahead = len(compared) - len(behind)
-    text = f"Ahead in {ahead} of {len(compared)} comparisons with systems of the same class."
-    if behind:
-        text += " Not ahead:\n\n" + "\n".join(
-            f"- {row.group}: {row.case}, `{row.durability}`, {row.system}: {_ratio(row):.2f}"
-            + (" (within the spread)" if (row.ours_ratio_high or 0) >= 1 else "")
-            + (f": {why}" if (why := reason_for(row, reasons)) else "")
-            for row in behind
-        )
-    return text
+    always = sum((row.ours_ratio_low or 0.0) >= 1 for row in compared)
+    text = (
+        f"Ahead in {ahead} of {len(compared)} comparisons with systems of the same class, "
+        f"in {always} of them in every round."
+    )
+    return f"{text} {_behind_table(behind, reasons)}" if behind else text
+
+
+def _behind_table(behind: Sequence[Row], reasons: Sequence[Reason]) -> str:
+    """The rows of one system with one reason together; what is furthest behind comes first."""
+    lines = [
+        "Not ahead, with perdure's rate over the other's (*: 1 lies within the spread):",
+        "",
+        "| system | rows | why |",
+        "|---|---|---|",
+    ]
+    together: dict[tuple[str, str], list[Row]] = {}
+    for row in behind:
+        together.setdefault((row.system, reason_for(row, reasons)), []).append(row)
+    for (system, why), rows in together.items():
+        classes = [
+            f"`{durability}`: "
+            + "; ".join(
+                f"{group}: {', '.join(f'{row.case} {_behind(row)}' for row in its)}"
+                for group, its in _grouped(in_class, lambda row: row.group)
+            )
+            for durability, in_class in _grouped(rows, lambda row: row.durability)
+        ]
+        lines.append(f"| {system} | {'. '.join(classes)} | {why} |")
+    return "\n".join(lines)
+
+
+def _behind(row: Row) -> str:
+    return f"{_ratio(row):.2f}" + ("*" if (row.ours_ratio_high or 0) >= 1 else "")
 
 
 def aims_table(rows: Sequence[Row], aims: Sequence[Aim]) -> str:
@@ -145,7 +170,13 @@ def table_of(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        figures = [figure_of(row), _share(row.spread), _us(row.p50_us), _us(row.p99_us), _us(row.p999_us)]
+        figures = [
+            figure_of(row),
+            _share(row.spread),
+            us_of(row.p50_us),
+            us_of(row.p99_us),
+            us_of(row.p999_us),
+        ]
         of_limit = "" if row.ratio_to_limit is None else f"{row.ratio_to_limit:.2f}"
         words = [row.case, _named(row), *figures, of_limit, _ours(row)]
         lines.append("| " + " | ".join(words) + " |")
@@ -154,7 +185,7 @@ def table_of(rows: Sequence[Row]) -> str:
 
 def _named(row: Row) -> str:
     name = "*limit*" if row.system == LIMIT else row.system
-    return f"{name} ({row.note})" if row.note and row.ops_per_s is None else name
+    return f"{name} ({row.note})" if row.note else name
 
 
 def _figures_table(rows: Sequence[Row]) -> str:
@@ -203,7 +234,7 @@ def figure_of(row: Row) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:,.2f}"
 
 
-def _us(value: float | None) -> str:
+def us_of(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

@@ -25,6 +25,8 @@ KEPT = (Durability.DISK, Durability.SECOND, Durability.OS)
 """Classes that keep something over a restart, in the order in which one of them is chosen for a system."""
 REPLICATED = (Durability.TWO, Durability.TWO_DISKS)
 
+AFTER_STOP = "after a stop"
+AFTER_KILL = "after kill -9"
 TAKE_OVER = "the order to take over until a write is answered"
 
 Starter = Callable[[System, Durability], Served]
@@ -68,7 +70,7 @@ class Reopened:
         served.running.kill()
         after_kill = self._started()
         served.running.stop()
-        return {"after a stop": after_stop, "after kill -9": after_kill}
+        return {AFTER_STOP: after_stop, AFTER_KILL: after_kill}
 
     def close(self) -> None:
         self._client.close()
@@ -93,7 +95,7 @@ def reopening(
         reopened: dict[str, Times] = {}
         named: dict[str, Named] = {}
         for system in systems:
-            durability = next((one for one in KEPT if one in system.settings), None)
+            durability = class_of(system, KEPT)
             if durability is None:
                 continue
             try:
@@ -167,12 +169,12 @@ def taking_over(
     times: dict[str, Times] = {}
     named: dict[str, Named] = {}
     for driver in drivers:
-        durability = next((one for one in REPLICATED if one in driver.settings), None)
+        durability = class_of(driver, REPLICATED)
         if durability is not None:
             times[driver.name] = DriverTakenOver(driver, durability, folder)
             named[driver.name] = named_of(driver, durability)
     for system in systems:
-        durability = next((one for one in REPLICATED if one in system.settings), None)
+        durability = class_of(system, REPLICATED)
         if durability is not None:
             times[system.name] = TakenOver(system, durability, start)
             named[system.name] = named_of(system, durability)
@@ -207,6 +209,11 @@ def _rows(
                     pairs = zip(rounds, taken[ours], strict=True)
                     row = with_ours(row, ours, ratio_of([a[what] / b[what] for a, b in pairs]))
             yield row
+
+
+def class_of(one: System | Driver, classes: Sequence[Durability]) -> Durability | None:
+    """The first of these classes that it has: the one in which it is measured here."""
+    return next((durability for durability in classes if durability in one.settings), None)
 
 
 def named_of(system: System | Driver, durability: Durability) -> Named:

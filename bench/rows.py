@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-_SIGMA_OF_MAD = 1.4826
+OF_P99 = "ratios are of the p99 latency"
+"""The note of rows of calls that arrive at a rate."""
+SIGMA_OF_MAD = 1.4826
 
 
 class Ratio(msgspec.Struct, frozen=True):
@@ -36,7 +38,7 @@ def spread_of(values: Sequence[float]) -> float:
     middle = statistics.median(values)
     if middle == 0:
         return 0.0
-    return _SIGMA_OF_MAD * statistics.median(abs(value - middle) for value in values) / abs(middle)
+    return SIGMA_OF_MAD * statistics.median(abs(value - middle) for value in values) / abs(middle)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +66,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     unit: str = "ops/s"
     limit: str = ""
     ratio_to_limit: float | None = None
-    """Above 1 is faster than the limit."""
+    """Above 1 is faster than the limit, or more than it where less is better."""
     ratio_to_limit_low: float | None = None
     ratio_to_limit_high: float | None = None
     ratio_to_limit_spread: float | None = None
@@ -75,6 +77,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     ours_ratio_low: float | None = None
     ours_ratio_high: float | None = None
     ours_ratio_spread: float | None = None
+    is_less_better: bool = False
+    """Of perdure's own figures: the lower ratio to the limit is the better one."""
     rounds: int = 0
     setting: str = ""
     version: str = ""

@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 from .comparison import Plan
 from .contestants import Served
 from .plots import Point, slope_of
-from .restarts import Reopened
+from .restarts import AFTER_KILL, Reopened
 from .rows import Row, ratio_of, spread_of
 from .systems.ports import Durability, System
 from .workloads import SMALL_BYTES, Case
@@ -128,7 +128,7 @@ def _slices(served: Served, case: Case, plan: Plan) -> Rounds:
 
 
 def _start_us(reopened: Reopened, _: int) -> float:
-    return reopened.round()["after kill -9"] * 1e6
+    return reopened.round()[AFTER_KILL] * 1e6
 
 
 def in_turn(plan: Plan, points: Mapping[int, Callable[[int], Taken]]) -> dict[int, list[Taken]]:

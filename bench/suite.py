@@ -17,16 +17,16 @@ import msgspec
 
 from .comparison import Plan, measure, rows_of
 from .contestants import Bound, Contestant, Driven, Growth, Served, is_ours
-from .footprint import FOOTPRINT, footprint_rows
-from .limit_rows import LIMIT_NAMES, LIMITS, limit_rows
+from .footprint import FOOTPRINT_CASES, footprint_rows
+from .limit_rows import LIMIT_NAMES, LIMITS, class_of_limit, limit_rows
 from .limits import Limit
 from .log_scaling import log_rows
 from .replica_scaling import replica_rows
-from .restarts import reopening, taking_over
+from .restarts import AFTER_KILL, AFTER_STOP, KEPT, REPLICATED, TAKE_OVER, class_of, reopening, taking_over
 from .rows import Row
 from .scaling import scaling_rows
 from .systems.ports import Driver, Durability, System
-from .workloads import CASES, LARGE_BYTES, ONE_NODE, SMALL_BYTES, TWO_NODES, Case
+from .workloads import CASES, LARGE_BYTES, ONE_NODE, SMALL_BYTES, Case
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -103,7 +103,9 @@ class Suite:
         self._say(f"left out: {what}: {reason}")
 
     def _limits(self) -> Iterator[Row]:
-        if self._choice.has_any(f"{LIMITS}: {name}, {Limit.name}" for name in LIMIT_NAMES):
+        if self._choice.has_any(
+            f"{LIMITS}: {name}, {class_of_limit(name)}, {Limit.name}" for name in LIMIT_NAMES
+        ):
             with tempfile.TemporaryDirectory(prefix="perdure-bench-", dir=self._directory) as folder:
                 yield from limit_rows(Path(folder), self._plan)
 
@@ -158,13 +160,15 @@ class Suite:
         )
 
     def _sized(self, durability: Durability) -> list[str]:
-        key = f"{FOOTPRINT}: {durability.value}"
         return [
             one.name
             for one in self._all
             if durability in one.settings
             and durability.value in ONE_NODE
-            and self._choice.has(f"{key}, {one.name}", one.name, durability.value)
+            and any(
+                self._choice.has(f"{key}, {durability.value}, {one.name}", one.name, durability.value)
+                for key in FOOTPRINT_CASES
+            )
         ]
 
     def _contestants(self, durability: Durability, asked: set[str], stack: ExitStack) -> list[Contestant]:
@@ -207,24 +211,28 @@ class Suite:
                 return Served(system, self._folder(stack), durability)
 
             for sessions in self._plan.reopened:
-                key = f"start: first answer, {sessions:,} sessions"
-                systems, _ = self._restarted(key, ONE_NODE)
+                cases = [
+                    f"start: first answer, {sessions:,} sessions, {what}" for what in (AFTER_STOP, AFTER_KILL)
+                ]
+                systems, _ = self._restarted(cases, KEPT)
                 if sessions > self._plan.reopened[0]:  # our other back ends are for the first number
-                    ours = self._first_of_ours(ONE_NODE)
+                    ours = self._first_of_ours(KEPT)
                     systems = [one for one in systems if one is ours or not is_ours(one.name)]
                 yield from reopening(systems, sessions, self._plan, start, self._skip)
-            systems, drivers = self._restarted("failover: kill -9", TWO_NODES)
+            systems, drivers = self._restarted([f"failover: kill -9, {TAKE_OVER}"], REPLICATED)
             folder = partial(self._folder, stack)
             yield from taking_over(systems, drivers, self._plan, start, folder, self._skip)
 
-    def _restarted(self, key: str, classes: tuple[str, ...]) -> tuple[list[System], list[Driver]]:
-        """Those that were asked for, and ours with them."""
+    def _restarted(
+        self, cases: Sequence[str], classes: Sequence[Durability]
+    ) -> tuple[list[System], list[Driver]]:
+        """Those that were asked for in the class in which each is measured, and ours with them."""
+        choice = self._choice
 
         def has(one: System | Driver) -> bool:
-            return any(
-                self._choice.has(f"{key}, {durability.value}, {one.name}", one.name, durability.value)
-                for durability in one.settings
-                if durability.value in classes
+            its = class_of(one, classes)
+            return its is not None and any(
+                choice.has(f"{case}, {its.value}, {one.name}", one.name, its.value) for case in cases
             )
 
         systems = [one for one in self._systems if has(one)]
@@ -234,6 +242,10 @@ class Suite:
             systems = [one for one in self._systems if one in systems or one is ours]
         return systems, drivers
 
-    def _first_of_ours(self, classes: tuple[str, ...]) -> System | None:
+    def _first_of_ours(self, classes: Sequence[Durability]) -> System | None:
         ours = [one for one in self._systems if is_ours(one.name)]
-        return next((one for one in ours if any(its.value in classes for its in one.settings)), None)
+        chosen = self._choice.durabilities
+        its = ((one, class_of(one, classes)) for one in ours)
+        return next(
+            (one for one, its in its if its is not None and (not chosen or its.value in chosen)), None
+        )

@@ -186,7 +186,10 @@ class Worker:
                 done += len(ids)
                 took_s = time.monotonic() + request.limit_s - end_s
                 if request.is_all and took_s > 1.0 and took_s / done * request.count > request.limit_s:
-                    raise TimeoutError(f"{request.count:,} would take {took_s / done * request.count:.0f} s")
+                    needed_s = took_s / done * request.count
+                    raise TimeoutError(
+                        f"{request.count:,} would take {needed_s:.0f} s, of {request.limit_s:.0f} at most"
+                    )
         return float(done)
 
     def _first(self, request: First) -> float:

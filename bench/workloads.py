@@ -22,6 +22,8 @@ ONE_CALL: Final = ("ids", "expire_due")
 """Operations whose one call is a pass over many sessions."""
 ADDING: Final = ("create", "create_many")
 CLIENTS_MAX: Final = 8
+OPEN_LOOP: Final = "open loop"
+"""The group of cases whose calls arrive at a rate, so that latencies are compared."""
 
 ONE_NODE: Final = ("none", "os", "second", "disk")
 TWO_NODES: Final = ("two", "two-disks")
@@ -101,7 +103,7 @@ def _ycsb(letter: str, mix: dict[str, float], clients: int = 1) -> Case:
 def _open(name: str, mix: dict[str, float], rate_per_s: int) -> Case:
     name = f"{name} at {rate_per_s:,}/s"
     is_quick = rate_per_s < _QUICK_RATE_MAX
-    return Case("open loop", name, mix, rate_per_s=rate_per_s, is_zipfian=True, is_quick=is_quick)
+    return Case(OPEN_LOOP, name, mix, rate_per_s=rate_per_s, is_zipfian=True, is_quick=is_quick)
 
 
 def _replicated(operation: str, clients: int) -> Case:

@@ -12,7 +12,6 @@ import struct
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from operator import itemgetter
 from pathlib import Path
 from typing import Final, NoReturn, Protocol, TypeVar
 
@@ -52,8 +51,6 @@ NO_WORK: Final = Work(0, 0, 0, 0)
 
 _RUN_KEY = struct.Struct(">QQI")
 _FIRST = struct.Struct(">Q")
-_KEY = itemgetter(0)
-_RECORD = itemgetter(1)
 _HASH_BYTES: Final = 32
 T = TypeVar("T")
 
@@ -265,13 +262,13 @@ class LmdbBackend:
         """What a transaction is about to do; where no blocks are allocated ahead, nobody asks."""
         if not self._shared.mapped:
             return NO_WORK
-        keys, records = [*map(len, map(_KEY, puts))], [*map(len, map(_RECORD, puts))]
+        put = [len(key) + len(record or b"") for key, record in puts]
         sizes = [2 * len(key) + len(record or b"") for key, record in others]
         sizes += [len(run) + _RUN_KEY.size for _, run in runs]
         sizes += [len(term) + len(key) + _HASH_BYTES + 1 for term, key in labelled]
-        largest = max(max(keys, default=0) + max(records, default=0), max(sizes, default=0))
+        largest = max(max(put, default=0), max(sizes, default=0))
         writes = len(puts) + len(others) + len(runs) + len(labelled) + 1
-        return Work(writes, len(others) + removed, sum(keys) + sum(records) + sum(sizes), largest)
+        return Work(writes, len(others) + removed, sum(put) + sum(sizes), largest)
 
     def close(self) -> None:
         """Give up the view and the handle. Scans must be closed before."""
@@ -297,13 +294,10 @@ class LmdbBackend:
 
 def _split(changes: Sequence[Change]) -> tuple[Sequence[Change], Sequence[Change]]:
     """Those that one putmulti() writes, and the others. In most folds there are none of the others."""
-    if all(map(_RECORD, changes)) and max(map(len, map(_KEY, changes)), default=0) <= ENGINE_KEY_BYTES_MAX:
+    others = [its for its in changes if its[1] is None or len(its[0]) > ENGINE_KEY_BYTES_MAX]
+    if not others:
         return changes, ()
-    puts: list[Change] = []
-    others: list[Change] = []
-    for change in changes:
-        is_put = change[1] is not None and len(change[0]) <= ENGINE_KEY_BYTES_MAX
-        (puts if is_put else others).append(change)
+    puts = [its for its in changes if its[1] is not None and len(its[0]) <= ENGINE_KEY_BYTES_MAX]
     return puts, others
 
 

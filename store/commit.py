@@ -290,7 +290,8 @@ class Writer:
                 self._wait_committed(position)
             else:
                 if durability is Durability.DISK or log.config.degraded_from:
-                    log.flush(position.lsn)  # left alone, this disk stands for those of the replicas
+                    # Left alone, this disk stands for those of the replicas.
+                    log.flush(position.lsn, is_writer=True)
                 elif durability is Durability.INTERVAL and not self.dirty_since_ms:
                     self.dirty_since_ms = time.monotonic_ns() // 1_000_000
                 if gate is not None and log.words[_SHIPPER_IDLE]:

@@ -39,23 +39,21 @@ def runs_of(armed: Sequence[Deadline]) -> Iterator[tuple[int, bytes]]:
     if not armed:
         return
     deadlines, keys = _columns(armed)
+    if max(deadlines) - min(deadlines) > UNSORTED_SPAN_MS and sorted(deadlines) != deadlines:
+        deadlines, keys = _columns(sorted(armed, key=_DEADLINE))
+    first, last = min(deadlines), max(deadlines)
     lengths = [*map(len, keys)]
+    packed, packed_lengths = _pack_columns(deadlines, lengths)
     size = max(1, (RUN_BYTES_MAX - _COUNT.size) // (ENTRY_BYTES + max(lengths)))
-    first = min(deadlines)
-    if max(deadlines) - first <= UNSORTED_SPAN_MS:
-        packed, packed_lengths = _pack_columns(deadlines, lengths)
-        for start in range(0, len(keys), size):
-            end = min(start + size, len(keys))
-            head = _COUNT.pack(end - start) + packed[8 * start : 8 * end]
-            yield first, head + packed_lengths[2 * start : 2 * end] + b"".join(keys[start:end])
-        return
-    deadlines, keys = _columns(sorted(armed, key=_DEADLINE))
+    is_close = last - first <= UNSORTED_SPAN_MS
     start = 0
     while start < len(keys):
-        first = deadlines[start]
         end = min(start + size, len(keys))
-        end = bisect_right(deadlines, first + RUN_SPAN_MS, start, end)
-        yield first, _pack(deadlines[start:end], keys[start:end])
+        if not is_close:
+            first = deadlines[start]
+            end = bisect_right(deadlines, first + RUN_SPAN_MS, start, end)
+        head = _COUNT.pack(end - start) + packed[8 * start : 8 * end]
+        yield first, head + packed_lengths[2 * start : 2 * end] + b"".join(keys[start:end])
         start = end
 
 

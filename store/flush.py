@@ -27,6 +27,7 @@ from . import names
 from .cursor import LogCursor, list_segments
 from .errors import LockTimeoutError, PoisonedError, StorageError
 from .files import read_small, translate
+from .gathering import SLOW_NS, gather, note_sync
 from .ids import Position
 from .lock import FileLock
 from .mark import MarkFile
@@ -50,6 +51,7 @@ _EPOCH = int(Word.EPOCH)
 _SEGMENT = int(Word.SEGMENT)
 _POISON = int(Word.POISON)
 _GENERATION = int(Word.GENERATION)
+_SYNC_NS = int(Word.SYNC_NS)
 _SYNC_WANTED = int(Word.SYNC_WANTED)
 _COMMITTED = int(Word.COMMITTED)
 _MARK_SEQUENCE = int(Word.MARK_SEQUENCE)
@@ -99,12 +101,15 @@ class Flusher:
         """In this one the cursor's segment was the log's."""
         self.mark = MarkFile(names.log_path(store) / names.MARK, cursor.key)
 
-    def flush(self, lsn: int, when_synced: Callable[[], object] | None = None) -> None:
+    def flush(
+        self, lsn: int, when_synced: Callable[[], object] | None = None, *, is_writer: bool = False
+    ) -> None:
         """Return once LSN `lsn` is on this node's disk.
 
         `when_synced` is called as soon as its bytes are, before the mark says so, if it is this call that
-        syncs them; nothing may be acknowledged in it. Raises PoisonedError if the sync fails or one failed
-        before, LockTimeoutError if another process keeps the sync lock past the deadline.
+        syncs them; nothing may be acknowledged in it. `is_writer`: the caller answers a write with it, so
+        that a slow sync may wait for other writers first (see gathering). Raises PoisonedError if the sync
+        fails or one failed before, LockTimeoutError if another process keeps the sync lock past the deadline.
         """
         words = self.words
         if words[_FLUSHED] >= lsn and not words[_POISON]:
@@ -115,7 +120,7 @@ class Flusher:
             while not self._leads_or_waited(me, lsn):
                 if words[_FLUSHED] >= lsn and not words[_POISON]:
                     return
-            self._lead(lsn, when_synced)
+            self._lead(lsn, when_synced, is_writer)
             covered = words[_FLUSHED]
         finally:
             try:
@@ -244,7 +249,7 @@ class Flusher:
             if leads_next is not None:
                 leads_next.lock.release()
 
-    def _lead(self, lsn: int, when_synced: Callable[[], object] | None) -> None:
+    def _lead(self, lsn: int, when_synced: Callable[[], object] | None, is_writer: bool) -> None:
         words, lock = self.words, self._lock
         has_led = False
         try:  # also around the lock: to release what is not held does nothing
@@ -253,6 +258,8 @@ class Flusher:
             has_led = True
             self.check_poison()
             if words[_FLUSHED] < lsn:
+                if is_writer and words[_SYNC_NS] >= SLOW_NS:
+                    gather(words)
                 self._sync(when_synced)
                 if words[_FLUSHED] < lsn:
                     raise StorageError(f"LSN {lsn} is not in this log any more", path=self.store, lsn=lsn)
@@ -292,6 +299,7 @@ class Flusher:
         if words[_GENERATION] != self._generation and not self._is_current():
             return
         target = self._target()
+        began_ns = time.monotonic_ns()
         # In this order: another thread that moves on to a new segment first puts the old descriptor into
         # `retired`, so that whatever holds bytes up to the target is in one of the two.
         current = cursor.descriptor
@@ -307,6 +315,7 @@ class Flusher:
             return  # the mark never goes back
         if when_synced is not None:
             when_synced()
+        note_sync(words, began_ns, target[1])
         self.publish(target)
         if retired:
             self._close_retired(target.lsn)

@@ -196,5 +196,5 @@ def plan_deadlines(changes: Iterable[Change], base_expiries: Mapping[bytes, int]
                 expiry = cap
         else:
             expiry = cap or NEVER_MS
-        if expiry < base_expiry(key, NEVER_MS):
+        if expiry < (base_expiry(key, NEVER_MS) if base_expiries else NEVER_MS):
             yield expiry, key

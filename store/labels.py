@@ -141,6 +141,8 @@ def plan_labels(
     """
     labelled: list[Labelled] = []
     unlabelled: list[Labelled] = []
+    if not base_terms:
+        changes = [pair for pair in changes if pair[1] and pair[1][LABELS_AT:LABELS_END] != NO_LABELS]
     for key, record in changes:
         new = terms_of_record(record)
         old = base_terms.get(key, ())

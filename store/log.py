@@ -272,9 +272,11 @@ class EventLog(LogFollower):
 
     # -- durability ------------------------------------------------------------------------------
 
-    def flush(self, lsn: int, when_synced: Callable[[], object] | None = None) -> None:
-        """Return once LSN `lsn` is on this node's disk; `when_synced` and errors as Flusher.flush."""
-        self.flusher.flush(lsn, when_synced)
+    def flush(
+        self, lsn: int, when_synced: Callable[[], object] | None = None, *, is_writer: bool = False
+    ) -> None:
+        """Return once LSN `lsn` is on this node's disk; the rest and errors as Flusher.flush."""
+        self.flusher.flush(lsn, when_synced, is_writer=is_writer)
 
     def _write_rest(self, data: bytes, offset: int, written: int) -> None:
         while written < len(data):

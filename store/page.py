@@ -103,6 +103,18 @@ class Word(IntEnum):
     """Since when the first of the writers in line for the write lock has waited, ns (monotonic clock)."""
     FIRST_LOOKED = 40
     """When that one last looked at the lock, ns (monotonic clock); 0: it has got it."""
+    SYNC_NS = 41
+    """How long a sync takes, ns: a mean in which the last one counts for a quarter (see gathering)."""
+    SYNCED_NS = 42
+    """When the last one ended, ns (monotonic clock)."""
+    SYNC_BEHIND = 43
+    """Last LSN in the log at that moment."""
+    SYNC_RELEASED = 44
+    """How many LSNs it covered that none had before."""
+    SYNC_AT_ONCE = 45
+    """How many syncs begin at once before one waits again for those that the last one released."""
+    SYNC_VAIN = 46
+    """What that was last set to; 0 if somebody came."""
 
 
 def read_boot_id() -> str:

@@ -19,14 +19,14 @@ from .errors import DivergedError
 from .fold import Fold, plan_deadlines, record_of, unreadable
 from .ids import NOWHERE, StatePosition
 from .labels import plan_labels, plan_used
-from .ports import Backend, Deadline, Record
+from .ports import Backend, Change, Deadline, Record
 
 CHUNK_BYTES = 256 << 20
 """How much changed state is gathered in memory before it goes to the back end."""
 
 READ_BYTES = 1 << 20
-FILL_RECORDS = 16_384
-"""How many records fill() puts into a transaction."""
+FILL_RECORDS = 2_048
+"""How many records a transaction puts into an empty back end: so few stay in the processor's caches."""
 ARM_AT_ONCE = 65_536
 """How many deadlines it gathers: the more, the closer together lie those of one run."""
 UNARMED_MAX: Final = ARM_AT_ONCE + FILL_RECORDS
@@ -168,9 +168,26 @@ def write_fold(backend: Backend, fold: Fold, at: StatePosition) -> None:
     """Put what a fold changed, and where it then stands, into the back end that it was made over."""
     pairs = sorted(fold.changes.items(), key=_KEY)
     if backend.refresh() == NOWHERE:
-        fill(backend, ((key, record) for key, record in pairs if record is not None), at)
+        _write_all(backend, fold, pairs, at)
     else:
         armed = list(plan_deadlines(pairs, fold.base_expiries))
         labelled, unlabelled = plan_labels(pairs, fold.base_terms)
         labelled += plan_used(backend, (pair for pair in pairs if pair[0] not in fold.base_expiries))
         backend.fold(pairs, armed, [], at, labelled, unlabelled)
+
+
+def _write_all(backend: Backend, fold: Fold, pairs: list[Change], at: StatePosition) -> None:
+    """The same for an empty back end; `pairs` are the changes in key order.
+
+    Deadlines come last, in the order of the log: that is nearly their own, so that little is left to sort
+    and each run of them is full.
+    """
+    if len(pairs) != fold.session_count:
+        pairs = [pair for pair in pairs if pair[1] is not None]
+    for start in range(0, len(pairs), FILL_RECORDS):
+        batch = pairs[start : start + FILL_RECORDS]
+        backend.fold(batch, [], [], NOWHERE, plan_labels(batch, {})[0])
+    armed = plan_deadlines(fold.changes.items(), {})
+    while some := list(islice(armed, ARM_AT_ONCE)):
+        backend.fold([], some, [], NOWHERE)
+    backend.fold([], [], [], at)

@@ -87,7 +87,6 @@ class ScriptedContestant:
 
     version = "1"
     setting = "as written"
-    sessions = 100_000
 
     def __init__(
         self, name: str, speeds: Sequence[float | Exception], calls: list[str], durability: str = "os"
@@ -102,6 +101,9 @@ class ScriptedContestant:
 
     def fill(self, value_bytes: int, count: int, *, limit_s: float) -> Growth:
         return Growth(count * 10, {"state": count * 20, "log": count * 30}, 5, count)
+
+    def sessions(self, value_bytes: int) -> int:
+        return 100_000 if value_bytes == 200 else 10_000
 
     def make_ready(self, case: Case) -> None:
         pass

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from bench import __main__ as command
-from bench.gate import Baseline
-from bench.measure import Figure
-from bench.report import read_json
+from bench import gate, page
+from bench.gate import Baseline, baseline_of
+from bench.measure import REPORTED, Figure
+from bench.report import Result, read_json
 
 FIGURE = Figure("create, os", 40_000.0, 45_000.0, "naive", 50_000.0, 0.8, 0.7, 0.9, "at least 1.00", False)
 
@@ -18,12 +19,15 @@ FIGURE = Figure("create, os", 40_000.0, 45_000.0, "naive", 50_000.0, 0.8, 0.7, 0
 class Room:
     """Measures one figure, and then fails if told so."""
 
-    def __init__(self, failure: Exception | None = None) -> None:
+    def __init__(self, failure: BaseException | None = None, figure: Figure = FIGURE) -> None:
         self._failure = failure
+        self._figure = figure
+        self.is_asked = False
 
     def measure_all(self, only: str, quick: bool, directory: str | None) -> Iterator[Figure]:
-        if only in FIGURE.name:
-            yield FIGURE
+        self.is_asked = True
+        if only in self._figure.name:
+            yield self._figure
         if self._failure is not None:
             raise self._failure
 
@@ -64,3 +68,115 @@ def test_without_anything_in_common_with_the_baseline_the_gate_says_so(
 ) -> None:
     monkeypatch.setattr(command, "read_baseline", lambda: Baseline({}, {}, {}))
     assert run(monkeypatch, tmp_path, Room(), "--gate") == 2
+
+
+def test_a_figure_without_an_aim_has_no_ratio_and_is_neither_met_nor_missed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reported = Figure("bytes of log", 181.0, 181.0, "none", 5_000.0, 0.04, 0.04, 0.04, REPORTED, True)
+    assert run(monkeypatch, tmp_path, Room(figure=reported)) == 0
+    (row,) = read_json(tmp_path / "bench.json").rows
+    assert (row.ops_per_s, row.ratio_to_limit, row.limit, row.note) == (181.0, None, "", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--systems", "redis,postgres"], "no system is called postgres; there are perdure-lmdb, "),
+        (["--durabilities", "disc"], "no durability class is called disc; there are none, os, second, disk"),
+        (["--systems", "redis"], "--part figures has none: use --only"),
+        (["--directory", "/nowhere/to/be/found"], "make it first"),
+        (["--json", "/dev/null/bench.json"], "name another file with --json"),
+    ],
+)
+def test_what_would_be_in_vain_is_said_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    told: str,
+) -> None:
+    room = Room()
+    assert run(monkeypatch, tmp_path, room, *words) == 2
+    assert told in capsys.readouterr().err
+    assert not room.is_asked
+
+
+def test_without_a_baseline_the_gate_says_how_to_make_one_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> Baseline:
+        raise FileNotFoundError("baseline.json")
+
+    monkeypatch.setattr(command, "read_baseline", missing)
+    room = Room()
+    assert run(monkeypatch, tmp_path, room, "--gate") == 2
+    assert "with --save-baseline the baseline" in capsys.readouterr().err
+    assert not room.is_asked
+
+
+def test_a_run_is_compared_with_the_baseline_that_it_replaces(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept: list[Baseline] = []
+    monkeypatch.setattr(command, "write_baseline", kept.append)
+    monkeypatch.setattr(command, "read_baseline", lambda: kept[-1] if kept else Baseline({}, {}, {}))
+    assert run(monkeypatch, tmp_path, Room(), "--gate", "--save-baseline") == 2
+    assert kept == [baseline_of(read_json(tmp_path / "bench.json"))]
+
+
+@pytest.mark.parametrize("option", ["--sessions", "--rounds", "--slice-ms"])
+def test_less_than_one_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main([option, "0"])
+    assert ended.value.code == 2
+    assert "0 is less than 1" in capsys.readouterr().err
+
+
+def test_where_nothing_was_measured_the_run_says_what_a_name_looks_like(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, tmp_path, Room(), "--only", "nothing like it")
+    assert (
+        "no row's name holds 'nothing like it' (a name: 'single: get, os, redis'" in capsys.readouterr().err
+    )
+
+
+def test_an_interrupted_run_keeps_its_rows_and_leaves_the_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages: list[Result] = []
+    monkeypatch.setattr(command, "write_page", lambda result, *_: pages.append(result))
+    assert run(monkeypatch, tmp_path, Room(KeyboardInterrupt()), "--save-page") == 1
+    assert len(read_json(tmp_path / "bench.json").rows) == 1
+    assert not pages
+    assert "python -m bench.page" in capsys.readouterr().err
+    assert run(monkeypatch, tmp_path, Room(), "--save-page") == 0
+    assert len(pages) == 1
+
+
+def test_results_that_can_not_be_written_are_said_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command, "write_json", refuse)
+    assert run(monkeypatch, tmp_path, Room()) == 1
+    assert "No space left on device: free some space" in capsys.readouterr().err
+
+
+def test_little_room_is_said_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "NEEDED_BYTES", 1 << 60)
+    assert run(monkeypatch, tmp_path, Room()) == 0
+    assert "--directory names another place" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("main", [command.main, gate.main, page.main])
+def test_help_has_an_example(main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    assert "example: python -m bench" in capsys.readouterr().out

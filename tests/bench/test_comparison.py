@@ -90,3 +90,10 @@ def test_one_that_takes_too_long_is_measured_in_one_round_and_its_row_says_so() 
     assert len(calls) == 2
     assert (rows["slow"].rounds, rows["slow"].ours_ratio, rows["slow"].ops_per_s) == (1, 4.0, 2.0)
     assert "one round" in rows["slow"].note
+
+
+def test_a_row_tells_how_many_sessions_of_its_size_there_are() -> None:
+    large = Case("single", "get, 1 KB", {"get": 1.0}, value_bytes=1_000)
+    assert compared(ScriptedContestant("p", [1.0] * 6, []))["p"].sessions == 100_000
+    row = compared(ScriptedContestant("p", [1.0] * 6, []), case=large)["p"]
+    assert (row.sessions, row.note) == (10_000, "")

@@ -120,6 +120,30 @@ def test_other_groups_can_be_chosen_alone(only: str, cases: int) -> None:
     assert not suite.skipped
 
 
+@pytest.mark.parametrize(
+    ("only", "durabilities", "groups"),
+    [
+        ("footprint: memory, a session, os", (), {"footprint"}),
+        ("disk: state, a session", (), {"footprint"}),
+        ("after kill -9, os", (), {"start"}),
+        ("limits: raw write + fdatasync, disk", (), {"limits"}),
+        ("start: ", ("os",), {"start"}),
+        ("start: ", ("disk",), set()),
+    ],
+)
+def test_a_row_is_chosen_by_any_part_of_its_name_and_by_the_class_that_it_has(
+    only: str, durabilities: tuple[str, ...], groups: set[str]
+) -> None:
+    suite = Suite([FileSystem()], (), PLAN, Choice(only, durabilities=durabilities), None, lambda _: None)
+    assert {row.group for row in suite.rows()} == groups
+
+
+def test_starts_are_measured_in_the_class_that_was_asked_for_or_not_at_all() -> None:
+    choice = Choice("start: ", durabilities=("os",))
+    suite = Suite([system_named("perdure-lmdb")], (), PLAN, choice, None, lambda _: None)
+    assert list(suite.rows()) == []
+
+
 def test_a_system_that_can_not_run_here_is_left_out_with_its_reason() -> None:
     class Absent(FileSystem):
         name = "absent"

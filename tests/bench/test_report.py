@@ -6,18 +6,19 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import msgspec
 import pytest
 
 from bench import process_figures, replicated_figures, session_figures, store_figures
 from bench.aims import read_aims
 from bench.comparison import Plan
 from bench.footprint import FOOTPRINT
-from bench.page import BEGIN, BEGIN_GROWTH, END, END_GROWTH, PAGE, results_text, write_page
+from bench.page import BEGIN, BEGIN_GROWTH, END, END_GROWTH, PAGE, main, results_text, write_page
 from bench.plots import Point, line_chart, slope_of, write_plots
-from bench.reasons import read_reasons
-from bench.report import Result, line, markdown, read_json, write_json
-from bench.rows import Ratio, Row, with_limit, with_ours
-from bench.workloads import CASES
+from bench.reasons import Reason, read_reasons, reason_for
+from bench.report import Result, line, markdown, read_json, summary_of, write_json
+from bench.rows import OF_P99, Ratio, Row, with_limit, with_ours
+from bench.workloads import CASES, OPEN_LOOP
 
 OURS = with_limit(
     Row(
@@ -78,9 +79,36 @@ def test_a_table_holds_one_class_only() -> None:
 def test_where_ours_is_not_ahead_is_said_first() -> None:
     text = markdown(RESULT)
     assert "Ahead in 1 of 2 comparisons" in text
-    assert "- single: get, `disk`, swift: 0.80\n" in text
+    assert "| swift | `disk`: single: get 0.80 |" in text
     assert "- redis: not installed" in text
     assert "| create, os | 40,000 | naive | 0.80 | at least 1.00 of the peer: missed |" in text
+
+
+def test_what_is_ahead_in_the_median_alone_is_told_apart() -> None:
+    doubtful = msgspec.structs.replace(PEER, ours_ratio=1.1, ours_ratio_low=0.9)
+    text = markdown(Result({}, {}, [PEER, doubtful], {}))
+    assert "Ahead in 2 of 2 comparisons with systems of the same class, in 1 of them in every round." in text
+
+
+def test_rows_of_one_reason_stand_together_the_furthest_behind_first() -> None:
+    first = Row(
+        group="single", case="get", system="swift", durability="disk", ours_ratio=0.8, ours_ratio_high=1.1
+    )
+    rows = [
+        first,
+        msgspec.structs.replace(first, case="list", ours_ratio=0.5, ours_ratio_high=0.6),
+        msgspec.structs.replace(first, group="ycsb", case="YCSB A", ours_ratio=0.7, ours_ratio_high=0.9),
+        msgspec.structs.replace(first, durability="os", ours_ratio=0.9, ours_ratio_high=0.9),
+        msgspec.structs.replace(first, system="apt", ours_ratio=0.6, ours_ratio_high=0.9),
+        msgspec.structs.replace(first, system="slow", ours_ratio=3.0),
+    ]
+    text = summary_of(rows, [Reason(why="born so", system="swift")])
+    assert "Ahead in 1 of 6 comparisons" in text
+    swift = "`disk`: single: list 0.50, get 0.80*; ycsb: YCSB A 0.70. `os`: single: get 0.90"
+    assert text.splitlines()[-2:] == [
+        f"| swift | {swift} | born so |",
+        "| apt | `disk`: single: get 0.60 |  |",
+    ]
 
 
 def test_a_line_tells_rate_latencies_and_ratios() -> None:
@@ -93,6 +121,7 @@ def test_plots_are_svg_of_one_class_each(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["rates-os.svg", "rates-disk.svg"]
     texts = ["".join(ElementTree.parse(file).getroot().itertext()) for file in files]
     assert "peer & co" in texts[0] and "swift" not in texts[0]
+    assert "class os (logarithmic scale)" in texts[0]
     assert "swift" in texts[1]
 
 
@@ -124,8 +153,28 @@ def test_a_reason_is_told_where_ours_is_not_ahead_and_nowhere_else(tmp_path: Pat
         '[[reason]]\nsystem = "peer & co"\nwhy = "never told"\n'
     )
     text = markdown(RESULT, read_reasons(file))
-    assert "swift: 0.80: it keeps nothing" in text
+    assert "| swift | `disk`: single: get 0.80 | it keeps nothing |" in text
     assert "another class" not in text and "never told" not in text
+
+
+def test_of_several_reasons_the_one_that_says_most_about_the_row_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "reasons.toml"
+    file.write_text(
+        '[[reason]]\nsystem = "swift"\nclass = "disk"\nwhy = "of the class"\n'
+        '[[reason]]\nsystem = "swift"\ncase = "single: get"\nwhy = "of the case"\n'
+        '[[reason]]\nsystem = "swift"\ncase = "single: get"\nclass = "disk"\nwhy = "of both"\n'
+    )
+    several = read_reasons(file)
+    assert reason_for(FASTER, several) == "of both"
+    assert reason_for(FASTER, several[:2]) == "of the case"
+    assert reason_for(FASTER, several[:1]) == "of the class"
+
+
+def test_bytes_on_disk_are_explained_by_what_is_on_disk_whatever_the_class() -> None:
+    reasons = read_reasons()
+    for system in ("mnesia", "dets"):
+        row = Row(group="footprint", case="disk, a session", system=system, durability="none")
+        assert reason_for(row, reasons) in [one.why for one in reasons if one.case == "footprint: disk"]
 
 
 def test_the_reasons_of_the_bench_can_be_read_and_wrong_ones_are_refused(tmp_path: Path) -> None:
@@ -184,6 +233,41 @@ def test_the_page_marks_where_ours_is_behind() -> None:
     ours = Row(group="single", case="get", system="perdure-lmdb", durability="disk", ops_per_s=7.2)
     text = results_text(Result({}, {}, [ours, FASTER], {}), (), ())
     assert "| single: get | 7.20 ops/s |  | **0.80** |" in text
+
+
+def test_at_a_given_rate_the_page_shows_what_is_compared() -> None:
+    name = "YCSB A at 1,000/s"
+    ours = Row(
+        group=OPEN_LOOP, case=name, system="perdure-lmdb", durability="os", ops_per_s=990.0, p99_us=240.0,
+        note=OF_P99,
+    )  # fmt: skip
+    peer = with_ours(
+        Row(group=OPEN_LOOP, case=name, system="peer", durability="os", ops_per_s=990.0, note=OF_P99),
+        "perdure-lmdb",
+        Ratio(2.0, 2.0, 2.0, 0.0),
+    )
+    text = results_text(Result({}, {}, [ours, peer], {}), (), ())
+    assert "| open loop: YCSB A at 1,000/s | 990 ops/s, p99 240 us |  | 2.00 |" in text
+    assert OF_P99 not in text
+
+
+def test_what_sets_a_row_apart_is_told_on_the_page_and_in_the_tables() -> None:
+    slow = msgspec.structs.replace(PEER, note="with 300 sessions")
+    result = Result({}, {}, [OURS, slow], {})
+    assert "- peer & co: with 300 sessions (single: get)" in results_text(result, (), ())
+    assert "| get | peer & co (with 300 sessions) | 50,000 |" in markdown(result)
+
+
+def test_the_page_is_made_of_a_result_that_was_measured_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, page = tmp_path / "bench.json", tmp_path / "bench.md"
+    page.write_text(f"{BEGIN}\nold\n{END}\n")
+    assert main([str(run), "--page", str(page)]) == 2
+    assert "python -m bench makes a result" in capsys.readouterr().err
+    write_json(RESULT, run)
+    assert main([str(run), "--page", str(page)]) == 0
+    assert "| single: get | 250,000 ops/s |" in page.read_text()
 
 
 def test_results_replace_those_before_and_leave_the_rest_of_the_page(tmp_path: Path) -> None:

@@ -71,11 +71,13 @@ def _acknowledge_before_fsync() -> None:
     flush = Flusher.flush
     waiting = 0
 
-    def flush_behind(self: Flusher, lsn: int, when_synced: Callable[[], object] | None = None) -> None:
+    def flush_behind(
+        self: Flusher, lsn: int, when_synced: Callable[[], object] | None = None, *, is_writer: bool = False
+    ) -> None:
         nonlocal waiting
         waiting += 1
         if waiting % 4 == 0:  # the fourth syncs for the three that were answered already
-            flush(self, lsn, when_synced)
+            flush(self, lsn, when_synced, is_writer=is_writer)
 
     Flusher.flush = flush_behind  # type: ignore[method-assign]
 
