@@ -149,6 +149,11 @@ def _write(
         armed = list(plan_deadlines(changes, expiries))
         labelled, unlabelled = plan_labels(changes, terms)
         backend.fold(changes, armed, [], position, labelled, unlabelled)
+        opened.log.lock_any()
+        try:
+            opened.log.page.bump()  # for those who keep what they have read
+        finally:
+            opened.log.unlock()
     return Mended(len(changes), len(records) - len(changes))
 
 

@@ -189,6 +189,8 @@ class Folder:
             self._node.skip_ahead()
             if log.cursor.descriptor >= 0:
                 seal_all(log.cursor, lambda: log.flush(log.cursor.at.lsn))
+        except LockTimeoutError as error:
+            logger.warning("sealing waits: %s", error)
         finally:
             self._lock.release()
 

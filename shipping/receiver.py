@@ -59,6 +59,7 @@ from .readiness import Readiness
 from .rebuild import Rebuilding, finish_rebuild, note_log_fault, why_unfit
 from .rejoin import finish_rejoin
 from .replica_log import ReplicaLog
+from .sender import find
 from .slices import ask_for_short_slices
 from .slots import STATES, SlotWriter, slot_or_new
 from .visitor import Stage, Visitor
@@ -366,13 +367,13 @@ class Receiver:
         return PromiseReply(asked.epoch, asked.candidate, end, self.node.committed_lsn(), self._fault())
 
     def fetch(self, ask: FetchAsk) -> tuple[FetchReply, bytes]:
-        """Frames of this node's log. Raises PositionGoneError if the position is not in it."""
-        self.node.end_on_disk()
+        """Frames of this node's log. Raises PositionGoneError if the position is not in it, CorruptError if
+        it lacks frames before its end: then nobody can tell."""
+        end = self.node.end_on_disk()
         after = Position(*ask.after)
         cursor = self.node.cursor()
         try:
-            cursor.seek(after.lsn)
-            if after.lsn and cursor.at.position != after:
+            if after.lsn > end.lsn or not find(cursor, after):
                 raise PositionGoneError(f"{after} is not in this log", lsn=after.lsn)
             limit = max(4096, min(ask.limit_bytes, FETCH_BYTES_MAX))
             run = cursor.read(int(self.node.log.words[Word.FLUSHED]), limit)

@@ -76,11 +76,17 @@ def set_mark(store: Path, identity: Identity, end: Position, committed_lsn: int)
 
 
 def renew_page(store: Path, *, committed_lsn: int, keep_folded: bool) -> None:
-    """Write the control page anew: every process finds the end of the log by its files."""
+    """Write the control page anew: every process finds the end of the log by its files.
+
+    A poisoned store stays one: what other processes have open may be lost, whatever log it is now.
+    """
     page = ControlPage(store / names.CONTROL_PAGE, read_boot_id())
     try:
-        folded = page.words[Word.FOLDED] if keep_folded and page.is_current() else 0
+        is_current = page.is_current()
+        folded = page.words[Word.FOLDED] if keep_folded and is_current else 0
+        poison = page.words[Word.POISON] if is_current else 0
         page.reset()
+        page.words[Word.POISON] = poison
         page.words[Word.COMMITTED] = committed_lsn
         page.words[Word.FOLDED] = folded
         page.words[Word.DIRTY] = 1  # whoever takes the write lock next finds the log's end by its files

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..store.cursor import LogCursor
+from ..store.cursor import LogCursor, list_segments
 from ..store.errors import CorruptError, PositionGoneError, WireError
 from ..store.ids import Position
 from .messages import Frames, pack_payload
@@ -43,12 +43,24 @@ class Search:
     def step(self) -> bool | None:
         """Read on a little. True: it is there, and the cursor behind it; False: it is not; None: go on.
 
-        Raises as LogCursor.read.
+        Raises as LogCursor.read, CorruptError where the log does not reach it, and PositionGoneError if that
+        was dropped meanwhile.
         """
         cursor, wanted = self.cursor, self.wanted
-        if cursor.at.lsn < wanted.lsn and cursor.read(wanted.lsn, CATCH_UP_BYTES) is not None:
-            return None
+        if cursor.at.lsn < wanted.lsn:
+            if cursor.read(wanted.lsn, CATCH_UP_BYTES) is not None:
+                return None
+            if cursor.at.lsn < wanted.lsn and cursor.read(limit_bytes=CATCH_UP_BYTES) is None:
+                raise _ended_early(cursor, wanted.lsn)  # not a frame that goes on beyond it
         return cursor.at.lsn == wanted.lsn and (not wanted.lsn or cursor.at.position == wanted)
+
+
+def find(cursor: LogCursor, wanted: Position) -> bool:
+    """As a Search to its end; True leaves the cursor behind `wanted`."""
+    search = Search(cursor, wanted)
+    while (found := search.step()) is None:
+        continue
+    return found
 
 
 class Sender:
@@ -170,12 +182,27 @@ class Sender:
         run = cursor.read(upto, CATCH_UP_BYTES)
         if run is None:
             if self.sent.lsn < upto:
-                raise PositionGoneError(
-                    f"the log behind {self.sent} was dropped while it was sent", lsn=self.sent.lsn + 1
-                )
+                raise _ended_early(cursor, upto)
             return None
         if cursor.header is not None and cursor.header.first_lsn != self._segment:
             self._segment = cursor.header.first_lsn
             self._is_sealed = cursor.footer() is not None
         last = run.frames[-1][1]
         return run.raw, last.position, last.time_ms, self._compress and self._is_sealed
+
+
+def _ended_early(cursor: LogCursor, lsn: int) -> CorruptError | PositionGoneError:
+    """Why a log that goes up to LSN `lsn` cannot be read up to there."""
+    at = cursor.at
+    files = list_segments(cursor.log)
+    if not files or files[0].first_lsn > at.lsn + 1:
+        return PositionGoneError(
+            f"the log behind {at.position} was dropped while it was read", lsn=at.lsn + 1
+        )
+    return CorruptError(
+        f"the log ends at LSN {at.lsn}, and was on disk up to {lsn}",
+        path=cursor.path,
+        offset=cursor.offset,
+        lsn=at.lsn + 1,
+        hint="`perdure verify` says how much is affected; a replica or an archive has it intact.",
+    )

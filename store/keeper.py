@@ -290,15 +290,21 @@ class Keeper:
 
 
 def seal_all(cursor: LogCursor, flush: Callable[[], None]) -> int:
-    """Seal every segment that another one follows; answers how many. The caller holds the fold lock."""
+    """Seal every segment that another one follows; answers how many.
+
+    The caller holds the fold lock, and not the write lock. Raises as `flush`, CorruptError, StorageError, and
+    LockTimeoutError if the write lock was not free in time: then some are left.
+    """
     files = unsealed_segments(cursor.log)
     if not files:
         return 0
     flush()
     reader = LogCursor(cursor.log, cursor.cluster_id, cursor.key, cursor.shard)
+    write_lock = FileLock(cursor.log.parent / names.WRITE_LOCK)
     try:
         for file in files:
-            seal_segment(reader, file)
+            seal_segment(reader, file, write_lock)
     finally:
+        write_lock.close()
         reader.close()
     return len(files)

@@ -238,6 +238,9 @@ class EventLog(LogFollower):
             return
         self.words[_ALLOCATED] = 0
         self._cut_ahead()
+        if cursor.descriptor >= 0:
+            # Until the page names the new one: if this breaks off, others would go on in the old one.
+            self.words[_DIRTY] = 1
         path = create_segment(cursor.log, header)
         if cursor.offset == HEADER_BYTES:
             remove_durably(cursor.path)  # a crash left it without a frame; the new one takes its place

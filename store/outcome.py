@@ -54,7 +54,9 @@ def _by_position(cursor: LogCursor, asked: Position, end: Position, visible_lsn:
         cursor.seek(asked.lsn)
     except PositionGoneError:
         oldest = cursor.header.first_lsn if cursor.header else asked.lsn + 1
-        return Outcome.UNKNOWN if asked.lsn < oldest else Outcome.LOST
+        # Only if a frame goes on beyond it none ends there: else the log was dropped, or lacks some.
+        is_passed = asked.lsn >= oldest and cursor.read() is not None
+        return Outcome.LOST if is_passed else Outcome.UNKNOWN
     if cursor.at.position != asked:
         return Outcome.LOST
     return Outcome.COMMITTED if asked.lsn <= visible_lsn else Outcome.PENDING
@@ -100,7 +102,8 @@ def _by_operation(
         for offset, frame in run.frames:
             if frame.last_lsn > base_lsn and any(event[2] == wanted for event in run.events(offset, frame)):
                 return Outcome.COMMITTED if frame.last_lsn <= visible_lsn else Outcome.PENDING
-    return Outcome.LOST if files[0].first_lsn <= base_lsn + 1 else Outcome.UNKNOWN
+    is_read = files[0].first_lsn <= base_lsn + 1 and cursor.at.lsn >= end_lsn
+    return Outcome.LOST if is_read else Outcome.UNKNOWN
 
 
 def _operation_id(text: str) -> bytes:

@@ -2,7 +2,8 @@
 
 A new segment is written under a temporary name, synced, renamed and its directory synced before the
 first frame goes in. A footer is only ever written behind the last frame of a segment that another one
-follows; a crash in the middle leaves bytes that are no footer, and sealing starts over.
+follows, under the write lock: what follows may be taken away again, and the segment then goes on. A crash
+in the middle leaves bytes that are no footer, and sealing starts over.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from . import names
 from .cursor import LogCursor, SegmentFile, list_segments
 from .errors import CorruptError
 from .files import publish, translated, write_all
+from .lock import FileLock
 from .segment import (
     INDEX_STEP_BYTES,
     IndexEntry,
@@ -25,6 +27,9 @@ from .segment import (
     hash_file,
 )
 
+SEAL_LOCK_MS = 1000
+"""Who seals waits no longer for the write lock, and comes again."""
+
 
 def create_segment(log: Path, header: SegmentHeader) -> Path:
     """Publish an empty segment. Survives a crash: the whole header, or no segment."""
@@ -33,10 +38,11 @@ def create_segment(log: Path, header: SegmentHeader) -> Path:
     return path
 
 
-def seal_segment(cursor: LogCursor, file: SegmentFile) -> SegmentFooter:
+def seal_segment(cursor: LogCursor, file: SegmentFile, write_lock: FileLock) -> SegmentFooter:
     """Write the footer of a segment that another one follows; nothing happens if it has one.
 
-    Raises CorruptError if the frames do not reach up to the following segment.
+    `write_lock` is a handle of the caller's own, and free: it is taken once the footer is known. Raises
+    CorruptError if the frames do not reach up to the following segment, LockTimeoutError.
     """
     cursor.open_segment(file)
     following = [other for other in list_segments(cursor.log) if other.first_lsn > file.first_lsn]
@@ -45,11 +51,26 @@ def seal_segment(cursor: LogCursor, file: SegmentFile) -> SegmentFooter:
         return footer or _footer_of(cursor, file)
     footer = _footer_of(cursor, file, following[0].first_lsn - 1)
     with translated("cannot seal a segment", file.path):
-        os.ftruncate(cursor.descriptor, footer.frames_end)
-        os.lseek(cursor.descriptor, footer.frames_end, os.SEEK_SET)
-        write_all(cursor.descriptor, encode_footer(footer))
+        write_lock.acquire(SEAL_LOCK_MS)
+        try:
+            if not _is_left_behind(cursor):
+                return footer
+            os.ftruncate(cursor.descriptor, footer.frames_end)
+            os.lseek(cursor.descriptor, footer.frames_end, os.SEEK_SET)
+            write_all(cursor.descriptor, encode_footer(footer))
+        finally:
+            write_lock.release()
         os.fdatasync(cursor.descriptor)
     return footer
+
+
+def _is_left_behind(cursor: LogCursor) -> bool:
+    """Does another segment still follow the cursor's, which was read to its end? The caller holds the write
+    lock."""
+    files = list_segments(cursor.log)
+    is_followed = any(file.first_lsn == cursor.at.lsn + 1 for file in files)
+    is_there = any(file.path == cursor.path for file in files)
+    return is_followed and is_there and os.path.samestat(os.fstat(cursor.descriptor), os.stat(cursor.path))
 
 
 def footer_up_to(cursor: LogCursor, file: SegmentFile, last_lsn: int) -> SegmentFooter:

@@ -253,6 +253,7 @@ class StateWatch:
         """
         for tries_left in reversed(range(LOOK_TRIES)):
             if self._is_same():
+                self._view.is_mended = True
                 return True
             free = self._view.fold_threads if self._view.make_own is not None else None
             if free is not None and not free.acquire(blocking=False):

@@ -95,6 +95,8 @@ class View:
         self.hot = HotSessions(0)
         self.is_open = False
         """Is the read view begun, and as far as readers may be shown?"""
+        self.is_mended = False
+        """The state may hold something else than it did, where it stands, once the read view is renewed."""
         self.floor: StatePosition | None = None
         """Readers were here before the log was cut or the state made anew: they are not shown less."""
         self.needs_commit: bool
@@ -218,6 +220,10 @@ class View:
         """Begin a read view, which may be ahead of what was followed: frames up to it are then skipped."""
         state = self.backend.refresh()
         self.is_open = self.floor is None
+        if self.is_mended:
+            self.is_mended = False
+            self.hot.clear()
+            self.state = self.state._replace()  # a thread that has read, and would keep it, sees another one
         if state.lsn == self.state.lsn:
             return
         log = self.log

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 
 from perdure.store import names
@@ -10,6 +11,7 @@ from perdure.store.control import config_of, epoch_start_of
 from perdure.store.cursor import LogCursor, list_segments
 from perdure.store.event import Event, Kind
 from perdure.store.fold import Fold
+from perdure.store.lock import FileLock
 from perdure.store.mark import MarkFile, read_marks
 from perdure.store.sealing import seal_segment
 from perdure.store.segment import SegmentHeader, encode_header, hash_file
@@ -60,7 +62,8 @@ def test_segment_when_the_log_seals_it_gets_the_footer_of_the_page(tmp_path: Pat
     following = SegmentHeader(example.CLUSTER_ID, 0, 1, "alpha", "alpha", 4, end, example.TIME_MS)
     (tmp_path / names.segment_name(4, 1)).write_bytes(encode_header(following))
     cursor = LogCursor(tmp_path, example.CLUSTER_ID, example.KEY)
-    footer = seal_segment(cursor, list_segments(tmp_path)[0])
+    with closing(FileLock(tmp_path / names.WRITE_LOCK)) as write_lock:
+        footer = seal_segment(cursor, list_segments(tmp_path)[0], write_lock)
     assert path.read_bytes() == whole
     descriptor = os.open(path, os.O_RDONLY)
     try:

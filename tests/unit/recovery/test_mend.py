@@ -13,7 +13,7 @@ from perdure.recovery.audit import AuditLine, append_audit, read_audit
 from perdure.recovery.mend import mend
 from perdure.recovery.state_pass import StatePass
 from perdure.store import BusyError, SessionStore, UsageError
-from perdure.store.fold import record_of
+from perdure.store.fold import HASH_BYTES, record_of
 from perdure.store.ids import StatePosition
 from perdure.store.ports import Record
 from tests.cluster.ops import damage, stored
@@ -100,6 +100,29 @@ def test_a_session_that_took_the_name_of_another_meanwhile_is_compared_again(tmp
         store.fold()
     with pytest.raises(BusyError, match="renamed"):
         mend(path, at, [(new.encode(), None)], "n1")
+
+
+@pytest.mark.parametrize("backend", ["lmdb", "sqlite"])
+def test_what_was_kept_of_a_wrong_record_is_not_read_any_more(tmp_path: Path, backend: str) -> None:
+    path = tmp_path / "store"
+    with SessionStore.open(path, backend=backend) as store:
+        store.put("a", {"n": 1})
+        store.put("b", {"n": 2})
+        store.fold()
+        at, right, other = store._log.cursor.at, stored(path, b"a"), stored(path, b"b")
+        assert right is not None and other is not None
+        damage(path, {b"a": record_of(b"a", other[HASH_BYTES:])})
+
+        def numbers() -> list[object]:
+            with store._view.mutex:
+                store._view.catch_up()
+                store._view.refresh()
+            found = [store.peek("a") for _ in range(4)]
+            return [session.metadata["n"] for session in found if session is not None]
+
+        assert numbers() == [2, 2, 2, 2]
+        assert mend(path, at, [(b"a", right)], "n1").mended == 1
+        assert numbers() == [1, 1, 1, 1]
 
 
 def test_a_state_in_memory_is_not_mended(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from perdure.shipping.nodelog import NodeLog, open_node_log
 from perdure.store import Config, Position, begin_cluster, init_store
-from perdure.store.cursor import Run
+from perdure.store.cursor import Run, list_segments
 from perdure.store.event import Kind, Reason, encode_event
 from perdure.store.fold import Fold
 from perdure.store.promise import Promise
@@ -100,3 +101,11 @@ def runs_of(path: Path, after_lsn: int = 0) -> list[Run]:
 def end_of(path: Path) -> Position:
     with opened(path) as node:
         return node.log.cursor.at.position
+
+
+def lose_frames(path: Path) -> None:
+    """The last frames of a log's first segment are zeros from now on, and its footer is gone."""
+    file = list_segments(path / "log")[0].path
+    size = file.stat().st_size
+    os.truncate(file, size - 1000)
+    os.truncate(file, size)

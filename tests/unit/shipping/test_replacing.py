@@ -14,11 +14,22 @@ from perdure.shipping.bootstrap import SnapshotSender
 from perdure.shipping.cut import cut_log, finish_cut
 from perdure.shipping.folder import Folder
 from perdure.shipping.install import Incoming, finish_install
-from perdure.shipping.messages import unpack_payload
+from perdure.shipping.messages import FetchAsk, unpack_payload
 from perdure.shipping.nodelog import NodeLog, open_node_log
 from perdure.shipping.receiver import Receiver
 from perdure.shipping.replica_log import ReplicaLog
-from perdure.store import CorruptError, DivergedError, FencedError, Position, SessionStore, WireError
+from perdure.store import (
+    CorruptError,
+    DivergedError,
+    FencedError,
+    LockTimeoutError,
+    Position,
+    PositionGoneError,
+    SessionStore,
+    WireError,
+)
+from perdure.store.files import remove_durably
+from perdure.store.keeper import seal_all
 from perdure.store.page import Word
 from perdure.store.promise import Promise
 from perdure.store.snapshot import SnapshotHead, write_snapshot
@@ -27,6 +38,7 @@ from tests.unit.shipping.logs import (
     NOW_MS,
     begin_epoch,
     end_of,
+    lose_frames,
     make_node,
     make_primary,
     opened,
@@ -192,6 +204,39 @@ def test_a_cut_is_whole_after_a_crash_at_any_step(tmp_path: Path) -> None:
             assert node.log.words[Word.COMMITTED] == positions[0].lsn
         shutil.rmtree(copy)
     assert step > 15
+
+
+def test_a_log_that_is_cut_where_a_segment_ends_stays_open_whoever_seals_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, positions = make_replica(tmp_path)
+    monkeypatch.setattr("perdure.store.sealing.SEAL_LOCK_MS", 20)
+    with opened(path) as node, opened(path) as other:
+
+        def remove_late(file: Path) -> None:
+            if file.suffix == ".seg":
+                with pytest.raises(LockTimeoutError):
+                    seal_all(other.log.cursor, lambda: None)
+            remove_durably(file)
+
+        monkeypatch.setattr("perdure.shipping.cut.remove_durably", remove_late)
+        cut_log(node, positions[1], node.log.promise, is_open=True)
+    with opened(path) as node:
+        assert node.log.cursor.at.position == positions[1]
+        assert not node.log.must_roll
+
+
+def test_a_node_whose_log_lacks_frames_does_not_say_that_it_never_had_a_position(tmp_path: Path) -> None:
+    path = make_primary(tmp_path / "n1")
+    lost, _, end = write(path, 19), write(path, 1), write(path, 5, roll=True)
+    lose_frames(path)
+    with closing(Receiver(open_node_log(path, []), HOST, 0, b"")) as receiver:
+        with pytest.raises(CorruptError, match="was on disk"):
+            receiver.fetch(FetchAsk(lost, 4096))  # who asks would take its own frames off
+        for other in (lost._replace(lsn=1), end._replace(chain=1), end._replace(lsn=end.lsn + 1)):
+            with pytest.raises(PositionGoneError):
+                receiver.fetch(FetchAsk(other, 4096))
+        assert receiver.fetch(FetchAsk(end, 4096))[1] == b""
 
 
 def test_a_folder_that_was_there_all_the_time_folds_the_new_history_after_a_cut(tmp_path: Path) -> None:

@@ -23,12 +23,20 @@ from perdure.store import (
 from perdure.store.cursor import LogCursor, Run, list_segments
 from perdure.store.event import Kind, Reason, encode_event
 from perdure.store.frame import cluster_key
-from perdure.store.ids import NOWHERE
+from perdure.store.ids import NOWHERE, Position
+from perdure.store.keeper import seal_all
 from perdure.store.log import EventLog
 from perdure.store.page import Word
 from perdure.store.promise import Promise, decide_reign, read_promise
 from perdure.store.sealing import footer_up_to
-from perdure.store.segment import HEADER_BYTES, SegmentHeader, encode_footer, encode_header, read_header
+from perdure.store.segment import (
+    HEADER_BYTES,
+    SegmentHeader,
+    encode_footer,
+    encode_header,
+    hash_file,
+    read_header,
+)
 from tests.support.fuzz import fuzz
 from tests.unit.shipping.logs import (
     CLUSTER,
@@ -202,6 +210,33 @@ def test_a_receiver_that_dies_amid_leaving_an_empty_segment_leaves_no_process_on
             log.accept_reign(reign)
             new_end = log.append(reign, [behind])
             assert other.end_on_disk() == new_end != end
+
+
+def test_a_segment_that_goes_on_while_its_footer_is_made_keeps_the_frames_that_came_behind(
+    primary: Path, replica: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, behind = half_of(runs_of(primary)[0])
+    with opened(replica) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(REIGN)
+        log.append(REIGN, [before])
+        node.log.lock_any()
+        node.log.begin_segment(2, "n2", NOW_MS)  # and no EPOCH_START
+        node.log.unlock()
+    reign = Promise(3, "n1")
+    ends: list[Position] = []
+    with opened(replica) as node, opened(replica) as other:
+        log = ReplicaLog(node)
+        log.accept_reign(reign)
+
+        def hash_late(descriptor: int, size: int) -> int:
+            ends.append(log.append(reign, [behind]))
+            return hash_file(descriptor, size)
+
+        monkeypatch.setattr("perdure.store.sealing.hash_file", hash_late)
+        seal_all(other.log.cursor, lambda: other.log.flush(other.log.cursor.at.lsn))
+    assert len(list_segments(replica / "log")) == 1
+    assert ends == [end_of(replica)] == [runs_of(primary)[0].frames[-1][1].position]
 
 
 def _die(*_: object) -> None:

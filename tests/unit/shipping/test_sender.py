@@ -10,11 +10,12 @@ from perdure.shipping import sender as sender_module
 from perdure.shipping import window as window_module
 from perdure.shipping.messages import unpack_payload
 from perdure.shipping.nodelog import NodeLog
-from perdure.shipping.sender import Search, Sender
+from perdure.shipping.sender import Search, Sender, find
 from perdure.shipping.window import Window
-from perdure.store import Position, WireError
+from perdure.store import CorruptError, Position, PositionGoneError, WireError
+from perdure.store.cursor import list_segments
 from perdure.store.ids import NOWHERE
-from tests.unit.shipping.logs import end_of, make_primary, opened, runs_of, write
+from tests.unit.shipping.logs import end_of, lose_frames, make_primary, opened, runs_of, write
 
 START = NOWHERE.position
 
@@ -136,3 +137,48 @@ def test_a_search_finds_a_position_by_its_chain_in_steps(tmp_path: Path) -> None
                 continue
             assert found is expected
             search.cursor.close()
+
+
+def test_a_search_in_a_log_that_lacks_frames_tells_of_damage_and_not_of_another_history(
+    tmp_path: Path,
+) -> None:
+    path = make_primary(tmp_path / "n1")
+    wanted = write(path, 19)
+    write(path, 1)
+    write(path, 5, roll=True)
+    lose_frames(path)
+    with opened(path) as node:
+        cursor = node.cursor()
+        with pytest.raises(CorruptError, match="was on disk"):
+            find(cursor, wanted)
+        assert not find(cursor, wanted._replace(lsn=1))  # no frame ends there
+        cursor.close()
+
+
+def test_a_sender_whose_log_lacks_frames_tells_of_damage_and_not_that_they_were_dropped(
+    tmp_path: Path,
+) -> None:
+    path = make_primary(tmp_path / "n1")
+    write(path, 20)
+    end = write(path, 5, roll=True)
+    lose_frames(path)
+    with opened(path) as node:
+        sender = Sender(Window(end), node.cursor, START, compress=False)
+        with pytest.raises(CorruptError, match="was on disk"):
+            everything(sender)
+        sender.close()
+
+
+def test_a_sender_whose_log_was_dropped_says_so(tmp_path: Path) -> None:
+    path = make_primary(tmp_path / "n1")
+    write(path, 20)
+    end = write(path, 5, roll=True)
+    with opened(path) as node:
+        cursor = node.cursor()
+        cursor.seek(0)
+        lose_frames(path)
+        list_segments(path / "log")[0].path.unlink()
+        sender = Sender(Window(end), node.cursor, START, cursor, compress=False)
+        with pytest.raises(PositionGoneError):
+            everything(sender)
+        sender.close()

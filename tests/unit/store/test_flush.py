@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from perdure.shipping import replacing
-from perdure.shipping.replacing import lock_log
+from perdure.shipping.replacing import lock_log, renew_page
 from perdure.store import SessionStore, flush, names
 from perdure.store.errors import Indeterminate, LockTimeoutError, PoisonedError, StorageError
 from perdure.store.flush import Flusher
@@ -414,3 +414,10 @@ def test_a_log_is_not_changed_while_somebody_syncs_it(
     syncing.close()
     lock_log(path).close()
     flusher_of(store).flush(append(store))
+
+
+def test_a_poisoned_store_stays_one_when_its_log_is_changed(store: SessionStore, tmp_path: Path) -> None:
+    flusher_of(store).poison("a sync failed")
+    renew_page(tmp_path / "store", committed_lsn=0, keep_folded=True)
+    with pytest.raises(PoisonedError):
+        append(store)

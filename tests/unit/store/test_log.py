@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from perdure.store import log as store_log
 from perdure.store import names
 from perdure.store.control import ALONE, Config
 from perdure.store.cursor import LogCursor, Run, list_segments
@@ -334,6 +335,33 @@ def test_half_a_footer_of_any_length_does_not_stop_a_reader(store: Path, open_on
     for size in range(footer.frames_end, len(sealed)):
         first.write_bytes(sealed[:size])
         assert frames_of(store) == before
+
+
+@pytest.mark.parametrize("step", ["create_segment", "SegmentFile"])
+def test_a_segment_whose_maker_died_before_the_page_named_it_is_gone_on_with_by_all(
+    store: Path, open_one: OpenLog, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    one, two = open_one(), open_one()
+    append(two, range(3))
+    real = getattr(store_log, step)
+
+    def die_behind(*arguments: object) -> None:
+        real(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store_log, step, die_behind)
+    one.lock()
+    with pytest.raises(KeyboardInterrupt):
+        one.change_config(Config(("n1",)))
+    one.unlock()
+    monkeypatch.undo()
+    end = append(two, range(3, 6))
+    assert append(one, range(6, 7)).lsn == end.lsn + 1
+    for lsn in range(5, end.lsn + 2):
+        reader(store).seek(lsn)
+    seal_all(two.cursor, lambda: two.flush(end.lsn))
+    assert frames_of(store)[-1][0] == end.lsn + 1
+    assert [file.first_lsn for file in list_segments(names.log_path(store))] == [1, 6]
 
 
 def test_a_promise_fences_local_writers_at_once(open_one: OpenLog) -> None:

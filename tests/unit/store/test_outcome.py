@@ -1,0 +1,70 @@
+"""What became of a write: only a log that was read whole calls it lost, for it is then asked for again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from perdure.store import Outcome, Position
+from perdure.store.cursor import LogCursor, SegmentFile, list_segments
+from perdure.store.opening import OpenOptions, open_store
+from perdure.store.sessions import SessionStore
+
+NOBODY_S = "ff" * 16
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SessionStore]:
+    """With several segments."""
+    options = OpenOptions(segment_bytes=4000)
+    with SessionStore(open_store(tmp_path / "store", options), options, None) as opened:
+        yield opened
+
+
+def fill(store: SessionStore) -> list[Position]:
+    """Where each of so many creations stands."""
+    found = []
+    for number in range(60):
+        store.create({"n": number})
+        found.append(store._log.cursor.at.position)
+    return found
+
+
+def test_a_write_is_lost_if_the_whole_log_has_it_not(store: SessionStore) -> None:
+    places = fill(store)
+    assert store.outcome(NOBODY_S) is Outcome.LOST
+    assert store.outcome(places[3]._replace(chain=1)) is Outcome.LOST
+    assert store.outcome((1, 1, 1)) is Outcome.LOST  # inside a frame
+    assert store.outcome(places[3]) is Outcome.COMMITTED
+
+
+def test_a_write_is_not_lost_because_a_log_lacks_frames(store: SessionStore, tmp_path: Path) -> None:
+    places = fill(store)
+    first, second = list_segments(tmp_path / "store" / "log")[:2]
+    size = first.path.stat().st_size
+    os.truncate(first.path, size - 1000)
+    os.truncate(first.path, size)
+    gone = [place for place in places if place.lsn < second.first_lsn][-2]
+    assert store.outcome(gone) is Outcome.UNKNOWN
+    assert store.outcome(NOBODY_S) is Outcome.UNKNOWN
+    assert store.outcome(places[-1]) is Outcome.COMMITTED
+
+
+def test_a_write_is_not_lost_because_the_log_is_dropped_while_it_is_read(
+    store: SessionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store)
+    files = list_segments(tmp_path / "store" / "log")
+    real = LogCursor.open_segment
+
+    def open_late(cursor: LogCursor, file: SegmentFile) -> None:
+        real(cursor, file)
+        if file.first_lsn == 1:
+            for dropped in files[:2]:
+                dropped.path.unlink()
+
+    monkeypatch.setattr(LogCursor, "open_segment", open_late)
+    assert store.outcome(NOBODY_S) is Outcome.UNKNOWN
