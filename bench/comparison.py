@@ -28,7 +28,7 @@ class Plan(msgspec.Struct, frozen=True):
     open_s: float = 0.5
     """The same where calls arrive at a rate."""
     sessions: int = 100_000
-    large_sessions: int = 10_000
+    large_sessions: int = 100_000
     """Of 1 KB."""
     reopened: tuple[int, ...] = (100_000, 1_000_000)
     """Sessions with which a start is timed."""

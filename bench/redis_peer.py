@@ -1,7 +1,7 @@
-"""Redis as a peer: a primary that syncs each write to its append-only file, one replica, and WAIT 1.
+"""Redis as a peer: a primary and a replica that sync each write to their append-only files, and WAIT 1.
 
-Owns two redis-server processes of its own on free ports of loopback, and their end. WAIT 1 answers once the
-replica has the write in its memory; that is less than two disks, and the nearest thing Redis has.
+Owns two redis-server processes of its own on free ports of loopback, and their end. With `appendfsync always`
+a replica syncs before it writes to any connection, and so before it confirms: two disks.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ SLICE_WRITES = 100
 PROCESSES = 4
 WAIT_S = 60.0
 OURS = "ours"
-REDIS = "Redis, WAIT 1 (two memories, one disk)"
+REDIS = "Redis, WAIT 1 (two disks)"
 CHAIN = "bare chain of three processes (two disks)"
 
 _WRITER = """

@@ -17,7 +17,7 @@ from .comparison import Plan
 from .contestants import Served
 from .crew import ClientProcess
 from .rows import Row, ratio_of, with_ours
-from .systems.ports import Driver, Durability, Pair, PairDriving, System
+from .systems.ports import Driver, DriverCase, Durability, Pair, PairDriving, RestartingDriving, System
 from .worker import First, Learn
 from .workloads import SMALL_BYTES
 
@@ -27,6 +27,8 @@ REPLICATED = (Durability.TWO, Durability.TWO_DISKS)
 
 AFTER_STOP = "after a stop"
 AFTER_KILL = "after kill -9"
+_SOME_PART = 50
+"""So small a part of the sessions shows how long all of them would take."""
 TAKE_OVER = "the order to take over until a write is answered"
 
 Starter = Callable[[System, Durability], Served]
@@ -87,13 +89,65 @@ class Reopened:
         return taken
 
 
+class DriverReopened:
+    """The same of a driver, within the processes that it has."""
+
+    def __init__(
+        self, driver: Driver, durability: Durability, folder: Path, sessions: int, limit_s: float
+    ) -> None:
+        self._driving = cast(RestartingDriving, driver.start(folder, durability))
+        try:
+            some = max(1, sessions // _SOME_PART)
+            started = time.perf_counter()
+            self._driving.fill(some, SMALL_BYTES)
+            needed_s = (time.perf_counter() - started) * sessions / some
+            if needed_s > limit_s:
+                raise TimeoutError(f"{sessions:,} would take {needed_s:.0f} s, of {limit_s:.0f} at most")
+            self._driving.fill(sessions, SMALL_BYTES)
+            self._driving.stop()
+        except BaseException:
+            self._driving.close()
+            raise
+
+    def round(self) -> dict[str, float]:
+        """It is stopped before and afterwards."""
+        driving = self._driving
+        after_stop = driving.start_again()
+        driving.run(DriverCase({"create": 1.0}, 100))
+        driving.kill()
+        after_kill = driving.start_again()
+        driving.stop()
+        return {AFTER_STOP: after_stop, AFTER_KILL: after_kill}
+
+    def close(self) -> None:
+        self._driving.close()
+
+
 def reopening(
-    systems: Sequence[System], sessions: int, plan: Plan, start: Starter, skip: Callable[[str, str], None]
+    systems: Sequence[System],
+    drivers: Sequence[Driver],
+    sessions: int,
+    plan: Plan,
+    start: Starter,
+    folder: Callable[[], Path],
+    skip: Callable[[str, str], None],
 ) -> Iterator[Row]:
-    """Rows of starts with so many sessions, of each system in one class that keeps them."""
+    """Rows of starts with so many sessions, of each system in one class that keeps them. `folder` makes an
+    empty one."""
     with ExitStack() as stack:
         reopened: dict[str, Times] = {}
         named: dict[str, Named] = {}
+        for driver in drivers:
+            durability = class_of(driver, KEPT)
+            if durability is None:
+                continue
+            try:
+                driven = DriverReopened(driver, durability, folder(), sessions, plan.reopen_fill_s)
+            except Exception as error:  # noqa: BLE001  what a system can't do is part of the result
+                skip(f"start with {sessions:,} sessions, {driver.name}", str(error))
+                continue
+            stack.callback(driven.close)
+            reopened[driver.name], named[driver.name] = driven, named_of(driver, durability)
         for system in systems:
             durability = class_of(system, KEPT)
             if durability is None:
@@ -107,7 +161,8 @@ def reopening(
                 skip(f"start with {sessions:,} sessions, {system.name}", str(error))
                 continue
             reopened[system.name], named[system.name] = again, named_of(system, durability)
-        yield from _rows("start", f"first answer, {sessions:,} sessions", reopened, named, plan.rounds, skip)
+        case = f"first answer, {sessions:,} sessions"
+        yield from _rows("start", case, reopened, named, plan.rounds, plan.slow_s, skip)
 
 
 class TakenOver:
@@ -178,7 +233,7 @@ def taking_over(
         if durability is not None:
             times[system.name] = TakenOver(system, durability, start)
             named[system.name] = named_of(system, durability)
-    yield from _rows("failover", "kill -9", times, named, plan.take_overs, skip)
+    yield from _rows("failover", "kill -9", times, named, plan.take_overs, plan.slow_s, skip)
 
 
 def _rows(
@@ -187,17 +242,23 @@ def _rows(
     times: dict[str, Times],
     named: dict[str, Named],
     count: int,
+    slow_s: float,
     skip: Callable[[str, str], None],
 ) -> Iterator[Row]:
-    """Round by round, all in turn; one that fails is left out."""
+    """Round by round, all in turn; one that fails is left out, and one that takes longer than `slow_s` has no
+    further round."""
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in times}
+    slow: set[str] = set()
     for _ in range(count):
-        for name in list(taken):
+        for name in [name for name in taken if name not in slow]:
+            started = time.perf_counter()
             try:
                 taken[name].append(times[name].round())
             except Exception as error:  # noqa: BLE001  as above
                 skip(f"{group}, {case}, {name}", str(error))
                 del taken[name]
+            if time.perf_counter() - started > slow_s:
+                slow.add(name)
     for name, rounds in taken.items():
         for what in rounds[0]:
             its = named[name]
@@ -206,7 +267,7 @@ def _rows(
             if peers and not name.startswith("perdure") and what in taken[peers[0]][0]:
                 ours = next((one for one in peers if named[one].durability is its.durability), None)
                 if ours is not None:
-                    pairs = zip(rounds, taken[ours], strict=True)
+                    pairs = zip(rounds, taken[ours], strict=False)  # a slow one has fewer rounds
                     row = with_ours(row, ours, ratio_of([a[what] / b[what] for a, b in pairs]))
             yield row
 

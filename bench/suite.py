@@ -210,17 +210,17 @@ class Suite:
             def start(system: System, durability: Durability) -> Served:
                 return Served(system, self._folder(stack), durability)
 
+            folder = partial(self._folder, stack)
             for sessions in self._plan.reopened:
                 cases = [
                     f"start: first answer, {sessions:,} sessions, {what}" for what in (AFTER_STOP, AFTER_KILL)
                 ]
-                systems, _ = self._restarted(cases, KEPT)
+                systems, drivers = self._restarted(cases, KEPT)
                 if sessions > self._plan.reopened[0]:  # our other back ends are for the first number
                     ours = self._first_of_ours(KEPT)
                     systems = [one for one in systems if one is ours or not is_ours(one.name)]
-                yield from reopening(systems, sessions, self._plan, start, self._skip)
+                yield from reopening(systems, drivers, sessions, self._plan, start, folder, self._skip)
             systems, drivers = self._restarted([f"failover: kill -9, {TAKE_OVER}"], REPLICATED)
-            folder = partial(self._folder, stack)
             yield from taking_over(systems, drivers, self._plan, start, folder, self._skip)
 
     def _restarted(

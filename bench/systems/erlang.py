@@ -11,7 +11,7 @@ sessions.escript. Nodes that form a pair find each other by an epmd of their own
 | | with `sync` after each change | disk |
 | mnesia | disc_copies, a transaction each change, dirty reads; its log is buffered | none |
 | | with `sync_log` after each change | disk |
-| mnesia-two | the same with a copy on a second node, in the transaction | two |
+| mnesia-two | disc_copies on two nodes, `sync_transaction`: both have committed before the answer | two |
 """
 
 from __future__ import annotations
@@ -77,15 +77,27 @@ class _Machine:
         self._folder = folder
         self._data = folder / "data"
         self._data.mkdir()
-        self._said = open(folder / "erlang.out", "ab")  # noqa: SIM115  # closed with the process
-        command = ["escript", str(_SCRIPT), engine, str(self._data), "sync" if is_synced else "buffered"]
+        self._command = [
+            "escript",
+            str(_SCRIPT),
+            engine,
+            str(self._data),
+            "sync" if is_synced else "buffered",
+        ]
+        self._environment = {**os.environ, "ERL_CRASH_DUMP_SECONDS": "0", **(environment or {})}
+        self._some = ""
+        self._launch("now")
+
+    def _launch(self, when: str) -> None:
+        """`when` it opens its table: now, or later."""
+        self._said = open(self._folder / "erlang.out", "ab")  # noqa: SIM115  # closed with the process
         self._process = subprocess.Popen(
-            ending_with_us(command),
+            ending_with_us([*self._command, when]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
-            env={**os.environ, "ERL_CRASH_DUMP_SECONDS": "0", **(environment or {})},
+            env=self._environment,
         )
         try:
             self._expect("ready")
@@ -99,6 +111,21 @@ class _Machine:
 
     def fill(self, sessions: int, value_bytes: int) -> None:
         self.ask(f"fill {sessions} {value_bytes}")
+        self._some = self.ask("some")
+
+    def stop(self) -> None:
+        self.ask("stop")
+
+    def kill(self) -> None:
+        """And have another virtual machine, which has not opened anything."""
+        self.close()
+        self._launch("later")
+
+    def start_again(self) -> float:
+        answer = self.ask(f"start {self._some}")
+        while answer.startswith("dets: "):  # it says on the same stream that it repairs
+            answer = self._answer()
+        return float(answer)
 
     def run(self, case: DriverCase) -> DriverRun:
         file = self._folder / "latencies"
@@ -218,5 +245,5 @@ DRIVERS: tuple[Driver, ...] = (
             Durability.DISK: "disc_copies, transactions, mnesia:sync_log after each",
         },
     ),
-    ErlangPair("mnesia-two", {Durability.TWO: "transactions on two nodes, two memories"}),
+    ErlangPair("mnesia-two", {Durability.TWO: "sync_transaction on two nodes, two memories"}),
 )

@@ -182,6 +182,19 @@ class Driving(Protocol):
         """Idempotent."""
 
 
+class RestartingDriving(Driving, Protocol):
+    """What is there again after a restart, where its class keeps something."""
+
+    def stop(self) -> None:
+        """In order."""
+
+    def kill(self) -> None:
+        """kill -9 of its processes; another one is made ready for start_again()."""
+
+    def start_again(self) -> float:
+        """After stop() or kill(): s until it had opened what is there, and had got a session of fill()."""
+
+
 class PairDriving(Driving, Protocol):
     """Two nodes, of which the second has each change of the first."""
 

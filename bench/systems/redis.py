@@ -11,7 +11,8 @@ EXEC. A batch is one pipeline.
 | os | `appendonly yes`, `appendfsync no`: written to the kernel before the answer |
 | second | `appendfsync everysec` |
 | disk | `appendfsync always` |
-| two | a replica, both `appendfsync always`, and `WAIT 1` in the same round trip: one disk, two memories |
+| two | `appendfsync always`, a replica with `no`, `WAIT 1` in the same round trip: one disk, two memories |
+| two-disks | the replica with `always`, too: it syncs before it writes to any connection, and so confirms |
 
 Redis removes what has expired by samples, and stops while a tenth is left. The cleanup that is measured looks
 at every key, by SCAN, which removes what it finds expired; the sampling is off between create_due and
@@ -40,7 +41,9 @@ _APPEND = {
     Durability.SECOND: ("yes", "everysec"),
     Durability.DISK: ("yes", "always"),
     Durability.TWO: ("yes", "always"),
+    Durability.TWO_DISKS: ("yes", "always"),
 }
+_OF_REPLICA = {Durability.TWO: Durability.OS, Durability.TWO_DISKS: Durability.TWO_DISKS}
 _PUT_IF_AS_BEFORE = """
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
@@ -96,7 +99,8 @@ class RedisPair(Redis):
 
     name = "redis-wait"
     settings: Mapping[Durability, str] = {
-        Durability.TWO: "WAIT 1, appendfsync always: one disk, the replica's memory"
+        Durability.TWO: "WAIT 1, appendfsync always, on the replica no: one disk, two memories",
+        Durability.TWO_DISKS: "WAIT 1, appendfsync always on both",
     }
 
     def start(self, folder: Path, durability: Durability) -> Pair:
@@ -160,7 +164,8 @@ class _RunningPair:
         (folder / "two").mkdir()
         port = free_port()
         self._one = _Node(folder / "one", durability, port)
-        self._two = _Node(folder / "two", durability, free_port(), "--replicaof", "127.0.0.1", str(port))
+        follows = ("--replicaof", "127.0.0.1", str(port))
+        self._two = _Node(folder / "two", _OF_REPLICA[durability], free_port(), *follows)
         self.address: Address = {**self._one.address, "replicas": 1}
         try:
             self._start()

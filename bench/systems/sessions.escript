@@ -9,8 +9,12 @@
 %%                                          MIX: get=0.5,update=0.5; SKEW: even or zipf
 %%     follow NODE                       -> ok; Mnesia: from now on this node has a copy on that one
 %%     write                             -> ok, or no; Mnesia: one transaction
+%%     some                              -> the id of a session that fill has made
+%%     stop                              -> ok; DETS, Mnesia: in order
+%%     start ID                          -> S: seconds to open what the directory has, and to get this session
 %%
-%% Arguments: ENGINE (ets, ets_server, dets, mnesia), DIRECTORY, SYNC (sync: flushed to disk before the answer).
+%% Arguments: ENGINE (ets, ets_server, dets, mnesia), DIRECTORY, SYNC (sync: flushed to disk before the answer),
+%% WHEN (now: opened at once; later: by `start`).
 -module(sessions).
 -mode(compile).
 -behaviour(gen_server).
@@ -20,10 +24,11 @@
 -define(BATCH, 100).
 -define(EXPONENT, 0.99).
 
-main([Engine, Directory, Sync]) ->
+main([Engine, Directory, Sync, When]) ->
     logger:set_primary_config(level, error),
     E = {list_to_atom(Engine), Sync =:= "sync"},
-    open(E, Directory),
+    persistent_term:put(directory, Directory),
+    When =:= "now" andalso open(E, Directory),
     persistent_term:put(value, value(200)),
     answer("ready"),
     serve(E).
@@ -63,13 +68,29 @@ command(E, ["run", Mix, Calls, Callers, Skew, File]) ->
     io_lib:format("{\"seconds\": ~.9f, \"units\": ~b}", [Ns / 1.0e9, Units]);
 command(_, ["follow", Node]) ->
     follow(list_to_atom(Node)),
+    persistent_term:put(transaction, sync_transaction),
     "ok";
 command(E, ["write"]) ->
     try store(E, session(persistent_term:get(value))) of
         ok -> "ok"
     catch
         _:_ -> "no"
-    end.
+    end;
+
+command(_, ["some"]) ->
+    Ids = persistent_term:get(ids),
+    element(tuple_size(Ids) div 2 + 1, Ids);
+command({dets, _}, ["stop"]) ->
+    ok = dets:close(session),
+    "ok";
+command({mnesia, _}, ["stop"]) ->
+    stopped = mnesia:stop(),
+    "ok";
+command(E, ["start", Id]) ->
+    Started = erlang:monotonic_time(nanosecond),
+    open_again(E, persistent_term:get(directory)),
+    [_] = lookup(E, list_to_binary(Id)),
+    io_lib:format("~.9f", [(erlang:monotonic_time(nanosecond) - Started) / 1.0e9]).
 
 %% The operation, if it is one; else each with the sum of its share and of those before it.
 mix(Text) ->
@@ -103,9 +124,10 @@ value(Bytes) ->
 
 session(Value) -> session(Value, ?LIFETIME_MS).
 
-session(Value, Lifetime) ->
+%% Binaries of more than 64 bytes are shared: each session has its own, as sessions of different users have.
+session(#{note := Note} = Value, Lifetime) ->
     Now = now_ms(),
-    {session, new_id(), Now, Now, Now + Lifetime, Value}.
+    {session, new_id(), Now, Now, Now + Lifetime, Value#{note := binary:copy(Note)}}.
 
 %% 128 random bits as text; read 256 at a time.
 new_id() ->
@@ -268,9 +290,7 @@ open({dets, _}, Directory) ->
     File = filename:join(Directory, "sessions.dets"),
     {ok, session} = dets:open_file(session, [{file, File}, {keypos, 2}, {type, set}]);
 open({mnesia, _}, Directory) ->
-    ok = application:set_env(mnesia, dir, Directory, [{persistent, true}]),
-    ok = application:set_env(mnesia, dump_log_write_threshold, 50000, [{persistent, true}]),
-    ok = application:load(mnesia),
+    ok = configured(Directory),
     ok = mnesia:start(),
     Fields = [id, created, accessed, expires, data],
     case os:getenv("SESSIONS_FOLLOWER") of
@@ -279,6 +299,22 @@ open({mnesia, _}, Directory) ->
             {atomic, ok} = mnesia:create_table(session, [{disc_copies, [node()]}, {attributes, Fields}]);
         _ ->
             ok
+    end.
+
+%% What is there already.
+open_again({dets, _} = E, Directory) ->
+    open(E, Directory);
+open_again({mnesia, _}, Directory) ->
+    ok = configured(Directory),
+    ok = mnesia:start(),
+    ok = mnesia:wait_for_tables([session], infinity).
+
+configured(Directory) ->
+    ok = application:set_env(mnesia, dir, Directory, [{persistent, true}]),
+    ok = application:set_env(mnesia, dump_log_write_threshold, 50000, [{persistent, true}]),
+    case application:load(mnesia) of
+        {error, {already_loaded, mnesia}} -> ok;
+        ok -> ok
     end.
 
 new_table() ->
@@ -302,7 +338,7 @@ store({dets, _} = E, Session) ->
     ok = dets:insert(session, Session),
     synced(E);
 store({mnesia, _} = E, Session) ->
-    {atomic, ok} = mnesia:transaction(fun() -> mnesia:write(Session) end),
+    ok = transaction(fun() -> mnesia:write(Session) end),
     synced(E).
 
 store_all({ets, _}, Sessions) ->
@@ -314,7 +350,7 @@ store_all({dets, _} = E, Sessions) ->
     ok = dets:insert(session, Sessions),
     synced(E);
 store_all({mnesia, _} = E, Sessions) ->
-    {atomic, ok} = mnesia:transaction(fun() -> lists:foreach(fun mnesia:write/1, Sessions) end),
+    ok = transaction(fun() -> lists:foreach(fun mnesia:write/1, Sessions) end),
     synced(E).
 
 lookup({dets, _}, Id) -> dets:lookup(session, Id);
@@ -331,7 +367,7 @@ change({dets, _} = E, Id, Function) ->
     ok = dets:insert(session, Function(Session, now_ms())),
     synced(E);
 change({mnesia, _} = E, Id, Function) ->
-    {atomic, ok} = mnesia:transaction(fun() ->
+    ok = transaction(fun() ->
         [Session] = mnesia:wread({session, Id}),
         mnesia:write(Function(Session, now_ms()))
     end),
@@ -354,7 +390,7 @@ remove({dets, _} = E, Id) ->
     ok = dets:delete(session, Id),
     synced(E);
 remove({mnesia, _} = E, Id) ->
-    {atomic, ok} = mnesia:transaction(fun() -> mnesia:delete({session, Id}) end),
+    ok = transaction(fun() -> mnesia:delete({session, Id}) end),
     synced(E).
 
 ids({dets, _}) -> dets:select(session, [{{session, '$1', '_', '_', '_', '_'}, [], ['$1']}]);
@@ -371,7 +407,7 @@ expire_due({dets, _} = E, Now) ->
     Removed;
 expire_due({mnesia, _} = E, Now) ->
     Ids = mnesia:dirty_select(session, due(Now, ['$1'])),
-    {atomic, ok} = mnesia:transaction(fun() ->
+    ok = transaction(fun() ->
         lists:foreach(fun(Id) -> mnesia:delete({session, Id}) end, Ids)
     end),
     synced(E),
@@ -382,6 +418,13 @@ due(Now, Result) -> [{{session, '$1', '_', '_', '$2', '_'}, [{'=<', '$2', Now}],
 clear({dets, _}) -> ok = dets:delete_all_objects(session);
 clear({mnesia, _}) -> {atomic, ok} = mnesia:clear_table(session);
 clear(_) -> true = ets:delete_all_objects(session).
+
+%% With a copy on another node the answer waits until that one has committed: without, the other node aborts
+%% what it has not yet been told to commit when this one dies, although it was answered.
+transaction(Function) ->
+    Kind = persistent_term:get(transaction, transaction),
+    {atomic, Result} = mnesia:Kind(Function),
+    Result.
 
 synced({_, false}) -> ok;
 synced({dets, true}) -> ok = dets:sync(session);

@@ -11,7 +11,7 @@ from bench.workloads import Case
 from .fakes import ScriptedContestant
 
 CASE = Case("single", "get", {"get": 1.0})
-PLAN = Plan(rounds=5, slice_s=0.0)
+PLAN = Plan(rounds=5, slice_s=0.0, large_sessions=10_000)
 
 
 def compared(*contestants: ScriptedContestant, case: Case = CASE) -> dict[str, Row]:

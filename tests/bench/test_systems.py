@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import cast
 
 import pytest
 from _pytest.mark import ParameterSet
 
+from bench.restarts import DriverReopened
 from bench.systems import DRIVERS, SYSTEMS, system_named
 from bench.systems.memory import own_bytes
 from bench.systems.ports import (
@@ -32,6 +34,7 @@ from bench.systems.ports import (
     System,
 )
 from bench.systems.processes import ServerError, ServerProcess
+from bench.systems.redis import RedisPair
 
 SYSTEMS_ROOM = Path(__file__).parents[2] / "bench" / "systems"
 FIELDS: Fields = {"user": 7, "name": "Zoë", "roles": ["reader", "writer"], "none": None, "on": True}
@@ -188,6 +191,61 @@ def test_a_driver_times_each_call_and_keeps_its_sessions(
     finally:
         started.close()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.parametrize("name", ["dets", "mnesia"])
+def test_an_engine_of_erlang_has_its_sessions_again_after_a_stop_and_after_a_kill(
+    name: str, tmp_path: Path
+) -> None:
+    driver = next(one for one in DRIVERS if one.name == name)
+    if reason := driver.why_not():
+        pytest.skip(reason)
+    reopened = DriverReopened(driver, Durability.DISK, tmp_path, 300, DEADLINE_S)
+    try:
+        for _ in range(2):
+            assert all(0 < seconds < DEADLINE_S for seconds in reopened.round().values())
+    finally:
+        reopened.close()
+
+
+def test_an_engine_of_erlang_that_would_store_for_too_long_is_not_waited_for(tmp_path: Path) -> None:
+    driver = next(one for one in DRIVERS if one.name == "mnesia")
+    if reason := driver.why_not():
+        pytest.skip(reason)
+    with pytest.raises(TimeoutError, match="5,000 would take"):
+        DriverReopened(driver, Durability.DISK, tmp_path, 5_000, 0.0)
+
+
+def test_sessions_of_erlangs_tables_have_bytes_of_their_own(tmp_path: Path) -> None:
+    driver = next(one for one in DRIVERS if one.name == "ets")
+    if reason := driver.why_not():
+        pytest.skip(reason)
+    started = driver.start(tmp_path, Durability.NONE)
+    try:
+        before = own_bytes(started.pids)
+        started.fill(5_000, 10_000)
+        assert own_bytes(started.pids) - before > 5_000 * 10_000
+    finally:
+        started.close()
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize(
+    ("durability", "syncs"), [(Durability.TWO, "no"), (Durability.TWO_DISKS, "always")], ids=str
+)
+def test_a_replica_of_redis_syncs_where_its_class_asks_for_it(
+    durability: Durability, syncs: str, tmp_path: Path
+) -> None:
+    if reason := RedisPair().why_not():
+        pytest.skip(reason)
+    pair = RedisPair().start(tmp_path, durability)
+    try:
+        pair.kill()
+        pair.take_over()
+        with import_module("redis").Redis(unix_socket_path=str(pair.address["socket"])) as client:
+            assert client.config_get("appendfsync") == {"appendfsync": syncs}
+    finally:
+        pair.close()
 
 
 def test_every_system_has_a_name_of_its_own_by_which_it_is_found() -> None:
