@@ -109,6 +109,13 @@ def _bring_up(
                 size += frame.size_bytes
             if size > LOG_BYTES_MAX:
                 raise BusyError("too much was written since the comparison; compare again", path=store)
+        if cursor.at.lsn != position.lsn:
+            raise CorruptError(
+                f"the log ends behind LSN {cursor.at.lsn}, where it must reach {position.lsn}",
+                path=cursor.path,
+                lsn=cursor.at.lsn + 1,
+                hint="`perdure verify` says how much is affected; nothing was mended.",
+            )
     finally:
         cursor.close()
 

@@ -103,7 +103,7 @@ def confirm_log_fault(store: Path, error: CorruptError, now_ms: int) -> None:
 
 
 def _read_through(file: SegmentFile, identity: Identity) -> None:
-    """Raises CorruptError at the first frame that is damaged, and not just the log's torn end."""
+    """Raises CorruptError at the first frame that is damaged or missing, and not just at the log's torn end."""
     cursor = LogCursor(
         file.path.parent, identity.cluster_id, cluster_key(identity.cluster_id), identity.shard
     )
@@ -111,6 +111,16 @@ def _read_through(file: SegmentFile, identity: Identity) -> None:
         cursor.open_segment(file)
         while cursor.read() is not None and str(cursor.path) == str(file.path):
             continue
+        last_lsn = cursor.at.lsn
+        later = [other for other in list_segments(cursor.log) if other.first_lsn > last_lsn + 1]
+        if later and str(cursor.path) == str(file.path) and file.path.exists():  # else retention dropped it
+            raise CorruptError(
+                f"the segment ends behind LSN {last_lsn}, the next one begins with LSN {later[0].first_lsn}: "
+                "frames are missing",
+                path=file.path,
+                offset=cursor.offset,
+                lsn=last_lsn + 1,
+            )
     finally:
         cursor.close()
 

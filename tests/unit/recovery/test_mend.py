@@ -12,11 +12,12 @@ from perdure.recovery import Level, audit, verify
 from perdure.recovery.audit import AuditLine, append_audit, read_audit
 from perdure.recovery.mend import mend
 from perdure.recovery.state_pass import StatePass
-from perdure.store import BusyError, SessionStore, UsageError
+from perdure.store import BusyError, CorruptError, SessionStore, UsageError
 from perdure.store.fold import HASH_BYTES, record_of
 from perdure.store.ids import StatePosition
 from perdure.store.ports import Record
 from tests.cluster.ops import damage, stored
+from tests.unit.shipping.logs import lose_frames
 
 SEED = int(os.environ.get("PERDURE_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
 COUNT = 60
@@ -88,6 +89,23 @@ def test_records_of_a_later_position_wait_until_the_state_is_there(tmp_path: Pat
         with pytest.raises(BusyError):
             mend(path, at, [(b"a", None)], "n1")
     assert read_audit(path) == []
+
+
+def test_with_a_log_that_lacks_frames_nothing_is_mended(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with SessionStore.open(path) as store:
+        store.put("s", {"n": 0})
+        at = store._log.cursor.at
+        for number in range(20):
+            store.put(f"s{number}", {"n": number, "text": "x" * 100})
+        store._log.must_roll = True
+        store.put("s", {"n": 1})
+        store.fold()
+    lose_frames(path)
+    before = digest_of(path)
+    with pytest.raises(CorruptError, match="the log ends behind LSN"):
+        mend(path, at, [(b"s", record_of(b"s", bytes(64)))], "n1")
+    assert digest_of(path) == before
 
 
 def test_a_session_that_took_the_name_of_another_meanwhile_is_compared_again(tmp_path: Path) -> None:
