@@ -92,12 +92,16 @@ def unsealed_segments(log: Path) -> list[SegmentFile]:
     for file, following in pairwise(files):
         if file.first_lsn == following.first_lsn:
             continue
-        with open(file.path, "rb") as opened:
-            opened.seek(0, os.SEEK_END)
-            if opened.tell() >= 4:
-                opened.seek(-4, os.SEEK_END)
-            if opened.read(4) != b"PDRE":
-                found.append(file)
+        try:
+            with open(file.path, "rb") as opened:
+                opened.seek(0, os.SEEK_END)
+                if opened.tell() >= 4:
+                    opened.seek(-4, os.SEEK_END)
+                end = opened.read(4)
+        except FileNotFoundError:
+            continue  # dropped, or cut off, meanwhile
+        if end != b"PDRE":
+            found.append(file)
     return found
 
 
