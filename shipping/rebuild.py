@@ -103,7 +103,7 @@ def confirm_log_fault(store: Path, error: CorruptError, now_ms: int) -> None:
 
 
 def _read_through(file: SegmentFile, identity: Identity) -> None:
-    """Raises CorruptError at the first frame that is damaged or missing, and not just at the log's torn end."""
+    """Raises CorruptError at the first frame that is damaged or missing; the log's torn end is neither."""
     cursor = LogCursor(
         file.path.parent, identity.cluster_id, cluster_key(identity.cluster_id), identity.shard
     )

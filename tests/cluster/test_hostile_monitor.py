@@ -17,7 +17,7 @@ from perdure.shipping.messages import Challenge
 from perdure.shipping.messages_health import Beat
 from perdure.shipping.monitor import STRANGERS_MAX, run_monitor
 from perdure.store.ids import EPOCH_JUMP_MAX, EPOCH_MAX
-from tests.cluster.nodes import CLUSTER, HOST, SECRET, cluster_of
+from tests.cluster.nodes import CLUSTER, HOST, SECRET, cluster_of, until
 from tests.cluster.test_hostile_peers import GREET, SEED, STRANGE_WORDS
 from tests.support.fuzz import SEED_VARIABLE
 from tests.support.hostile import Intruder, mad_message
@@ -49,6 +49,7 @@ def port(tmp_path: Path) -> Iterator[int]:
         thread = threading.Thread(target=watch)
         thread.start()
         try:
+            until(lambda: health(listening).nodes[0].hears == "n1", "the monitor had looked at its node")
             yield listening
         finally:
             stopping.set()
