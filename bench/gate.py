@@ -173,7 +173,7 @@ def text_of(verdict: Verdict) -> str:
     lines = [f"{len(verdict.changes)} ratios compared with the baseline"]
     if verdict.between:
         lines.append(f"from run to run they differ by {math.expm1(verdict.between):.0%} (standard deviation)")
-    elif verdict.changes:
+    elif 0 < len(verdict.changes) < FEW:
         lines.append(
             f"fewer than {FEW} do not tell how far runs differ: measure again before a cause is sought"
         )
