@@ -63,10 +63,15 @@ def test_the_processes_of_a_replica_end_when_their_supervisor_is_killed(tmp_path
         until(lambda: not any(is_alive(pid) for pid in both), "both end")
 
 
-def test_the_secret_is_on_no_command_line_and_in_no_environment(tmp_path: Path) -> None:
+def test_the_secret_is_on_no_command_line_and_in_no_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PERDURE_SECRET", raising=False)
     with cluster_of(tmp_path, 2) as cluster:
-        cluster.start(cluster.receiver("n2"))
-        place = Path(f"/proc/{cluster.children['receiver:n2'].pid}")
+        _, task = cluster.receiver("n2")
+        child = cluster.children["receiver:n2"] = start_child(task)  # a new Python: a fork shows its parent's
+        child.wait_ready()
+        place = Path(f"/proc/{child.pid}")
         assert SECRET not in (place / "cmdline").read_bytes()
         assert SECRET not in (place / "environ").read_bytes()
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, Any, Final
 
 import msgspec
@@ -80,10 +80,15 @@ class Template:
                 [sys.executable, "-m", "tests.support.template"],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                env=environment(),
+                env=_without_settings(environment()),
                 start_new_session=True,
             )
         return ours
+
+
+def _without_settings(variables: Mapping[str, str]) -> dict[str, str]:
+    """Without what the test that happens to need the template first has set: it is for all that follow."""
+    return {name: value for name, value in variables.items() if not name.startswith("PERDURE_")}
 
 
 class _Forked:
