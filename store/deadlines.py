@@ -39,13 +39,13 @@ def runs_of(armed: Sequence[Deadline]) -> Iterator[tuple[int, bytes]]:
     if not armed:
         return
     deadlines, keys = _columns(armed)
-    if max(deadlines) - min(deadlines) > UNSORTED_SPAN_MS and sorted(deadlines) != deadlines:
+    first = min(deadlines)
+    is_close = max(deadlines) - first <= UNSORTED_SPAN_MS
+    if not is_close and sorted(deadlines) != deadlines:
         deadlines, keys = _columns(sorted(armed, key=_DEADLINE))
-    first, last = min(deadlines), max(deadlines)
     lengths = [*map(len, keys)]
     packed, packed_lengths = _pack_columns(deadlines, lengths)
     size = max(1, (RUN_BYTES_MAX - _COUNT.size) // (ENTRY_BYTES + max(lengths)))
-    is_close = last - first <= UNSORTED_SPAN_MS
     start = 0
     while start < len(keys):
         end = min(start + size, len(keys))

@@ -56,7 +56,7 @@ def gather(words: Any) -> None:
     patience_ns = sync_ns // PATIENCE
     seen, seen_ns, at_first = came, now_ns if came else since_ns, came
     while now_ns < min(end_ns, seen_ns + patience_ns):
-        time.sleep(patience_ns / LOOKS / 1e9)
+        time.sleep(min(patience_ns // LOOKS, end_ns - now_ns) / 1e9)
         now_ns = time.monotonic_ns()
         came = words[_APPENDED] - behind
         if not 0 <= came < released:

@@ -28,9 +28,9 @@ READ_BYTES = 1 << 20
 FILL_RECORDS = 2_048
 """How many records a transaction puts into an empty back end: so few stay in the processor's caches."""
 ARM_AT_ONCE = 65_536
-"""How many deadlines it gathers: the more, the closer together lie those of one run."""
+"""How many deadlines are gathered for such a back end: the more, the closer together lie those of one run."""
 UNARMED_MAX: Final = ARM_AT_ONCE + FILL_RECORDS
-"""So many of the last records that it wrote may be without their deadlines if it breaks off."""
+"""So many of the last records that fill() wrote may be without their deadlines if it breaks off."""
 _KEY: Final = itemgetter(0)
 Progress = Callable[[int], None]
 """Called with the number of events (or sessions) done so far."""
