@@ -16,7 +16,7 @@ from . import names
 from .cache import drop_folded
 from .commit import FOLD_ENTRIES, TAIL_ENTRIES_MAX, Durability, Writer
 from .cursor import LogCursor
-from .errors import BacklogError, LockTimeoutError, NotPrimaryError, StorageFullError
+from .errors import BacklogError, LockTimeoutError, NotPrimaryError, StorageFullError, StoreMissingError
 from .lock import FileLock
 from .page import Word
 from .ports import Deadline
@@ -303,7 +303,10 @@ def seal_all(cursor: LogCursor, flush: Callable[[], None]) -> int:
     write_lock = FileLock(cursor.log.parent / names.WRITE_LOCK)
     try:
         for file in files:
-            seal_segment(reader, file, write_lock)
+            try:
+                seal_segment(reader, file, write_lock)
+            except StoreMissingError:
+                continue  # it was dropped, or cut off, meanwhile
     finally:
         write_lock.close()
         reader.close()
