@@ -20,8 +20,7 @@ class Outcome(Enum):
     LOST = "lost"
     """It is not in the history, and never will be."""
     UNKNOWN = "unknown"
-    """Retention has passed it, or this node's log does not reach it: so may be that of any other node than the
-    primary."""
+    """Retention has passed it, or this node's log does not reach it (yet)."""
 
 
 def find_outcome(log: EventLog, view: View, what: Position | tuple[int, int, int] | str) -> Outcome:

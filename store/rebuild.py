@@ -28,8 +28,7 @@ READ_BYTES = 1 << 20
 FILL_RECORDS = 2_048
 """How many records a transaction puts into an empty back end: so few stay in the processor's caches."""
 ARM_AT_ONCE = 65_536
-"""Of how many records the deadlines are gathered for such a back end: the more, the closer together lie those of
-one run."""
+"""Of so many records the deadlines are gathered for it: the more, the closer together lie those of a run."""
 UNARMED_MAX: Final = ARM_AT_ONCE + FILL_RECORDS
 """So many of the last records that fill() wrote may be without their deadlines if it breaks off."""
 _KEY: Final = itemgetter(0)
