@@ -139,10 +139,8 @@ class LogCursor:
         Raises PositionGoneError if the log does not reach back to it or does not go up to `lsn`.
         """
         self.approach(lsn)
-        while self.at.lsn < lsn:
-            run = self.read(lsn)
-            if run is None:
-                break
+        while self.at.lsn < lsn and self.advance(self._take_ends, lsn, READ_BYTES) is not None:
+            pass
         if self.at.lsn != lsn:
             raise PositionGoneError(
                 f"LSN {lsn} is not the end of a frame of this log, which is at {self.at.lsn} here",

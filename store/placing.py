@@ -96,7 +96,7 @@ def place(log: EventLog, state: StatePosition, *, is_shared: bool = True) -> Non
     if not list_segments(cursor.log):
         cursor.at = state
         return
-    if not _enter_by_fold(log, state):
+    if not (_enter_by_fold(log, state) or _enter_at_end(log, state)):
         cursor.seek(state.lsn)
     if state.lsn and cursor.at.position != state.position:
         raise DivergedError(
@@ -123,6 +123,13 @@ def _enter_by_fold(log: EventLog, state: StatePosition) -> bool:
         return False
     cursor.offset, cursor.at = offset, state
     return True
+
+
+def _enter_at_end(log: EventLog, state: StatePosition) -> bool:
+    """Go behind the state's last frame if it is the last one of the log, as after a clean stop."""
+    if not state.lsn or log.words[_APPENDED] != state.lsn:
+        return False
+    return _enter_by_page(log, list_segments(log.cursor.log)) and log.cursor.at.position == state.position
 
 
 def _make_durable(log: EventLog, committed_lsn: int) -> None:
