@@ -104,12 +104,18 @@ class SnapshotSender:
         self._is_wanted = False
         self._cursor: LogCursor = node.cursor()
         head = read_head(path, node.identity.cluster_id)
-        self._cursor.seek(head.at.lsn)
-        if self._cursor.at.position != head.at.position or self._cursor.header is None:
-            raise DivergedError("the snapshot is of another history than the log", path=path, lsn=head.at.lsn)
-        header = self._cursor.header
-        with translated("cannot open a snapshot", path):
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._cursor.seek(head.at.lsn)
+            if self._cursor.at.position != head.at.position or self._cursor.header is None:
+                raise DivergedError(
+                    "the snapshot is of another history than the log", path=path, lsn=head.at.lsn
+                )
+            header = self._cursor.header
+            with translated("cannot open a snapshot", path):
+                self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except BaseException:
+            self._cursor.close()
+            raise
         self._sizes = [os.fstat(self._descriptor).st_size, self._cursor.offset - HEADER_BYTES]
         self.offer = SnapshotOffer(
             name=path.name,

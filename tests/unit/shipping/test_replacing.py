@@ -415,6 +415,18 @@ def test_a_part_that_is_damaged_on_the_way_is_thrown_away_and_comes_anew(
     assert receive(primary, replica)
 
 
+def test_a_snapshot_that_cannot_be_sent_leaves_nothing_open(tmp_path: Path, primary: Path) -> None:
+    other = make_primary(tmp_path / "other", "n9", voters=("n9",))
+    write(other, 30)
+    snapshot = next((primary / "snapshots").glob("*.snap"))
+    with opened(other) as source:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            with pytest.raises(DivergedError, match="another history"):
+                SnapshotSender(source, snapshot, compress=False)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_pieces_out_of_order_or_beyond_the_offer_are_refused(tmp_path: Path, primary: Path) -> None:
     replica = make_node(tmp_path / "p2", "n2")
     with opened(primary) as source, opened(replica) as target:
