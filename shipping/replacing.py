@@ -86,7 +86,8 @@ def renew_page(store: Path, *, committed_lsn: int, keep_folded: bool) -> None:
         folded = page.words[Word.FOLDED] if keep_folded and is_current else 0
         poison = page.words[Word.POISON] if is_current else 0
         page.reset()
-        page.words[Word.POISON] = poison
+        if poison:  # else it stays as it is: a sync may have failed since
+            page.words[Word.POISON] = poison
         page.words[Word.COMMITTED] = committed_lsn
         page.words[Word.FOLDED] = folded
         page.words[Word.DIRTY] = 1  # whoever takes the write lock next finds the log's end by its files

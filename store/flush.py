@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from fcntl import LOCK_UN, flock
 from functools import partial
 from itertools import pairwise
@@ -167,15 +168,15 @@ class Flusher:
         words[_POISON] = 1
         words[int(Word.GENERATION)] += 1
         position = tuple(self._cursor.at.position)
-        try:
+        with suppress(Exception):  # the disk that failed refuses this too; the page still says it to all
             publish_small(
                 self.store / names.POISON,
                 POISON_MAGIC,
                 POISON_VERSION,
                 Poison(reason, (position[0], position[1], position[2]), time.time_ns() // 1_000_000),
             )
-        except Exception:  # noqa: BLE001 - the disk that failed refuses this too; the page still says it to all
-            return
+        words[_POISON] = 1  # once more: who makes the page anew at this moment may have looked before
+        words[_GENERATION] += 1
 
     def sync_mark(self, *, at_once: bool = False) -> None:
         """Sync the newest mark if it is not synced, and no mark was within the last second (or `at_once`).

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,8 @@ from perdure.store.errors import Indeterminate, LockTimeoutError, PoisonedError,
 from perdure.store.flush import Flusher
 from perdure.store.lock import FileLock
 from perdure.store.mark import read_marks
-from perdure.store.page import Word
+from perdure.store.page import ControlPage, Word
+from perdure.store.smallfile import publish_small
 from tests.unit.store.test_backend_memory import replace_log
 
 DEADLINE_S = 10.0
@@ -419,5 +421,35 @@ def test_a_log_is_not_changed_while_somebody_syncs_it(
 def test_a_poisoned_store_stays_one_when_its_log_is_changed(store: SessionStore, tmp_path: Path) -> None:
     flusher_of(store).poison("a sync failed")
     renew_page(tmp_path / "store", committed_lsn=0, keep_folded=True)
+    with pytest.raises(PoisonedError):
+        append(store)
+
+
+def test_a_sync_that_fails_while_the_log_is_changed_stops_the_store(
+    store: SessionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flusher, real = flusher_of(store), ControlPage.reset
+
+    def reset(page: ControlPage) -> None:
+        real(page)
+        flusher.words[Word.POISON] = 1  # a mark's, for which nobody holds the sync lock
+
+    monkeypatch.setattr(ControlPage, "reset", reset)
+    renew_page(tmp_path / "store", committed_lsn=0, keep_folded=True)
+    with pytest.raises(PoisonedError):
+        append(store)
+
+
+def test_a_store_whose_page_is_made_anew_while_a_failed_sync_is_written_down_is_stopped(
+    store: SessionStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = flusher_of(store).words
+
+    def publish(*arguments: Any) -> None:
+        words[Word.POISON] = 0  # as a page that was made anew, by who had looked before
+        publish_small(*arguments)
+
+    monkeypatch.setattr(flush, "publish_small", publish)
+    flusher_of(store).poison("a sync failed")
     with pytest.raises(PoisonedError):
         append(store)
