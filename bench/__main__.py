@@ -6,11 +6,13 @@ Prints a line a row as it is measured; writes the rows as JSON and as Markdown t
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from .page import write_page
 from .parts import PARTS, part_rows
 from .plots import write_plots
 from .reasons import read_reasons
-from .report import Result, line, markdown, write_json
+from .report import Result, line, markdown, unexplained_of, write_json
 from .rows import Row
 from .scaling import GROUP as SCALING
 from .suite import Choice, Suite
@@ -47,14 +49,18 @@ FIGURES = "figures"
 ROOMS = (store_figures, session_figures, process_figures, replicated_figures, failover_figures)
 SCALES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 INTERRUPTED = "interrupted"
+CHOICES = ("only", "systems", "durabilities")
+"""Options that make a run a part of the bench."""
 NEEDED_BYTES = 8_000_000_000
 """What all systems together store at most, with 1,000,000 sessions each."""
 NEEDED_BYTES_QUICK = 1_000_000_000
 
 
 def figures(only: str, quick: bool, directory: str | None) -> Iterator[Row]:
-    """Each of perdure's own figures, beside the limit or the peer that it is measured with."""
-    for figure in chain.from_iterable(room.measure_all(only, quick, directory) for room in ROOMS):
+    """Each of perdure's own figures, beside the limit or the peer that it is measured with. `only` may be
+    what its row is called, too."""
+    name = only.removeprefix(f"{FIGURES}: ").removesuffix(", perdure")
+    for figure in chain.from_iterable(room.measure_all(name, quick, directory) for room in ROOMS):
         yield _row(figure)
 
 
@@ -92,12 +98,17 @@ def main(words: list[str] | None = None) -> int:
         return 1 if failures else 2
     if failures:
         suite.skipped["a part of the run"] = "; ".join(failures)
-    result = Result(before, {**msgspec.to_builtins(plan), "only": options.only}, rows, suite.skipped)
+    asked = {name: vars(options)[name] for name in CHOICES}
+    asked["part"] = "" if options.part == "all" else options.part
+    result = Result(before, {**msgspec.to_builtins(plan), **asked}, rows, suite.skipped)
     try:
         _written(result, options, is_whole=INTERRUPTED not in failures)
     except OSError as error:
         _say(f"the results could not be written: {error}: free some space, or name another file with --json")
         return 1
+    if unexplained := unexplained_of(rows, read_reasons()):
+        names = "; ".join(row.key for row in unexplained)
+        _say(f"not ahead in {len(unexplained)} rows for which bench/reasons.toml has no reason: {names}")
     if not failures:
         return _gated(result, options)
     if options.gate or options.save_baseline:
@@ -131,6 +142,13 @@ def _problem(options: argparse.Namespace, choice: Choice) -> str:
     if options.part in (FIGURES, PARTS, SCALING) and (choice.systems or choice.durabilities):
         return (
             f"--systems and --durabilities choose among the peers; --part {options.part} has none: use --only"
+        )
+    if (options.save_page or options.save_baseline) and (
+        chosen := [one for one in CHOICES if vars(options)[one]]
+    ):
+        return (
+            "--save-page and --save-baseline replace the whole of what is there, and with "
+            f"--{chosen[0]} a run has some rows only: leave one of the two out"
         )
     if options.directory is not None and not Path(options.directory).is_dir():
         return f"--directory {options.directory} is no directory that is there; make it first"
@@ -170,14 +188,15 @@ def _nothing_said(choice: Choice, skipped: dict[str, str]) -> str:
 
 
 def _measured(sources: Iterable[Iterator[Row]], rows: list[Row]) -> list[str]:
-    """Adds the rows of one source after the other as they come, and keeps them: what went wrong."""
+    """Adds the rows of one source after the other as they come, and keeps them: what went wrong. A reader of
+    the rows who leaves (`| head`) ends the run as an interrupt does."""
     failures: list[str] = []
     for source in sources:
         try:
             for row in source:
                 rows.append(row)
-                print(line(row), flush=True)
-        except KeyboardInterrupt:
+                _show(line(row))
+        except (KeyboardInterrupt, _NoReaderError):
             _say("interrupted: what was measured is written")
             return [*failures, INTERRUPTED]
         except Exception as error:  # noqa: BLE001  an hour's rows are not lost for the one that fails
@@ -306,10 +325,34 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(filter(None, (word.strip() for word in text.split(","))))
 
 
+class _NoReaderError(Exception):
+    """Nobody reads what is printed any more."""
+
+
+def _show(text: str) -> None:
+    """Raises _NoReaderError."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        with suppress(
+            OSError, ValueError
+        ):  # what is left in the buffer goes nowhere, also when this process ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise _NoReaderError from error
+
+
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    with suppress(OSError):  # the terminal is gone: what was measured is written all the same
+        print(text, file=sys.stderr, flush=True)
+
+
+def _end_in_order() -> None:
+    """Let what ends a process end all that was started, too: SIGTERM, and the end of the terminal."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, signal.default_int_handler)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then, too
+    _end_in_order()
     sys.exit(main())

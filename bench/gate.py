@@ -5,10 +5,12 @@ hour's; ratios are of one run, to the limit and to the peers, and can be held ag
 has got worse when it is lower than before (where less is better: higher) by more than explain both runs' own
 spread and how far the two runs differ in all ratios, which on a machine that others use, too, is much more;
 a figure that was measured once has no spread, and is held against nothing. A group of ratios that fell
-together has got worse, too: its median moves far less from run to run than each of them.
+together has got worse, too: its median moves far less from run to run than each of them. What of perdure
+could not be measured at all has no ratio, and is named as failed.
 
 `python -m bench.gate [RESULT]` compares build/bench.json, or another result, with bench/baseline.json, or
-makes it the baseline. Exit codes: 0 nothing is worse, 1 something is, 2 there is nothing to compare.
+makes it the baseline. Exit codes: 0 nothing is worse, 1 something is worse or failed, 2 there is nothing to
+compare.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import Any, Final
 
 import msgspec
 
-from .report import Result, read_json
+from .report import Result, failed_of, read_json
 from .rows import SIGMA_OF_MAD, Row
 
 BASELINE: Final = Path(__file__).parent / "baseline.json"
@@ -110,6 +112,8 @@ class Verdict(msgspec.Struct, frozen=True):
     """How far all ratios differ from run to run, as a logarithm; 0: they are too few to say."""
     groups: list[Change] = []
     """The medians of groups of ratios."""
+    failed: dict[str, str] = {}
+    """What of ours could not be measured: why."""
 
     @property
     def worse(self) -> list[Change]:
@@ -147,7 +151,8 @@ def judge(baseline: Baseline, result: Result) -> Verdict:
         if now.options.get(name, was) != was
     }
     missing = [name for name in before if name not in now.ratios]
-    return Verdict(changes, missing, other, options, between, list(_groups_of(changes)))
+    groups, failed = list(_groups_of(changes)), failed_of(result)
+    return Verdict(changes, missing, other, options, between, groups, failed)
 
 
 def _groups_of(changes: Sequence[Change]) -> Iterable[Change]:
@@ -177,6 +182,7 @@ def text_of(verdict: Verdict) -> str:
         lines.append(
             f"fewer than {FEW} do not tell how far runs differ: measure again before a cause is sought"
         )
+    lines += [f"failed: {name}: {why}" for name, why in verdict.failed.items()]
     lines += [f"worse: {_told(one)}" for one in verdict.worse]
     lines += [f"better: {_told(one)}" for one in verdict.changes if one.is_better]
     lines += [f"another version: {system}: {change}" for system, change in verdict.other_versions.items()]
@@ -186,13 +192,15 @@ def text_of(verdict: Verdict) -> str:
     ]
     if verdict.missing:
         lines.append(f"not measured in this run: {len(verdict.missing)} of the baseline's ratios")
-    if verdict.changes and not verdict.worse:
+    if verdict.changes and not verdict.worse and not verdict.failed:
         lines.append("nothing got worse than its spread allows")
     return "\n".join(lines)
 
 
 def exit_code_of(verdict: Verdict) -> int:
-    return 2 if not verdict.changes else 1 if verdict.worse else 0
+    if verdict.worse or verdict.failed:
+        return 1
+    return 0 if verdict.changes else 2
 
 
 def read_baseline(path: Path = BASELINE) -> Baseline:

@@ -103,7 +103,7 @@ def growth_text(result: Result) -> str:
 def results_text(result: Result, reasons: Sequence[Reason], aims: Sequence[Aim]) -> str:
     """The results as Markdown, from headings of the third level on."""
     rows = result.rows
-    parts = [head_of(result), _headed("Where perdure is not ahead", summary_of(rows, reasons))]
+    parts = [head_of(result), _headed("Where perdure is not ahead", summary_of(result, reasons))]
     compared = [row for row in rows if row.group not in _APART]
     for durability in dict.fromkeys(row.durability for row in compared):
         its = [row for row in compared if row.durability == durability]

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .systems.processes import ending_with_us
+
 RECORD_BYTES = 300
 WAIT_MS = 5_000
 _START_S = 10.0
@@ -87,9 +89,8 @@ class RedisPair:
         folder.mkdir()
         words = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
         words += ["--appendonly", "yes", "--appendfsync", "always", "--repl-diskless-sync-delay", "0"]
-        self._processes.append(
-            subprocess.Popen(["redis-server", *words, *options], stdout=subprocess.DEVNULL)
-        )
+        command = ending_with_us(["redis-server", *words, *options])
+        self._processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
         _until(lambda: _listens(port))
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from .aims import Aim, number
+from .comparison import Plan
+from .contestants import is_ours
 from .limits import NAME as LIMIT
 from .parts import PARTS, WHOLE
 from .reasons import Reason, reason_for
@@ -27,6 +29,7 @@ CLASSES = {
     "two": "a second node has it before the answer",
     "two-disks": "on two nodes' disks before the answer",
 }
+UNEXPLAINED: Final = "**no reason is known** (`bench/reasons.toml` has none that fits)"
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -65,7 +68,7 @@ def markdown(result: Result, reasons: Sequence[Reason] = (), aims: Sequence[Aim]
     """The tables of a run, class by class and group by group; `reasons` say why a row is not ahead, `aims`
     what was to be reached."""
     told = aims_table(result.rows, aims)
-    parts = [head_of(result), summary_of(result.rows, reasons), f"## Aims\n\n{told}" if told else ""]
+    parts = [head_of(result), summary_of(result, reasons), f"## Aims\n\n{told}" if told else ""]
     for durability, rows in _grouped(result.rows, lambda row: row.durability):
         meaning = CLASSES.get(durability, "")
         parts.append(f"## Class `{durability}`: {meaning}" if meaning else "## Beside limits")
@@ -89,29 +92,72 @@ def machine_of(result: Result) -> str:
     )
 
 
+def plan_of(result: Result) -> str:
+    """What the run's options make of it, as a sentence; empty for the bench as it is without any."""
+    plan, options = (msgspec.json.decode(msgspec.json.encode(one)) for one in (Plan(), result.options))
+    others = {name: value for name, value in options.items() if value and value != plan.get(name)}
+    if not others:
+        return ""
+    kind = "A quick run" if others.pop("is_quick", False) else "Not the bench as it is without options"
+    told = (
+        f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in others.items()
+    )
+    return f"**{kind}**: {'; '.join(told)}."
+
+
 def head_of(result: Result) -> str:
     """On what machine it was measured, and how to read it."""
+    plan = plan_of(result)
     return (
         f"{machine_of(result)}\n\n"
-        "Medians of interleaved rounds. *of the limit*: the system's rate as a share of the bare calls' "
+        + (f"{plan}\n\n" if plan else "")
+        + "Medians of interleaved rounds. *of the limit*: the system's rate as a share of the bare calls' "
         "of the same round; *ours ahead*: perdure's rate over the system's, round by round, with the "
         "lowest and the highest."
     )
 
 
-def summary_of(rows: Sequence[Row], reasons: Sequence[Reason]) -> str:
-    """In how many comparisons ours is ahead, how many of these leave no doubt, and where it is not."""
-    compared = [row for row in rows if row.ours_ratio is not None and not row.system.startswith("perdure")]
+def summary_of(result: Result, reasons: Sequence[Reason]) -> str:
+    """In how many comparisons ours is ahead, how many of these leave no doubt, and where it is not; first of
+    all, what of ours could not be measured."""
+    compared = [row for row in result.rows if _is_compared(row)]
+    failed = failed_of(result)
+    told = [f"**perdure could not be measured**: {name}: {why}" for name, why in failed.items()]
     if not compared:
-        return ""
-    behind = sorted((row for row in compared if _ratio(row) < 1), key=_ratio)
+        return "\n\n".join(told)
+    behind = behind_of(result.rows)
     ahead = len(compared) - len(behind)
     always = sum((row.ours_ratio_low or 0.0) >= 1 for row in compared)
     text = (
         f"Ahead in {ahead} of {len(compared)} comparisons with systems of the same class, "
         f"in {always} of them in every round."
     )
-    return f"{text} {_behind_table(behind, reasons)}" if behind else text
+    told.append(f"{text} {_behind_table(behind, reasons)}" if behind else text)
+    return "\n\n".join(told)
+
+
+def behind_of(rows: Iterable[Row]) -> list[Row]:
+    """Where ours is not ahead, the furthest behind first."""
+    return sorted((row for row in rows if _is_compared(row) and _ratio(row) < 1), key=_ratio)
+
+
+def unexplained_of(rows: Iterable[Row], reasons: Sequence[Reason]) -> list[Row]:
+    """Those of them for which there is no reason."""
+    return [row for row in behind_of(rows) if not reason_for(row, reasons)]
+
+
+def failed_of(result: Result) -> dict[str, str]:
+    """What of ours has an error instead of a figure, or could not be started: why."""
+    found = {
+        row.key: row.note for row in result.rows if is_ours(row.system) and row.figure is None and row.note
+    }
+    left_out = {what: why for what, why in result.skipped.items() if any(map(is_ours, what.split(", ")))}
+    return {**left_out, **found}
+
+
+def _is_compared(row: Row) -> bool:
+    return row.ours_ratio is not None and not is_ours(row.system)
 
 
 def _behind_table(behind: Sequence[Row], reasons: Sequence[Reason]) -> str:
@@ -134,7 +180,7 @@ def _behind_table(behind: Sequence[Row], reasons: Sequence[Reason]) -> str:
             )
             for durability, in_class in _grouped(rows, lambda row: row.durability)
         ]
-        lines.append(f"| {system} | {'. '.join(classes)} | {why} |")
+        lines.append(f"| {system} | {'. '.join(classes)} | {why or UNEXPLAINED} |")
     return "\n".join(lines)
 
 

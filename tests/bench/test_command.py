@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from bench import gate, page
 from bench.gate import Baseline, baseline_of
 from bench.measure import REPORTED, Figure
 from bench.report import Result, read_json
+from bench.rows import Row
 
 FIGURE = Figure("create, os", 40_000.0, 45_000.0, "naive", 50_000.0, 0.8, 0.7, 0.9, "at least 1.00", False)
 
@@ -87,6 +91,8 @@ def test_a_figure_without_an_aim_has_no_ratio_and_is_neither_met_nor_missed(
         (["--systems", "redis"], "--part figures has none: use --only"),
         (["--directory", "/nowhere/to/be/found"], "make it first"),
         (["--json", "/dev/null/bench.json"], "name another file with --json"),
+        (["--save-page", "--only", "create"], "with --only a run has some rows only"),
+        (["--save-baseline", "--only", "create"], "with --only a run has some rows only"),
     ],
 )
 def test_what_would_be_in_vain_is_said_before_anything_is_measured(
@@ -97,6 +103,8 @@ def test_what_would_be_in_vain_is_said_before_anything_is_measured(
     told: str,
 ) -> None:
     room = Room()
+    for name in ("write_page", "write_baseline"):
+        monkeypatch.setattr(command, name, lambda *_: None)
     assert run(monkeypatch, tmp_path, room, *words) == 2
     assert told in capsys.readouterr().err
     assert not room.is_asked
@@ -164,6 +172,72 @@ def test_results_that_can_not_be_written_are_said_with_what_to_do(
     monkeypatch.setattr(command, "write_json", refuse)
     assert run(monkeypatch, tmp_path, Room()) == 1
     assert "No space left on device: free some space" in capsys.readouterr().err
+
+
+class Closed(io.StringIO):
+    """A pipe whose reader has left."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_reader_who_leaves_ends_the_run_as_an_interrupt_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Room()
+    monkeypatch.setattr(command, "ROOMS", (Room(), other))
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert command.main(["--part", "figures", "--json", str(tmp_path / "bench.json")]) == 1
+    assert len(read_json(tmp_path / "bench.json").rows) == 1
+    assert not other.is_asked
+    assert "interrupted: what was measured is written" in capsys.readouterr().err
+
+
+def test_a_system_whose_pipe_breaks_is_no_reader_who_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert run(monkeypatch, tmp_path, Room(BrokenPipeError("of a client"))) == 1
+    assert "BrokenPipeError: of a client" in read_json(tmp_path / "bench.json").skipped["a part of the run"]
+
+
+@pytest.mark.parametrize("name", ["create, os", "figures: create, os, perdure", "figures: create"])
+def test_a_figure_is_chosen_by_the_name_that_is_printed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    assert run(monkeypatch, tmp_path, Room(), "--only", name) == 0
+    assert read_json(tmp_path / "bench.json").options["only"] == name
+
+
+def test_rows_behind_for_which_there_is_no_reason_are_told_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = Row(group="single", case="get", system="swift", durability="os", ops_per_s=9.0, ours_ratio=0.5)
+    monkeypatch.setattr(command, "figures", lambda *_: iter([row]))
+    assert run(monkeypatch, tmp_path, Room()) == 0
+    assert "not ahead in 1 rows for which bench/reasons.toml has no reason: single: get, os, swift" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "before", "after"),
+    [
+        (signal.SIGTERM, signal.SIG_DFL, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_IGN, signal.SIG_IGN),
+    ],
+)
+def test_what_ends_the_run_ends_what_it_has_started_unless_nohup_forbids_it(
+    number: signal.Signals, before: signal.Handlers, after: object
+) -> None:
+    previous = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(number, before)
+        command._end_in_order()
+        assert signal.getsignal(number) == after
+    finally:
+        for one, handler in previous.items():
+            signal.signal(one, handler)
 
 
 def test_little_room_is_said_before_the_run(

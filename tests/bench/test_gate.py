@@ -81,6 +81,23 @@ def test_what_was_not_measured_is_counted_and_nothing_in_common_is_no_comparison
     assert exit_code_of(judge(Baseline({}, {}, {"another": Kept(1.0, 0.1)}), result(0.5, 3.0))) == 2
 
 
+def test_a_run_in_which_ours_failed_is_worse_though_no_ratio_fell() -> None:
+    run = result(0.5, 3.0)
+    failed = Row(group="single", case="touch", system="perdure-lmdb", durability="os", note="OSError: gone")
+    verdict = judge(BEFORE, Result(run.machine, {}, [*run.rows, failed], {}))
+    assert exit_code_of(verdict) == 1
+    assert "failed: single: touch, os, perdure-lmdb: OSError: gone" in text_of(verdict)
+    assert "nothing got worse" not in text_of(verdict)
+    not_started = judge(BEFORE, Result(run.machine, {}, run.rows, {"perdure-pair, two": "no port"}))
+    assert exit_code_of(not_started) == 1
+
+
+def test_a_peer_that_failed_is_no_fault_of_ours() -> None:
+    run = result(0.5, 3.0)
+    failed = Row(group="single", case="touch", system="peer", durability="os", note="OSError: gone")
+    assert exit_code_of(judge(BEFORE, Result(run.machine, {}, [*run.rows, failed], {"redis, os": "no"}))) == 0
+
+
 def figure(ratio: float, *, spread: float | None = 0.02, p99: int = 900) -> Result:
     row = Row(
         group="figures", case=f"write: p50 us (p99 {p99:,})", system="perdure", durability="", limit="Redis",

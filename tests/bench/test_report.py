@@ -12,12 +12,25 @@ import pytest
 from bench import process_figures, replicated_figures, session_figures, store_figures
 from bench.aims import read_aims
 from bench.comparison import Plan
-from bench.footprint import FOOTPRINT
+from bench.footprint import FOOTPRINT, FOOTPRINT_CASES
 from bench.page import BEGIN, BEGIN_GROWTH, END, END_GROWTH, PAGE, main, results_text, write_page
 from bench.plots import Point, line_chart, slope_of, write_plots
 from bench.reasons import Reason, read_reasons, reason_for
-from bench.report import Result, line, markdown, read_json, summary_of, write_json
+from bench.report import (
+    UNEXPLAINED,
+    Result,
+    head_of,
+    line,
+    markdown,
+    read_json,
+    summary_of,
+    unexplained_of,
+    write_json,
+)
+from bench.restarts import AFTER_KILL, KEPT, REPLICATED, TAKE_OVER
 from bench.rows import OF_P99, Ratio, Row, with_limit, with_ours
+from bench.systems import DRIVERS, PEERS
+from bench.systems.ports import Driver, Durability, System
 from bench.workloads import CASES, OPEN_LOOP
 
 OURS = with_limit(
@@ -102,13 +115,44 @@ def test_rows_of_one_reason_stand_together_the_furthest_behind_first() -> None:
         msgspec.structs.replace(first, system="apt", ours_ratio=0.6, ours_ratio_high=0.9),
         msgspec.structs.replace(first, system="slow", ours_ratio=3.0),
     ]
-    text = summary_of(rows, [Reason(why="born so", system="swift")])
+    text = summary_of(Result({}, {}, rows, {}), [Reason(why="born so", system="swift")])
     assert "Ahead in 1 of 6 comparisons" in text
     swift = "`disk`: single: list 0.50, get 0.80*; ycsb: YCSB A 0.70. `os`: single: get 0.90"
     assert text.splitlines()[-2:] == [
         f"| swift | {swift} | born so |",
-        "| apt | `disk`: single: get 0.60 |  |",
+        f"| apt | `disk`: single: get 0.60 | {UNEXPLAINED} |",
     ]
+
+
+def test_a_row_without_a_reason_is_named() -> None:
+    assert unexplained_of(ROWS, ()) == [FASTER]
+    assert unexplained_of(ROWS, [Reason(why="born so", system="swift")]) == []
+    assert "no reason is known" in markdown(RESULT)
+
+
+def test_what_of_ours_could_not_be_measured_is_said_first() -> None:
+    broken = msgspec.structs.replace(OURS, ops_per_s=None, case="touch", note="OSError: gone")
+    skipped = {
+        "perdure-lmdb, disk": "no room",
+        "start with 1,000 sessions, perdure-pair": "slow",
+        "redis": "none",
+    }
+    text = summary_of(Result({}, {}, [*ROWS, broken], skipped), ())
+    assert text.splitlines()[:5:2] == [
+        "**perdure could not be measured**: perdure-lmdb, disk: no room",
+        "**perdure could not be measured**: start with 1,000 sessions, perdure-pair: slow",
+        "**perdure could not be measured**: single: touch, os, perdure-lmdb: OSError: gone",
+    ]
+    assert "redis" not in text
+
+
+def test_a_run_that_is_not_the_whole_bench_says_so() -> None:
+    whole = {**msgspec.to_builtins(Plan()), "only": "", "part": ""}
+    assert "run**" not in head_of(Result({}, whole, ROWS, {})) and "options**" not in head_of(RESULT)
+    quick = {**whole, "is_quick": True, "sessions": 5_000, "reopened": (5_000,)}
+    assert "**A quick run**: sessions 5000; reopened 5000." in markdown(Result({}, quick, ROWS, {}))
+    part = {**whole, "only": "single: get", "systems": "redis"}
+    assert "without options**: only single: get; systems redis." in markdown(Result({}, part, ROWS, {}))
 
 
 def test_a_line_tells_rate_latencies_and_ratios() -> None:
@@ -175,6 +219,40 @@ def test_bytes_on_disk_are_explained_by_what_is_on_disk_whatever_the_class() -> 
     for system in ("mnesia", "dets"):
         row = Row(group="footprint", case="disk, a session", system=system, durability="none")
         assert reason_for(row, reasons) in [one.why for one in reasons if one.case == "footprint: disk"]
+
+
+def test_each_reason_of_the_bench_fits_rows_that_a_run_has() -> None:
+    names = {durability: set(FOOTPRINT_CASES) for durability in Durability}
+    for case in CASES:
+        for named in case.classes:
+            names[Durability(named)].add(f"{case.group}: {case.name}")
+    for durability in KEPT:
+        names[durability].add(f"start: first answer, 100,000 sessions, {AFTER_KILL}")
+    for durability in REPLICATED:
+        names[durability].add(f"failover: kill -9, {TAKE_OVER}")
+    systems: list[System | Driver] = [*PEERS, *DRIVERS]
+    rows = [
+        Row(group=group, case=its_case, system=one.name, durability=its.value)
+        for one in systems
+        for its in one.settings
+        for group, _, its_case in (name.partition(": ") for name in names[its])
+    ]
+    told = {reason_for(row, read_reasons()) for row in rows}
+    assert [reason for reason in read_reasons() if reason.why not in told] == []
+
+
+@pytest.mark.parametrize("case", ["get", "get, 1 KB", "list", "cleanup"])
+@pytest.mark.parametrize("system", ["sqlite", "diskcache"])
+def test_what_waits_for_no_disk_is_not_explained_by_a_sync(system: str, case: str) -> None:
+    row = Row(group="single", case=case, system=system, durability="disk")
+    why = reason_for(row, read_reasons())
+    assert why and "sync" not in why and "flush" not in why
+
+
+@pytest.mark.parametrize("system", ["redis", "postgresql"])
+def test_gets_of_several_clients_are_not_explained_by_how_they_write(system: str) -> None:
+    row = Row(group="clients", case="get, 8 clients", system=system, durability="disk")
+    assert reason_for(row, read_reasons()) == ""
 
 
 def test_the_reasons_of_the_bench_can_be_read_and_wrong_ones_are_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import cast
 import pytest
 from _pytest.mark import ParameterSet
 
+from bench import redis_peer
 from bench.restarts import DriverReopened
 from bench.systems import DRIVERS, SYSTEMS, system_named
 from bench.systems.memory import own_bytes
@@ -140,6 +141,27 @@ def test_a_server_ends_with_whoever_started_it(tmp_path: Path) -> None:
     deadline_s = time.monotonic() + DEADLINE_S
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < deadline_s, f"process {pid} outlived the one that started it"
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="setpriv is not installed (Debian: util-linux)")
+def test_the_redis_of_the_figures_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    if reason := redis_peer.why_not():
+        pytest.skip(reason)
+    program = (
+        "import sys, time; from pathlib import Path; from bench.redis_peer import RedisPair\n"
+        "print(*RedisPair(Path(sys.argv[1])).pids, flush=True); time.sleep(600)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as starter:
+        assert starter.stdout is not None
+        pids = starter.stdout.readline().split()
+        starter.kill()
+    assert len(pids) == 2
+    deadline_s = time.monotonic() + DEADLINE_S
+    while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline_s, f"processes {left} outlived the one that started them"
         time.sleep(0.01)
 
 
