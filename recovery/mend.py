@@ -152,12 +152,12 @@ def _write(
             )
         )
     if changes:
-        append_audit(opened.store, lines)  # first: what is mended has a line, whatever dies in between
         armed = list(plan_deadlines(changes, expiries))
         labelled, unlabelled = plan_labels(changes, terms)
-        backend.fold(changes, armed, [], position, labelled, unlabelled)
-        opened.log.lock_any()
+        opened.log.lock_any()  # first: what was mended is not met again, should the others not be told
         try:
+            append_audit(opened.store, lines)  # what is mended has a line, whatever dies in between
+            backend.fold(changes, armed, [], position, labelled, unlabelled)
             opened.log.page.bump()  # for those who keep what they have read
         finally:
             opened.log.unlock()

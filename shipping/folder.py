@@ -159,6 +159,7 @@ class Folder:
             upto_lsn=upto,
             chunk_bytes=CHUNK_BYTES,
             on_written=self._publish,
+            is_live=True,
         )
         self._backend.release()
         return result.frames > 0

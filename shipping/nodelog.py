@@ -199,7 +199,7 @@ def open_node_log(store: Path, locks: list[FileLock]) -> NodeLog:
     A poisoned store is opened as a whole first, which copies its log anew. Raises as open_store.
     """
     identity = read_identity(store)
-    if is_poisoned(store):
+    if is_poisoned(store, read_boot_id()):
         open_store(store, OpenOptions(create=False)).close()
     users = FileLock(store / names.USERS_LOCK)
     try:

@@ -28,6 +28,7 @@ from ..store.errors import CorruptError, FormatError, StaleReadError
 from ..store.files import make_directory, next_free, remove_durably, rename_durably, translated
 from ..store.frame import cluster_key
 from ..store.identity import Identity, read_identity
+from ..store.placing import is_half_replaced
 from ..store.smallfile import publish_small, read_small_file
 from ..store.state import set_aside
 from .faults import MAGIC as FAULT_MAGIC
@@ -87,12 +88,18 @@ def note_log_fault(store: Path, error: CorruptError, now_ms: int) -> bool:
 
 
 def confirm_log_fault(store: Path, error: CorruptError, now_ms: int) -> None:
-    """As note_log_fault, for who read without the write lock: the segment is read again with it."""
+    """As note_log_fault, for who read without the write lock: the segment is read again with it.
+
+    A log of which a cut or a replacement was left half done lacks frames until that is finished, and is at no
+    fault.
+    """
     if error.path is None or Path(error.path).parent != names.log_path(store):
         return
     identity = read_identity(store)
     lock = lock_log(store)
     try:
+        if is_half_replaced(store):
+            return
         for file in list_segments(names.log_path(store)):
             if file.path == Path(error.path):
                 _read_through(file, identity)

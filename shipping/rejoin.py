@@ -347,7 +347,7 @@ def _move_state(store: Path, identity: Identity, plan: RejoinPlan, prepared: Pre
         if state == StatePosition(*plan.state):
             read_part(store, RECORDS, plan.records_hash)
             made = prepared or prepare(store, identity, at, backend)
-            write_fold(backend, made.fold, at)
+            write_fold(backend, made.fold, at, is_live=True)
             return at.lsn
         why = f"a rejoin was planned for a state at {plan.state}, and it stands at {state}"
     except (DivergedError, CorruptError) as error:

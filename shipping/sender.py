@@ -36,9 +36,14 @@ class Search:
     """Looks for a position in the log, in bounded steps, so that nobody else waits for it."""
 
     def __init__(self, cursor: LogCursor, wanted: Position) -> None:
+        """Raises as LogCursor.approach; the cursor is closed then."""
         self.cursor = cursor
         self.wanted = wanted
-        cursor.approach(wanted.lsn)
+        try:
+            cursor.approach(wanted.lsn)
+        except BaseException:
+            cursor.close()
+            raise
 
     def step(self) -> bool | None:
         """Read on a little. True: it is there, and the cursor behind it; False: it is not; None: go on.

@@ -31,7 +31,7 @@ from .gathering import SLOW_NS, gather, note_sync
 from .ids import Position
 from .lock import FileLock
 from .mark import MarkFile
-from .page import ControlPage, Word
+from .page import ControlPage, Word, is_page_poisoned
 from .smallfile import publish_small
 
 MARK_SYNC_MS = 1000
@@ -395,6 +395,8 @@ class Flusher:
             raise self.poisoned() from translate(error, "a sync to disk failed", self.store)
 
 
-def is_poisoned(store: Path) -> bool:
-    """Did a sync of this store fail, as far as its directory tells?"""
-    return read_small(store / names.POISON, 1) is not None
+def is_poisoned(store: Path, boot_id: str) -> bool:
+    """Did a sync of this store fail? A disk that refused to take down so much leaves it to the page."""
+    if read_small(store / names.POISON, 1) is not None:
+        return True
+    return is_page_poisoned(store / names.CONTROL_PAGE, boot_id)

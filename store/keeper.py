@@ -16,7 +16,16 @@ from . import names
 from .cache import drop_folded
 from .commit import FOLD_ENTRIES, TAIL_ENTRIES_MAX, Durability, Writer
 from .cursor import LogCursor
-from .errors import BacklogError, LockTimeoutError, NotPrimaryError, StorageFullError
+from .errors import (
+    BacklogError,
+    FormatError,
+    LockTimeoutError,
+    NotPrimaryError,
+    PerdureError,
+    StorageError,
+    StorageFullError,
+    StoreMissingError,
+)
 from .lock import FileLock
 from .page import Word
 from .ports import Deadline
@@ -33,6 +42,8 @@ KEY_TICKS = 10
 """A rotated key file is noticed within so many ticks."""
 TOUCH_TICKS = 5
 DROP_TICKS = 10
+SEAL_AGAIN_S = 10.0
+"""A segment that cannot be sealed is read again this often."""
 RENEW_TICKS = 20
 """A read view is renewed at least so often, which is when a back end looks after its readers."""
 T = TypeVar("T")
@@ -56,6 +67,8 @@ class Keeper:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._sealed_before = 0
+        self._seal_error: PerdureError | None = None
+        self._seal_again_s = 0.0
         self.last_error: Exception | None = None
         """The newest failure of background work; None once it succeeds again."""
         self.refresh_keys: Callable[[], object] | None = None
@@ -235,14 +248,16 @@ class Keeper:
             self._flush_touches()
         if tick % FOLD_IDLE_TICKS == 0 and view.tail:
             self._fold_if_free()
-        if self._log.identity.is_cache:
-            self._drop_log(tick)
-        else:
-            self._seal()
-        if self._writer is not None:
-            self._sweeper.tick(self._writer)
-        if self.refresh_keys is not None and tick % KEY_TICKS == 0:
-            self.refresh_keys()
+        try:
+            if self._log.identity.is_cache:
+                self._drop_log(tick)
+            else:
+                self._seal()
+        finally:  # an old segment that is damaged keeps no session from being swept
+            if self._writer is not None:
+                self._sweeper.tick(self._writer)
+            if self.refresh_keys is not None and tick % KEY_TICKS == 0:
+                self.refresh_keys()
 
     def _flush_if_due(self) -> None:
         """What durability "interval" promises; tried again at every tick until it is done."""
@@ -262,18 +277,27 @@ class Keeper:
                 raise
 
     def _seal(self) -> None:
-        """Seal segments that were left behind: flush up to their end, then write the footer."""
+        """Seal segments that were left behind: flush up to their end, then write the footer.
+
+        What failed is not tried again, and read anew, at each tick; but it is raised again.
+        """
         log = self._log
         header = log.cursor.header
         if header is None or header.first_lsn == self._sealed_before:
             return
+        if self._seal_error is not None and time.monotonic() < self._seal_again_s:
+            raise self._seal_error.with_traceback(None)
         if self._fold_threads.locked():
             return
         with self._fold_threads:
             try:
                 if self._seal_lock.try_acquire():
+                    self._seal_error = None
                     seal_all(log.cursor, lambda: log.flush(log.cursor.at.lsn))
                     self._sealed_before = header.first_lsn
+            except (FormatError, StorageError) as error:
+                self._seal_error, self._seal_again_s = error, time.monotonic() + SEAL_AGAIN_S
+                raise
             finally:
                 flock(self._seal_lock.descriptor, LOCK_UN)
 
@@ -303,7 +327,10 @@ def seal_all(cursor: LogCursor, flush: Callable[[], None]) -> int:
     write_lock = FileLock(cursor.log.parent / names.WRITE_LOCK)
     try:
         for file in files:
-            seal_segment(reader, file, write_lock)
+            try:
+                seal_segment(reader, file, write_lock)
+            except StoreMissingError:
+                continue  # it was dropped, or cut off, meanwhile
     finally:
         write_lock.close()
         reader.close()

@@ -46,7 +46,7 @@ from .labels import HOME_NODE, checked_term
 from .lock import FileLock, FoldLock
 from .log import LOCK_TIMEOUT_MS, SEGMENT_BYTES, EventLog
 from .own_state import Fill, open_own
-from .page import Word, read_boot_id
+from .page import ControlPage, Word, read_boot_id
 from .placing import open_log, place
 from .ports import Backend, Clock
 from .promise import Promise, read_promise
@@ -479,8 +479,11 @@ def _begin_reign(log: EventLog) -> None:
 
 
 def _deal_with_poison(store: Path, identity: Identity, users: FileLock, options: OpenOptions) -> None:
-    """Copy the log of a poisoned store into new files, if nobody else has it open."""
-    if not is_poisoned(store):
+    """Copy the log of a poisoned store into new files, if nobody else has it open.
+
+    The control page stays the same file: who watches the node looks at it without opening the store.
+    """
+    if not is_poisoned(store, options.boot_id()):
         return
     if not users.try_acquire():
         raise PoisonedError(
@@ -488,12 +491,18 @@ def _deal_with_poison(store: Path, identity: Identity, users: FileLock, options:
             path=store,
             hint="Close it in every process, then open it again.",
         )
-    for file in list_segments(names.log_path(store)):
-        with translated("cannot read a segment", file.path):
-            data = file.path.read_bytes()
-        publish(file.path, data)
-    with translated("cannot reset the control page", store):
-        (store / names.CONTROL_PAGE).unlink(missing_ok=True)
+    writing = FileLock(store / names.WRITE_LOCK)
+    try:
+        writing.acquire(options.write_timeout_ms)
+        for file in list_segments(names.log_path(store)):
+            with translated("cannot read a segment", file.path):
+                data = file.path.read_bytes()
+            publish(file.path, data)
+        page = ControlPage(store / names.CONTROL_PAGE, options.boot_id())
+        page.reset()
+        page.close()
+    finally:
+        writing.close()
     make_directory(store / names.ASIDE)
     remove_durably(store / names.POISON)
     users.release()

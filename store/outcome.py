@@ -20,7 +20,7 @@ class Outcome(Enum):
     LOST = "lost"
     """It is not in the history, and never will be."""
     UNKNOWN = "unknown"
-    """Retention has passed it, or this node's log does not reach it."""
+    """Retention has passed it, or this node's log does not reach it (yet)."""
 
 
 def find_outcome(log: EventLog, view: View, what: Position | tuple[int, int, int] | str) -> Outcome:
@@ -37,17 +37,20 @@ def find_outcome(log: EventLog, view: View, what: Position | tuple[int, int, int
     with view.mutex:
         view.catch_up()
         view.advance()
-        end, visible = log.cursor.at, view.visible
+        end, visible, knows_all = log.cursor.at, view.visible, log.is_primary
     cursor = LogCursor(log.cursor.log, log.identity.cluster_id, log.key, log.identity.shard)
     try:
         if isinstance(what, str):
-            return _by_operation(cursor, _operation_id(what), end.lsn, visible.lsn)
+            found = _by_operation(cursor, _operation_id(what), end.lsn, visible.lsn)
+            return found if knows_all or found is not Outcome.LOST else Outcome.UNKNOWN
         return _by_position(cursor, Position(*what), end.position, visible.lsn)
     finally:
         cursor.close()
 
 
 def _by_position(cursor: LogCursor, asked: Position, end: Position, visible_lsn: int) -> Outcome:
+    if asked.epoch > end.epoch:
+        return Outcome.UNKNOWN
     if asked.lsn > end.lsn:
         return Outcome.LOST if asked.epoch < end.epoch else Outcome.UNKNOWN
     try:

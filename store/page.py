@@ -16,7 +16,7 @@ from pathlib import Path
 import xxhash
 
 from .bell import Bell
-from .files import FILE_MODE, translated
+from .files import FILE_MODE, read_small, translated
 
 PAGE_BYTES = 4096
 MAGIC = 0x3130454741504450
@@ -126,12 +126,27 @@ def read_boot_id() -> str:
 BootId = Callable[[], str]
 
 
+def is_page_poisoned(path: Path, boot_id: str) -> bool:
+    """Does a control page of this boot say that a sync failed? Makes none where there is none."""
+    data = read_small(path, PAGE_BYTES - 1)
+    if data is None or len(data) < PAGE_BYTES:
+        return False
+    words = memoryview(data).cast("Q")
+    is_current = words[Word.MAGIC] == MAGIC and words[Word.BOOT] == boot_number(boot_id)
+    return is_current and bool(words[Word.POISON])
+
+
+def boot_number(boot_id: str) -> int:
+    """What stands for a boot in the page."""
+    return xxhash.xxh3_64_intdigest(boot_id.encode())
+
+
 class ControlPage:
     """The mapping of one control page. `words` is a memoryview of unsigned 64-bit words."""
 
     def __init__(self, path: Path, boot_id: str) -> None:
         self.path = path
-        self.boot = xxhash.xxh3_64_intdigest(boot_id.encode())
+        self.boot = boot_number(boot_id)
         with translated("cannot open the control page", path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
             try:

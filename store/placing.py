@@ -7,6 +7,7 @@ page's last frame in the same boot, from the mark after another one.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from . import names
 from .cursor import SegmentFile, list_segments
@@ -66,7 +67,7 @@ def open_log(log: EventLog, state: StatePosition | None) -> None:
     if mark and state is None:
         _check_mark(log, mark.position)
     durable_lsn = max(mark.position.lsn if mark else 0, log.words[Word.FLUSHED] if current else 0)
-    page_lsn = log.words[_APPENDED] if current and not _is_replaced(log) else 0
+    page_lsn = log.words[_APPENDED] if current and not is_half_replaced(log.store) else 0
     log.settle(Known(log.identity.node, durable_lsn, state.lsn if state else 0, current, page_lsn=page_lsn))
     if not current:
         _make_durable(log, mark.committed_lsn if mark else 0)
@@ -74,11 +75,9 @@ def open_log(log: EventLog, state: StatePosition | None) -> None:
     log.look_again()
 
 
-def _is_replaced(log: EventLog) -> bool:
+def is_half_replaced(store: Path) -> bool:
     """A crash left a cut of the log, or its replacement, half done: the page still speaks of the old one."""
-    return any(
-        (log.store / plan).exists() for plan in (names.CUT_PLAN, names.INSTALL_PLAN, names.REJOIN_PLAN)
-    )
+    return any((store / plan).exists() for plan in (names.CUT_PLAN, names.INSTALL_PLAN, names.REJOIN_PLAN))
 
 
 def _adopt(log: EventLog, current: bool) -> None:

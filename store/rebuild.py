@@ -28,7 +28,7 @@ READ_BYTES = 1 << 20
 FILL_RECORDS = 2_048
 """How many records a transaction puts into an empty back end: so few stay in the processor's caches."""
 ARM_AT_ONCE = 65_536
-"""How many deadlines are gathered for such a back end: the more, the closer together lie those of one run."""
+"""Of so many records the deadlines are gathered for it: the more, the closer together lie those of a run."""
 UNARMED_MAX: Final = ARM_AT_ONCE + FILL_RECORDS
 """So many of the last records that fill() wrote may be without their deadlines if it breaks off."""
 _KEY: Final = itemgetter(0)
@@ -79,14 +79,16 @@ def fill(
     If that breaks off, the back end stands at NOWHERE with a part of them: going on with the records behind
     its last key completes it, if the last UNARMED_MAX of those that are there are given as `unarmed`.
     """
-    pairs = iter(records)
-    armed: list[Deadline] = list(plan_deadlines(unarmed, {}))
+    pairs, waiting = iter(records), list(unarmed)
+    armed: list[Deadline] = list(plan_deadlines(waiting, {}))
+    waiting_count = len(waiting)  # not of deadlines: sessions that never expire have none
     while batch := list(islice(pairs, FILL_RECORDS)):
         armed += plan_deadlines(batch, {})
-        now_armed = armed if len(armed) >= ARM_AT_ONCE else []
+        waiting_count += len(batch)
+        now_armed: list[Deadline] = []
+        if waiting_count >= ARM_AT_ONCE:
+            now_armed, armed, waiting_count = armed, [], 0
         backend.fold(batch, now_armed, [], NOWHERE, plan_labels(batch, {})[0])
-        if now_armed:
-            armed = []
     backend.fold([], armed, [], position)
 
 
@@ -100,12 +102,13 @@ def replay(
     progress: Progress | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     on_written: Callable[[StatePosition], None] | None = None,
+    is_live: bool = False,
 ) -> Replayed:
     """Fold the log behind `base`, where the back end stands, up to a target.
 
     `upto_ms` is the time of the last frame to take, in ms. The back end is written once about
     `chunk_bytes` of frames are folded, and at the end; `on_written` is told where it stands then, with
-    the cursor behind that frame. Raises DivergedError at the first frame
+    the cursor behind that frame; `is_live` as for write_fold. Raises DivergedError at the first frame
     after which digest or session count are not what it says, CorruptError for damaged frames,
     PositionGoneError if the log does not reach back to `base`.
     """
@@ -121,7 +124,7 @@ def replay(
             frames += folded.frames
             size += folded.end
             if size + fold.moved_bytes >= chunk_bytes:
-                write_fold(backend, fold, at)
+                write_fold(backend, fold, at, is_live=is_live)
                 written = at
                 if on_written:
                     on_written(at)
@@ -132,7 +135,7 @@ def replay(
         raise unreadable(error) from error
     time_ms = cursor.time_ms if frames else 0
     if at != written:
-        write_fold(backend, fold, at)
+        write_fold(backend, fold, at, is_live=is_live)
         if on_written:
             on_written(at)
     # What stands behind the target, if anything: then the cursor goes on past `at`, as callers are told.
@@ -164,10 +167,14 @@ def _fresh_fold(backend: Backend, at: StatePosition) -> Fold:
     return Fold(backend.get, at.digest, at.session_count)
 
 
-def write_fold(backend: Backend, fold: Fold, at: StatePosition) -> None:
-    """Put what a fold changed, and where it then stands, into the back end that it was made over."""
+def write_fold(backend: Backend, fold: Fold, at: StatePosition, *, is_live: bool = False) -> None:
+    """Put what a fold changed, and where it then stands, into the back end that it was made over.
+
+    In one transaction, unless that is empty and not `is_live`: nobody else reads it, and it is thrown away if
+    this breaks off.
+    """
     pairs = sorted(fold.changes.items(), key=_KEY)
-    if backend.refresh() == NOWHERE:
+    if backend.refresh() == NOWHERE and not is_live:
         _write_all(backend, fold, pairs, at)
     else:
         armed = list(plan_deadlines(pairs, fold.base_expiries))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from perdure.shipping.vitals import VitalSigns
 from perdure.store import (
     CorruptError,
     ForkedError,
@@ -27,7 +28,7 @@ from perdure.store import (
     names,
 )
 from perdure.store.cursor import list_segments
-from perdure.store.opening import open_store
+from perdure.store.opening import STANDALONE_NODE, open_store
 
 Boot = Callable[[str], None]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
@@ -137,6 +138,47 @@ def test_a_failed_sync_is_indeterminate_then_final_until_all_have_closed(
         assert store.position().epoch == 2
         store.put("again", {"n": 7}, None)
     assert not (path / names.POISON).exists()
+
+
+def test_a_store_that_could_not_write_down_that_a_sync_failed_opens_again_once_all_have_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    expected = filled(path)
+    store = SessionStore.open(path, durability="disk")
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(Indeterminate):
+            store.put("unsure", {"n": -1}, None)
+        with pytest.raises(PoisonedError, match="Close it in every process"):
+            SessionStore.open(path)
+        store.close()
+    assert not (path / names.POISON).exists()
+    with SessionStore.open(path) as store:
+        found = content(store)
+        assert found.pop("unsure", -1) == -1
+        assert found == expected
+        store.put("again", {"n": 7}, None, durability="disk")
+
+
+def test_who_watches_a_node_sees_that_its_store_was_opened_again_after_a_failed_sync(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    filled(path)
+    signs = VitalSigns(path, STANDALONE_NODE)
+    try:
+        with SessionStore.open(path) as store:
+            store._log.flusher.poison("a test")
+            assert signs.look(0).failing == "a sync to disk failed"
+        with SessionStore.open(path) as store:
+            seen = signs.look(0)
+            assert (seen.failing, seen.lsn) == ("", store.position().lsn)
+    finally:
+        signs.close()
 
 
 def test_a_handle_from_before_a_fork_refuses_in_the_child(tmp_path: Path) -> None:

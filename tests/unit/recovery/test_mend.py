@@ -12,9 +12,10 @@ from perdure.recovery import Level, audit, verify
 from perdure.recovery.audit import AuditLine, append_audit, read_audit
 from perdure.recovery.mend import mend
 from perdure.recovery.state_pass import StatePass
-from perdure.store import BusyError, CorruptError, SessionStore, UsageError
+from perdure.store import BusyError, CorruptError, LockTimeoutError, SessionStore, UsageError
 from perdure.store.fold import HASH_BYTES, record_of
 from perdure.store.ids import StatePosition
+from perdure.store.log import EventLog
 from perdure.store.ports import Record
 from tests.cluster.ops import damage, stored
 from tests.unit.shipping.logs import lose_frames
@@ -163,3 +164,25 @@ def test_the_audit_file_is_bounded_and_a_torn_line_is_passed_over(
     with (tmp_path / "audit.log").open("ab") as file:
         file.write(b'{"time": "cut sh')
     assert read_audit(tmp_path)[-1].what == "99"
+
+
+def test_where_the_others_cannot_be_told_nothing_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    with SessionStore.open(path) as store:
+        store.put("a", {"n": 1})
+        store.fold()
+        at, right = store._log.cursor.at, stored(path, b"a")
+    damage(path, {b"a": None})
+    before = digest_of(path)
+
+    def busy(_log: EventLog) -> None:
+        raise LockTimeoutError("the lock was not free")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EventLog, "lock_any", busy)
+        with pytest.raises(LockTimeoutError):
+            mend(path, at, [(b"a", right)], "n1")
+    assert digest_of(path) == before  # else nobody would come again, and readers would keep what they have
+    assert read_audit(path) == []

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from perdure.shipping.cut import cut_log, finish_cut
+from perdure.shipping.folder import run_folder
 from perdure.shipping.rebuild import confirm_log_fault, read_log_fault
-from perdure.store import CorruptError
+from perdure.store import CorruptError, Position
 from perdure.store.cursor import list_segments
-from tests.unit.shipping.logs import NOW_MS, lose_frames, make_primary, write
+from perdure.store.promise import Promise
+from tests.unit.shipping.logs import NOW_MS, end_of, lose_frames, make_primary, opened, runs_of, write
 
 
 @pytest.fixture
@@ -44,3 +47,36 @@ def test_a_torn_end_of_the_log_is_no_fault(path: Path) -> None:
     os.truncate(file, file.stat().st_size - 10)
     confirm_log_fault(path, seen(path, 1), NOW_MS)
     assert read_log_fault(path) == ""
+
+
+def test_a_log_of_which_a_cut_was_left_half_done_is_at_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_primary(tmp_path / "n1", k=1)
+    write(path, 10)
+    end = write(path, 10)
+    write(path, 5, roll=True)
+
+    def die(_path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with opened(path) as node:
+        promise = node.log.promise
+        to = find_positions(path)[5]
+        assert 0 < to.lsn < end.lsn
+        node.log.lock_any()
+        node.log.give_promise(Promise(promise.epoch + 1, "n2"))
+        node.log.unlock()
+        monkeypatch.setattr("perdure.shipping.cut.remove_durably", die)
+        with pytest.raises(KeyboardInterrupt):
+            cut_log(node, to, node.log.promise, is_open=True)
+        monkeypatch.undo()
+    with pytest.raises(CorruptError):
+        run_folder(path)
+    assert read_log_fault(path) == ""
+    assert finish_cut(path)
+    assert end_of(path) == to
+
+
+def find_positions(path: Path) -> list[Position]:
+    return [frame.position for run in runs_of(path) for _, frame in run.frames]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from perdure.shipping.window import Window
 from perdure.store import CorruptError, Position, PositionGoneError, WireError
 from perdure.store.cursor import list_segments
 from perdure.store.ids import NOWHERE
+from perdure.store.keeper import seal_all
 from tests.unit.shipping.logs import end_of, lose_frames, make_primary, opened, runs_of, write
 
 START = NOWHERE.position
@@ -182,3 +184,21 @@ def test_a_sender_whose_log_was_dropped_says_so(tmp_path: Path) -> None:
         with pytest.raises(PositionGoneError):
             everything(sender)
         sender.close()
+
+
+def test_a_search_that_cannot_begin_leaves_nothing_open(tmp_path: Path) -> None:
+    path = make_primary(tmp_path / "n1")
+    wanted = write(path, 19)
+    write(path, 1)
+    write(path, 5, roll=True)
+    with opened(path) as node:
+        assert seal_all(node.log.cursor, lambda: None) == 1
+        file = list_segments(path / "log")[0].path
+        data = bytearray(file.read_bytes())
+        data[-10] ^= 1  # of the check of its footer
+        file.write_bytes(data)
+        before = os.listdir("/proc/self/fd")
+        for _ in range(3):
+            with pytest.raises(CorruptError):
+                Search(node.cursor(), wanted)
+        assert len(os.listdir("/proc/self/fd")) == len(before)

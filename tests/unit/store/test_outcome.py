@@ -11,6 +11,7 @@ import pytest
 from perdure.store import Outcome, Position
 from perdure.store.cursor import LogCursor, SegmentFile, list_segments
 from perdure.store.opening import OpenOptions, open_store
+from perdure.store.promise import Promise
 from perdure.store.sessions import SessionStore
 
 NOBODY_S = "ff" * 16
@@ -68,3 +69,21 @@ def test_a_write_is_not_lost_because_the_log_is_dropped_while_it_is_read(
 
     monkeypatch.setattr(LogCursor, "open_segment", open_late)
     assert store.outcome(NOBODY_S) is Outcome.UNKNOWN
+
+
+def test_a_write_of_a_later_epoch_than_a_log_has_reached_is_not_lost(store: SessionStore) -> None:
+    places = fill(store)
+    later = places[3]._replace(epoch=places[-1].epoch + 1, chain=1)
+    assert store.outcome(later) is Outcome.UNKNOWN  # another primary wrote it, and this log is behind
+
+
+def test_who_is_not_the_primary_calls_no_operation_lost_that_it_does_not_know(store: SessionStore) -> None:
+    fill(store)
+    log = store._log
+    with store.batch() as batch:
+        batch.create({"n": 1})
+    log.lock_any()
+    log.give_promise(Promise(log.promise.epoch + 1, "another"))
+    log.unlock()
+    assert store.outcome(NOBODY_S) is Outcome.UNKNOWN  # it may come with the next frames
+    assert store.outcome(batch.operation_id) is Outcome.COMMITTED

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from perdure.store import SessionStore
+from perdure.store import SessionStore, rebuild
 from perdure.store.backends import open_backend
 from perdure.store.cursor import LogCursor
 from perdure.store.errors import DivergedError
+from perdure.store.fold import record_of
 from perdure.store.frame import cluster_key
 from perdure.store.identity import read_identity
 from perdure.store.ids import NOWHERE, StatePosition
 from perdure.store.rebuild import fill, replay
+from perdure.store.session import encode_session
 
 FOREVER_MS = 1 << 62
 
@@ -93,4 +96,36 @@ def test_replay_when_the_state_is_not_what_the_log_was_written_on_names_the_fram
         assert backend.refresh() == wrong
     finally:
         cursor.close()
+        backend.close()
+
+
+@pytest.mark.parametrize("backend_name", ["lmdb", "sqlite", "memory"])
+def test_a_filling_that_broke_off_among_sessions_that_never_expire_is_gone_on_with_without_a_deadline_less(
+    tmp_path: Path, backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild, "FILL_RECORDS", 10)
+    monkeypatch.setattr(rebuild, "ARM_AT_ONCE", 30)
+    unarmed_max = rebuild.ARM_AT_ONCE + rebuild.FILL_RECORDS
+    keys = [b"%05d" % number for number in range(400)]
+    expiring = set(keys[::9])
+    records = [
+        (key, record_of(key, encode_session(1, 1, 1, 0, 1000 if key in expiring else 0, {}))) for key in keys
+    ]
+
+    def broken() -> Iterator[tuple[bytes, bytes]]:
+        yield from records[:205]
+        raise KeyboardInterrupt
+
+    backend = open_backend(backend_name, tmp_path)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fill(backend, broken(), StatePosition(1, 400, 1, 1, 400))
+        scan = backend.scan()
+        done = len(list(scan))
+        scan.close()
+        assert done == 200
+        left = records[max(0, done - unarmed_max) : done]
+        fill(backend, records[done:], StatePosition(1, 400, 1, 1, 400), unarmed=left)
+        assert {key for _, key in backend.due(FOREVER_MS, 1000)} == expiring
+    finally:
         backend.close()
