@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from .aims import Aim, read_aims
+from .contestants import is_ours
 from .footprint import FOOTPRINT
 from .limits import NAME as LIMIT
 from .parts import PARTS
@@ -110,7 +111,7 @@ def results_text(result: Result, reasons: Sequence[Reason], aims: Sequence[Aim])
         parts.append(
             _headed(
                 f"Class `{durability}`: {CLASSES.get(durability, '')}",
-                f"{_class_table(its)}\n\n{settings_of(its)}\n{_notes_of(its)}".rstrip(),
+                f"{_class_table(its)}\n\n{settings_of(its)}\n{_notes_of(its)}\n{_alone_in(its)}".rstrip(),
             )
         )
     parts.append(_headed("Aims", aims_table(rows, aims)))
@@ -163,6 +164,16 @@ def _notes_of(rows: Sequence[Row]) -> str:
     return "\n".join(
         f"- {system}: {note} ({', '.join(cases) if len(cases) <= _CASES_TOLD else f'{len(cases)} cases'})"
         for (system, note), cases in found.items()
+    )
+
+
+def _alone_in(rows: Sequence[Row]) -> str:
+    """What was measured of other systems in cases that have nothing of ours in this class."""
+    ours = {(row.group, row.case) for row in rows if is_ours(row.system)}
+    return "\n".join(
+        f"- {row.system}: {row.group}: {row.case}: {figure_of(row)} {row.unit} (nothing of perdure beside it)"
+        for row in rows
+        if (row.group, row.case) not in ours and row.system != LIMIT and row.figure is not None
     )
 
 

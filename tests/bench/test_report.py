@@ -313,6 +313,13 @@ def test_the_page_marks_where_ours_is_behind() -> None:
     assert "| single: get | 7.20 ops/s |  | **0.80** |" in text
 
 
+def test_the_page_leaves_out_no_row_that_has_nothing_of_ours_beside_it() -> None:
+    start = msgspec.structs.replace(AMOUNT, group="start", case="first answer", amount=0.56, unit="ms")
+    text = results_text(Result({}, {}, [OURS, PEER, start], {}), (), ())
+    assert "- peer & co: start: first answer: 0.56 ms (nothing of perdure beside it)" in text
+    assert "single: get: 50,000" not in text
+
+
 def test_at_a_given_rate_the_page_shows_what_is_compared() -> None:
     name = "YCSB A at 1,000/s"
     ours = Row(
