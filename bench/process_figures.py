@@ -346,12 +346,15 @@ def _lag(name: str, folder: Path, size: int) -> Iterator[Figure]:
 
 
 def _sample_lags(store: SessionStore, page: ControlPage, rate: int, seconds: float) -> list[float]:
+    """Of each write, also of those that are on their way when the time is over: a stall at the end counts."""
     lags: list[float] = []
     waiting: list[tuple[int, float]] = []
     started = time.perf_counter()
     written = 0
-    while (now := time.perf_counter()) - started < seconds:
-        while written < (now - started) * rate:
+    while (now := time.perf_counter()) - started < seconds or waiting:
+        if now - started > seconds + WAIT_S:
+            raise TimeoutError(f"{len(waiting)} writes were not on the replica's disk within {WAIT_S} s")
+        while written < min(now - started, seconds) * rate:
             store.create(METADATA)
             written += 1
             waiting.append((store._log.cursor.at.lsn, time.perf_counter()))
