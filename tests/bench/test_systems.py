@@ -23,6 +23,7 @@ from bench.restarts import DriverReopened
 from bench.systems import DRIVERS, SYSTEMS, system_named
 from bench.systems.memory import own_bytes
 from bench.systems.ports import (
+    LIFETIME_MS,
     Client,
     Driver,
     DriverCase,
@@ -35,7 +36,7 @@ from bench.systems.ports import (
     System,
 )
 from bench.systems.processes import ServerError, ServerProcess
-from bench.systems.redis import RedisPair
+from bench.systems.redis import Redis, RedisPair
 from bench.systems.sqlite import Sqlite
 
 SYSTEMS_ROOM = Path(__file__).parents[2] / "bench" / "systems"
@@ -116,6 +117,60 @@ def test_a_session_of_1_kb_fits_into_a_page_of_sqlite_beside_others(tmp_path: Pa
     client.close()
     assert sum(started.disk_bytes().values()) / count < 2_000
     started.close()
+
+
+def test_an_update_in_redis_leaves_every_field_as_it_was_but_those_it_sets(tmp_path: Path) -> None:
+    if reason := Redis().why_not():
+        pytest.skip(reason)
+    started = Redis().start(tmp_path, Durability.NONE)
+    try:
+        client = Redis().connect(started.address)
+        fields: Fields = {
+            "none": None,
+            "large": 2**63 - 1,
+            "whole": 1.0,
+            "empty": {},
+            "list": [None, -1, [], {"é": 0.1}],
+            "text": "\x81 none " * 10_000,
+            "last": False,
+        }
+        id = client.create(fields)
+        for changes in (
+            {"last": None},
+            {"none": "x" * 300, "last": 7, "text": "none"},
+            {"page": 1, "whole": -2.5, "é" * 40: {"a": None}},
+            {f"field {number}": number for number in range(5)},
+            {"one more": None},
+            {"sixteen": 2**64 - 1, "page": 2},
+            {f"field {number}": [number] for number in range(3, 300)},
+            {"field 299": "last", "none": None},
+            {},
+        ):
+            client.update(id, changes)
+            fields |= changes
+            assert client.get(id) == fields
+        client.update("of nobody", {"page": 1})
+        assert client.get("of nobody") is None
+        assert list(client.ids()) == [id]
+        client.close()
+    finally:
+        started.close()
+
+
+def test_an_update_in_redis_moves_the_expiry_as_a_touch_does(tmp_path: Path) -> None:
+    if reason := Redis().why_not():
+        pytest.skip(reason)
+    started = Redis().start(tmp_path, Durability.NONE)
+    try:
+        client = Redis().connect(started.address)
+        id = client.create(FIELDS)
+        with import_module("redis").Redis(unix_socket_path=str(started.address["socket"])) as bare:
+            bare.pexpire(id, 10_000)
+            client.update(id, {"visits": 1})
+            assert LIFETIME_MS - 10_000 < bare.pttl(id) <= LIFETIME_MS
+        client.close()
+    finally:
+        started.close()
 
 
 @pytest.mark.parametrize(("system", "durability"), settings(pairs_only=True))
@@ -266,17 +321,17 @@ def test_sessions_of_erlangs_tables_have_bytes_of_their_own(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("durability", "syncs"), [(Durability.TWO, "no"), (Durability.TWO_DISKS, "always")], ids=str
 )
-def test_a_replica_of_redis_syncs_where_its_class_asks_for_it(
+def test_both_nodes_of_redis_sync_where_their_class_asks_for_it(
     durability: Durability, syncs: str, tmp_path: Path
 ) -> None:
     if reason := RedisPair().why_not():
         pytest.skip(reason)
     pair = RedisPair().start(tmp_path, durability)
     try:
+        assert _appendfsync(pair) == syncs
         pair.kill()
         pair.take_over()
-        with import_module("redis").Redis(unix_socket_path=str(pair.address["socket"])) as client:
-            assert client.config_get("appendfsync") == {"appendfsync": syncs}
+        assert _appendfsync(pair) == syncs
     finally:
         pair.close()
 
@@ -294,6 +349,11 @@ def test_random_ids_are_of_128_bits_and_differ() -> None:
     taken = {ids.take() for _ in range(600)}
     assert len(taken) == 600
     assert {len(id) for id in taken} == {32}
+
+
+def _appendfsync(pair: Pair) -> str:
+    with import_module("redis").Redis(unix_socket_path=str(pair.address["socket"])) as client:
+        return str(client.config_get("appendfsync")["appendfsync"])
 
 
 def _removed(client: Client, count: int) -> int:
