@@ -2,7 +2,8 @@
 
 Owns the table and the statements. WAL, a page cache of 64 MB, mapped reads; apsw keeps the prepared
 statements. Sessions are MessagePack in a BLOB; an update is SELECT and UPDATE in one immediate transaction,
-which was faster than one UPDATE with `json_patch` or with a function of ours.
+which was faster than one UPDATE with `json_patch` or with a function of ours. The table has rowids: without
+them a row is an entry of an index, and one of more than a quarter of a page spills into a page of its own.
 
 | class | setting |
 |---|---|
@@ -29,7 +30,7 @@ _TABLE = """
 CREATE TABLE IF NOT EXISTS sessions (
     id TEXT PRIMARY KEY, created INTEGER NOT NULL, accessed INTEGER NOT NULL, expires INTEGER NOT NULL,
     data BLOB NOT NULL
-) WITHOUT ROWID;
+);
 CREATE INDEX IF NOT EXISTS sessions_expires ON sessions (expires);
 """
 _CREATE = "INSERT INTO sessions VALUES (?, ?, ?, ?, ?)"

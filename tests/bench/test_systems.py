@@ -36,6 +36,7 @@ from bench.systems.ports import (
 )
 from bench.systems.processes import ServerError, ServerProcess
 from bench.systems.redis import RedisPair
+from bench.systems.sqlite import Sqlite
 
 SYSTEMS_ROOM = Path(__file__).parents[2] / "bench" / "systems"
 FIELDS: Fields = {"user": 7, "name": "Zoë", "roles": ["reader", "writer"], "none": None, "on": True}
@@ -105,6 +106,16 @@ def test_a_system_keeps_sessions_as_the_comparison_needs_it(
         client = system.connect(running.address)
         assert client.get(kept[0]) == {**FIELDS, "user": 0}
         client.close()
+
+
+def test_a_session_of_1_kb_fits_into_a_page_of_sqlite_beside_others(tmp_path: Path) -> None:
+    system, count = Sqlite(), 2_000
+    started = system.start(tmp_path, Durability.OS)
+    client = system.connect(started.address)
+    client.create_many([{"user": number, "cart": "x" * 1_000} for number in range(count)])
+    client.close()
+    assert sum(started.disk_bytes().values()) / count < 2_000
+    started.close()
 
 
 @pytest.mark.parametrize(("system", "durability"), settings(pairs_only=True))
