@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,11 +45,17 @@ from .sealed import in_clear, is_sealed
 from .session import Session
 
 DATA_FILE: Final = "sessions.sqlite3"
+WAL_FILE: Final = f"{DATA_FILE}-wal"
 ENGINE: Final = "sqlite 3"
 SCHEMA_VERSION: Final = 2
 BUSY_TIMEOUT_MS: Final = 10_000
 CACHE_KIB: Final = 16_384
-WAL_BYTES_MAX: Final = 64 << 20
+WAL_BYTES_MAX: Final = 16 << 20
+"""What a fold leaves behind above this is brought into the database at the next look, by who folded."""
+WAL_WAIT_MS: Final = 250
+"""For the views of others, which are given back within a tenth of a second; a scan may take longer."""
+WAL_AGAIN_S: Final = 5.0
+"""After a try in which somebody kept a view."""
 SCAN_ROWS: Final = 64
 
 _SCHEMA = f"""
@@ -157,6 +164,8 @@ class SqliteBackend:
         self.data_path = path / DATA_FILE
         self._refuse: Callable[[], NoReturn] | None = None
         self._viewing = False
+        self._is_wal_long = False
+        self._shorten_again_s = 0.0
         self._writing = threading.Lock()
         """Held while `_writer` is at work; the view is used under its owner's mutex."""
         _create_file(self.data_path)
@@ -179,6 +188,8 @@ class SqliteBackend:
         """Begin (or renew) the read view at the newest state; says where that stands."""
         self.release()
         with self._translated():
+            if self._is_wal_long:
+                self._shorten_wal()
             self._view.execute("BEGIN")
             self._viewing = True
             self.has_labels = bool(self._view.execute(_HAS_LABELS).get)
@@ -238,6 +249,7 @@ class SqliteBackend:
             writer.executemany(_UNLABEL, unlabelled)
             writer.executemany(_LABEL, labelled)
             _put_position(writer, position)
+        self._is_wal_long = self._wal_bytes() > WAL_BYTES_MAX
 
     def due(self, until_ms: int, limit: int) -> list[Deadline]:
         """Up to `limit` of the earliest deadlines that are at or before `until_ms`, in order."""
@@ -260,6 +272,31 @@ class SqliteBackend:
                 self._view.close()
                 self._writer.close()
             os.close(self._directory)
+
+    def _wal_bytes(self) -> int:
+        try:
+            return os.stat(WAL_FILE, dir_fd=self._directory).st_size
+        except FileNotFoundError:
+            return 0
+
+    def _shorten_wal(self) -> None:
+        """Let the WAL begin anew, unless somebody keeps a view. Never raises.
+
+        SQLite does that by itself only at a moment without any view, of which there is none while each fold
+        is followed by a new one.
+        """
+        if time.monotonic() < self._shorten_again_s or not self._writing.acquire(blocking=False):
+            return
+        try:
+            self._writer.set_busy_timeout(WAL_WAIT_MS)
+            is_busy, *_ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").get
+        except apsw.Error:
+            is_busy = 1  # of what that is reads and folds will tell
+        finally:
+            self._writer.set_busy_timeout(BUSY_TIMEOUT_MS)
+            self._writing.release()
+        self._is_wal_long = bool(is_busy)
+        self._shorten_again_s = time.monotonic() + WAL_AGAIN_S if is_busy else 0.0
 
     @contextmanager
     def _transaction(self) -> Iterator[apsw.Connection]:

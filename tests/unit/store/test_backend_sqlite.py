@@ -11,7 +11,8 @@ from typing import Any
 import apsw
 import pytest
 
-from perdure.store.backend_sqlite import DATA_FILE, SqliteBackend
+from perdure.store import backend_sqlite
+from perdure.store.backend_sqlite import DATA_FILE, WAL_FILE, SqliteBackend
 from perdure.store.errors import CorruptError, FormatVersionError, LockTimeoutError, StorageError
 from perdure.store.fold import record_of
 from perdure.store.ids import NOWHERE
@@ -166,3 +167,45 @@ def test_a_missing_directory_is_named(place: Path) -> None:
     with pytest.raises(StorageError) as caught:
         SqliteBackend(place / "not there")
     assert "not there" in str(caught.value)
+
+
+LIMIT_BYTES = 1 << 20
+
+
+def fold_much(backend: SqliteBackend, lsn: int) -> None:
+    """More than LIMIT_BYTES, and then a view of it, as a store has one after each fold."""
+    changes = [(b"%04d" % number, record_of(b"%04d" % number, bytes(2_000))) for number in range(1_000)]
+    backend.fold(changes, [], [], at(lsn))
+    backend.refresh()
+
+
+def test_the_wal_does_not_grow_with_the_folds(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_sqlite, "WAL_BYTES_MAX", LIMIT_BYTES)
+    backend = SqliteBackend(place)
+    for lsn in range(1, 6):
+        fold_much(backend, lsn)
+        assert (place / WAL_FILE).stat().st_size <= LIMIT_BYTES
+        assert backend.get(b"0999") == record_of(b"0999", bytes(2_000))
+    backend.close()
+
+
+def test_a_view_of_another_process_lets_the_wal_grow_only_until_it_is_given_back(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend_sqlite, "WAL_BYTES_MAX", LIMIT_BYTES)
+    monkeypatch.setattr(backend_sqlite, "WAL_WAIT_MS", 1)
+    monkeypatch.setattr(backend_sqlite, "WAL_AGAIN_S", 0.0)
+    backend, other = SqliteBackend(place), SqliteBackend(place)
+    fold_much(backend, 1)
+    other.refresh()
+    before = other.get(b"0000")
+    backend.fold([(b"0000", None)], [], [], at(2))
+    fold_much(backend, 3)
+    assert (place / WAL_FILE).stat().st_size > LIMIT_BYTES
+    assert other.get(b"0000") == before
+    other.release()
+    assert backend.refresh() == at(3)
+    assert (place / WAL_FILE).stat().st_size <= LIMIT_BYTES
+    assert other.refresh() == at(3)
+    other.close()
+    backend.close()
