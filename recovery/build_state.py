@@ -11,18 +11,19 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 from ..store.backends import open_backend
 from ..store.cursor import LogCursor, list_segments
 from ..store.errors import CorruptError, DivergedError, FormatError, PositionGoneError
 from ..store.files import make_directory, translated
-from ..store.fold import HASH_BYTES, hash_of
+from ..store.fold import HASH_BYTES, hash_of, plan_deadlines
 from ..store.ids import MASK64, NOWHERE, StatePosition
 from ..store.log import EventLog
 from ..store.page import Word
-from ..store.ports import Record
-from ..store.rebuild import CHUNK_BYTES, UNARMED_MAX, fill, replay
+from ..store.ports import Deadline, Record
+from ..store.rebuild import CHUNK_BYTES, FILL_RECORDS, UNARMED_MAX, fill, replay
 from ..store.snapshot import SnapshotFile, SnapshotReader, list_snapshots, read_head
 from ..store.state import mark_state, remove_state
 
@@ -93,18 +94,19 @@ class StateBuild:
             fill(self.backend, rest(), reader.head.at, unarmed=unarmed)
             self._on_progress("backfill", total, total)
 
-    def _filled(self) -> tuple[int, bytes, list[tuple[bytes, Record]]]:
-        """(how many records an earlier fill left, the last key, those that may have no deadline yet)"""
-        tail: deque[tuple[bytes, Record]] = deque(maxlen=UNARMED_MAX)
-        count = 0
+    def _filled(self) -> tuple[int, bytes, list[Deadline]]:
+        """(how many records an earlier fill left, the last key, the deadlines that may not be armed yet)"""
+        newest: deque[list[Deadline]] = deque(maxlen=UNARMED_MAX // FILL_RECORDS + 1)
+        count, last = 0, b""
         scan = self.backend.scan()
         try:
-            for pair in scan:
-                tail.append(pair)
-                count += 1
+            pairs = iter(scan)
+            while some := list(islice(pairs, FILL_RECORDS)):
+                newest.append(list(plan_deadlines(some, {})))
+                count, last = count + len(some), some[-1][0]
         finally:
             scan.close()
-        return count, tail[-1][0] if tail else b"", list(tail)
+        return count, last, list(chain.from_iterable(newest))
 
     def catch_up(self, upto_lsn: int, phase: str = "catch up") -> StatePosition:
         """Fold the log up to an LSN, which is a frame's end; answers where the state then stands.

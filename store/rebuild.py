@@ -7,7 +7,7 @@ first frame whose digest or session count does not come out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from operator import itemgetter
 from typing import Final
@@ -72,16 +72,19 @@ def fill(
     records: Iterable[tuple[bytes, Record]],
     position: StatePosition,
     *,
-    unarmed: Iterable[tuple[bytes, Record]] = (),
+    unarmed: Sequence[Deadline] = (),
 ) -> None:
     """Fill an empty back end with records in key order; its position comes last.
 
     If that breaks off, the back end stands at NOWHERE with a part of them: going on with the records behind
-    its last key completes it, if the last UNARMED_MAX of those that are there are given as `unarmed`.
+    its last key completes it, if the deadlines of the last UNARMED_MAX of those that are there are given as
+    `unarmed`.
     """
-    pairs, waiting = iter(records), list(unarmed)
-    armed: list[Deadline] = list(plan_deadlines(waiting, {}))
-    waiting_count = len(waiting)  # not of deadlines: sessions that never expire have none
+    if unarmed:
+        backend.fold([], unarmed, [], NOWHERE)
+    pairs = iter(records)
+    armed: list[Deadline] = []
+    waiting_count = 0  # not of deadlines: sessions that never expire have none
     while batch := list(islice(pairs, FILL_RECORDS)):
         armed += plan_deadlines(batch, {})
         waiting_count += len(batch)

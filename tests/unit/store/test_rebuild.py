@@ -11,7 +11,7 @@ from perdure.store import SessionStore, rebuild
 from perdure.store.backends import open_backend
 from perdure.store.cursor import LogCursor
 from perdure.store.errors import DivergedError
-from perdure.store.fold import record_of
+from perdure.store.fold import plan_deadlines, record_of
 from perdure.store.frame import cluster_key
 from perdure.store.identity import read_identity
 from perdure.store.ids import NOWHERE, StatePosition
@@ -124,7 +124,7 @@ def test_a_filling_that_broke_off_among_sessions_that_never_expire_is_gone_on_wi
         done = len(list(scan))
         scan.close()
         assert done == 200
-        left = records[max(0, done - unarmed_max) : done]
+        left = [*plan_deadlines(records[max(0, done - unarmed_max) : done], {})]
         fill(backend, records[done:], StatePosition(1, 400, 1, 1, 400), unarmed=left)
         assert {key for _, key in backend.due(FOREVER_MS, 1000)} == expiring
     finally:
