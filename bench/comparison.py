@@ -1,11 +1,13 @@
 """Measuring several systems in turn, and what can be said of them: medians, spread, ratios round by round.
 
-Owns the order of slices. Invariant: in each round every system is measured once, in an order that turns round
-from one to the next, so that a machine whose speed drifts treats all alike; a ratio is one of the same round.
+Owns the order of slices. Invariant: in each round every system is measured once, in an order shuffled anew,
+so that a machine whose speed drifts treats all alike, and none has always the same one before it; the order
+is the same in every run, whichever systems take part. A ratio is one of the same round.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -73,8 +75,9 @@ def measure(case: Case, contestants: Sequence[Contestant], plan: Plan) -> dict[s
             one.make_ready(case)
         except Exception as error:  # noqa: BLE001  what a system can't do is part of the result
             measured[one.name].error = f"{type(error).__name__}: {error}"
+    by_name = {one.name: one for one in taking}
     for number in range(plan.rounds + 1):
-        for one in taking if number % 2 else reversed(taking):
+        for one in map(by_name.__getitem__, order_of(case, number, list(by_name))):
             its = measured[one.name]
             if its.error or its.is_slow:
                 continue
@@ -92,6 +95,12 @@ def measure(case: Case, contestants: Sequence[Contestant], plan: Plan) -> dict[s
             if number or its.is_slow:
                 its.take(number, speed, rate, latencies)
     return measured
+
+
+def order_of(case: Case, number: int, names: Sequence[str]) -> list[str]:
+    """Names of systems as they are measured in a round. A place depends on no other system, so that what is
+    left out of a run moves nobody before or behind another."""
+    return sorted(names, key=lambda name: random.Random(f"{case.group}/{case.name}/{number}/{name}").random())
 
 
 def rows_of(

@@ -278,6 +278,8 @@ class PostgreSqlClient:
         json.set_json_loads(msgspec.json.Decoder(Fields).decode, self._connection)
         self._json = json.Jsonb
         self._execute = self._connection.cursor().execute
+        scalars = import_module("psycopg.rows").scalar_row
+        self._execute_for_ids = self._connection.cursor(row_factory=scalars).execute
         self._ids = RandomIds()
 
     def create(self, fields: Fields) -> str:
@@ -310,8 +312,7 @@ class PostgreSqlClient:
         return int(self._execute("DELETE FROM sessions WHERE expires <= %s", (_now_ms(),)).rowcount)
 
     def ids(self) -> Iterator[str]:
-        for (id,) in self._execute("SELECT id FROM sessions"):
-            yield id
+        return iter(self._execute_for_ids("SELECT id FROM sessions").fetchall())
 
     def close(self) -> None:
         self._connection.close()

@@ -27,6 +27,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -284,17 +285,23 @@ class RedisClient:
 
     def expire_due(self) -> int:
         before = self._client.info("stats")["expired_keys"]
-        for _ in self.ids():
+        for _ in self._scans():
             pass
         self._client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", 1)
         return int(self._client.info("stats")["expired_keys"] - before)
 
     def ids(self) -> Iterator[str]:
-        for key in self._client.scan_iter(count=_SCAN_KEYS):
-            yield key.decode()
+        """By SCAN, batch by batch. KEYS takes half the time, in which nobody else is answered."""
+        return chain.from_iterable(map(bytes.decode, keys) for keys in self._scans())
 
     def close(self) -> None:
         self._client.close()
+
+    def _scans(self) -> Iterator[list[bytes]]:
+        cursor = None
+        while cursor != 0:
+            cursor, keys = self._client.scan(cursor or 0, count=_SCAN_KEYS)
+            yield keys
 
     def _set_all(self, many: list[Fields], lifetime_ms: int) -> list[str]:
         ids = [self._ids.take() for _ in many]

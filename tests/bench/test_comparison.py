@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import pairwise
+
 import pytest
 
-from bench.comparison import Plan, measure, rows_of
+from bench.comparison import Plan, measure, order_of, rows_of
 from bench.rows import Row, ratio_of
 from bench.workloads import Case
 
@@ -12,18 +15,31 @@ from .fakes import ScriptedContestant
 
 CASE = Case("single", "get", {"get": 1.0})
 PLAN = Plan(rounds=5, slice_s=0.0, large_sessions=10_000)
+ORDERS = [["b", "c", "a", "d"], ["a", "c", "b", "d"], ["c", "d", "b", "a"]]
 
 
 def compared(*contestants: ScriptedContestant, case: Case = CASE) -> dict[str, Row]:
     return {row.system: row for row in rows_of(case, contestants, measure(case, contestants, PLAN), PLAN)}
 
 
-def test_rounds_are_interleaved_and_their_order_turns() -> None:
+def test_each_round_measures_every_system_once_in_the_order_of_that_round() -> None:
     calls: list[str] = []
-    one, other = ScriptedContestant("a", [1.0] * 6, calls), ScriptedContestant("b", [1.0] * 6, calls)
-    measure(CASE, [one, other], PLAN)
-    assert calls[:6] == ["0 b", "0 a", "1 a", "1 b", "2 b", "2 a"]
-    assert len(calls) == 12
+    names = ["a", "b", "c", "d"]
+    measure(CASE, [ScriptedContestant(name, [1.0] * 6, calls) for name in names], PLAN)
+    assert calls == [f"{number} {name}" for number in range(6) for name in order_of(CASE, number, names)]
+
+
+def test_the_order_of_a_round_is_the_same_in_every_run_whoever_takes_part() -> None:
+    assert [order_of(CASE, number, ["a", "b", "c", "d"]) for number in range(3)] == ORDERS
+    for number, order in enumerate(ORDERS):
+        assert order_of(CASE, number, ["d", "b"]) == [name for name in order if name in "bd"]
+
+
+def test_over_many_rounds_each_system_follows_each_other_about_as_often() -> None:
+    names, rounds = [f"system {number}" for number in range(8)], 2_000
+    followed = Counter(pair for number in range(rounds) for pair in pairwise(order_of(CASE, number, names)))
+    assert len(followed) == 8 * 7
+    assert max(followed.values()) < 1.3 * min(followed.values())
 
 
 def test_the_warm_up_counts_for_nothing() -> None:
