@@ -209,3 +209,39 @@ def test_a_view_of_another_process_lets_the_wal_grow_only_until_it_is_given_back
     assert other.refresh() == at(3)
     other.close()
     backend.close()
+
+
+class WithoutRoom:
+    """A connection that finds no room to bring the WAL into the database."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self.tries = 0
+
+    def execute(self, sql: str, *arguments: Any) -> Any:
+        if "wal_checkpoint" in sql:
+            self.tries += 1
+            raise apsw.FullError("database or disk is full")
+        return self._connection.execute(sql, *arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+
+def test_a_full_disk_that_keeps_the_wal_long_stops_no_reader_and_is_tried_again_later(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend_sqlite, "WAL_BYTES_MAX", LIMIT_BYTES)
+    backend = SqliteBackend(place)
+    writer = backend._writer
+    full = WithoutRoom(writer)
+    monkeypatch.setattr(backend, "_writer", full)
+    fold_much(backend, 1)
+    fold_much(backend, 2)
+    assert full.tries == 1
+    assert backend.get(b"0999") == record_of(b"0999", bytes(2_000))
+    monkeypatch.setattr(backend, "_writer", writer)
+    monkeypatch.setattr(backend, "_shorten_again_s", 0.0)
+    assert backend.refresh() == at(2)
+    assert (place / WAL_FILE).stat().st_size <= LIMIT_BYTES
+    backend.close()
