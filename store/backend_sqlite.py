@@ -73,7 +73,7 @@ CREATE TABLE sessions (
     tags TEXT,
     metadata TEXT,
     record BLOB NOT NULL
-) WITHOUT ROWID;
+);
 CREATE TABLE armed (
     deadline_ms INTEGER NOT NULL,
     key BLOB NOT NULL,
@@ -94,9 +94,22 @@ CREATE TABLE position (
 );
 PRAGMA user_version = {SCHEMA_VERSION};
 """
+_COLUMNS: Final = (
+    "version",
+    "created_at",
+    "last_accessed",
+    "timeout_ms",
+    "expires_at",
+    "priority",
+    "home_node",
+    "session_group",
+    "tags",
+    "metadata",
+    "record",
+)
 _PUT = (
-    "REPLACE INTO sessions (key, version, created_at, last_accessed, timeout_ms, expires_at, priority,"
-    " home_node, session_group, tags, metadata, record) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
+    f"INSERT INTO sessions (key, {', '.join(_COLUMNS)}) VALUES (?{',?' * len(_COLUMNS)}) ON CONFLICT (key)"
+    f" DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)}"
 )
 _DELETE = "DELETE FROM sessions WHERE key = ?"
 _GET = "SELECT record FROM sessions WHERE key = ?"

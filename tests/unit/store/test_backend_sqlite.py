@@ -163,6 +163,25 @@ def test_a_database_locked_by_another_tool_is_said_and_nothing_is_lost(
     backend.close()
 
 
+def test_sessions_of_1_kb_take_no_page_of_their_own_beside_the_row_s(place: Path) -> None:
+    backend = SqliteBackend(place)
+    keys = [b"%04d" % number for number in range(1_000)]
+    backend.fold([(key, record_of(key, bytes(1_000))) for key in keys], [], [], at(1))
+    backend.close()
+    assert (place / DATA_FILE).stat().st_size < 1_600 * len(keys)
+
+
+def test_a_session_that_is_folded_again_stays_one_row(place: Path) -> None:
+    backend = SqliteBackend(place)
+    for lsn in (1, 2):
+        backend.fold([(b"a", record_at(b"a", lsn)), (b"b", record_at(b"b", lsn))], [], [], at(lsn))
+    backend.close()
+    assert rows(place, "SELECT key, record FROM sessions ORDER BY key") == [
+        (b"a", record_at(b"a", 2)),
+        (b"b", record_at(b"b", 2)),
+    ]
+
+
 def test_a_missing_directory_is_named(place: Path) -> None:
     with pytest.raises(StorageError) as caught:
         SqliteBackend(place / "not there")
@@ -172,9 +191,14 @@ def test_a_missing_directory_is_named(place: Path) -> None:
 LIMIT_BYTES = 1 << 20
 
 
+def record_at(key: bytes, lsn: int) -> bytes:
+    """Another one at each LSN: SQLite leaves a page alone whose bytes stay as they are."""
+    return record_of(key, bytes((lsn,)) * 2_000)
+
+
 def fold_much(backend: SqliteBackend, lsn: int) -> None:
     """More than LIMIT_BYTES, and then a view of it, as a store has one after each fold."""
-    changes = [(b"%04d" % number, record_of(b"%04d" % number, bytes(2_000))) for number in range(1_000)]
+    changes = [(key, record_at(key, lsn)) for key in (b"%04d" % number for number in range(1_000))]
     backend.fold(changes, [], [], at(lsn))
     backend.refresh()
 
@@ -185,7 +209,7 @@ def test_the_wal_does_not_grow_with_the_folds(place: Path, monkeypatch: pytest.M
     for lsn in range(1, 6):
         fold_much(backend, lsn)
         assert (place / WAL_FILE).stat().st_size <= LIMIT_BYTES
-        assert backend.get(b"0999") == record_of(b"0999", bytes(2_000))
+        assert backend.get(b"0999") == record_at(b"0999", lsn)
     backend.close()
 
 
@@ -239,7 +263,7 @@ def test_a_full_disk_that_keeps_the_wal_long_stops_no_reader_and_is_tried_again_
     fold_much(backend, 1)
     fold_much(backend, 2)
     assert full.tries == 1
-    assert backend.get(b"0999") == record_of(b"0999", bytes(2_000))
+    assert backend.get(b"0999") == record_at(b"0999", 2)
     monkeypatch.setattr(backend, "_writer", writer)
     monkeypatch.setattr(backend, "_shorten_again_s", 0.0)
     assert backend.refresh() == at(2)
