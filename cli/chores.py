@@ -131,6 +131,8 @@ class Chores:
         )  # else the policy says which stay
         file = take_snapshot(self._directory, keep=keep)
         self._snapshot_lsn = file.lsn
+        if self._task.snapshot_s < self._task.retention_s:
+            self.drop()  # else they would pile up until it is due
         return file.name
 
     def drop(self) -> int:
