@@ -17,7 +17,7 @@ from perdure.store import Config, CorruptError, DivergedError, SessionStore
 from perdure.store.backends import open_backend
 from perdure.store.cursor import list_segments
 from perdure.store.page import Word
-from tests.cluster.nodes import SECRET, Cluster, cluster_of, until
+from tests.cluster.nodes import HOST, SECRET, Cluster, cluster_of, until
 from tests.support.faults.powercut import reason_not_to_mount
 
 
@@ -173,6 +173,18 @@ def with_member_at(folder: Path, address: str) -> Iterator[Cluster]:
 def begin_shipping(cluster: Cluster) -> None:
     cluster.serve_here("n2")
     cluster.ship_here("n1", secret=Credentials(SECRET, allow_plain=True))
+
+
+def test_damaged_slots_do_not_stop_shipping(tmp_path: Path) -> None:
+    with with_member_at(tmp_path, f"{HOST}:1") as cluster:
+        slots = cluster.path("n1") / "slots"
+        for node in ("n2", "n9"):
+            (slots / f"{node}.slot").write_bytes(b"not a slot")
+        begin_shipping(cluster)
+        cluster.open("n1").create({"n": 0})
+        lsn = cluster.word("n1", Word.COMMITTED)
+        until(lambda: sorted(path.name for path in slots.iterdir()) == ["n2.slot", "n3.slot"], "n9's goes")
+        until(lambda: read_slots(cluster.path("n1"))[0].lsn >= lsn, "n2's is made anew")
 
 
 def test_a_member_with_an_impossible_name_holds_back_nobody_and_can_be_taken_out(tmp_path: Path) -> None:
