@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..store.errors import PerdureError, WireError
 from .credentials import Secret, TlsFiles, tls_of
+from .door import NO_ROOM
 from .messages import GREETING_BYTES_MAX, MESSAGE_BYTES_MAX, Decoder, Message, encode_message
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def accept(listener: socket.socket, secret: Secret) -> tuple[Link, str] | None:
     try:
         connection, address = listener.accept()
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+        if error.errno in NO_ROOM:
             raise WireError(f"cannot take a connection: {error.strerror}") from error
         return None
     host = str(address[0])

@@ -34,6 +34,7 @@ from ..store.promise import Promise
 from .credentials import Secret, check_secret
 from .crossing import Crossing
 from .cut import CommittedError, cut_log, finish_cut
+from .door import Door
 from .faults import clear_fault
 from .install import Incoming, finish_install
 from .link import LinkClosed, accept, listen
@@ -105,7 +106,10 @@ class Receiver:
         """Nodes whose slots the primary has told of: each is a file here."""
         self._listener = listen(host, port)
         self.port = int(self._listener.getsockname()[1])
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._door = Door(
+            partial(self._selector.register, self._listener, selectors.EVENT_READ, self._accept),
+            partial(self._selector.unregister, self._listener),
+        )
 
     # -- the loop --------------------------------------------------------------------------------
 
@@ -141,6 +145,7 @@ class Receiver:
         self.node.close()
 
     def _tick(self, at_ms: int) -> None:
+        self._door.tick(at_ms)
         for visitor in list(self._visitors.values()):
             if at_ms - visitor.heard_ms > visitor.limit_ms():
                 self.end(visitor, WireError(f"{visitor.link.peer} was silent for too long"))
@@ -172,10 +177,11 @@ class Receiver:
         try:
             accepted = accept(self._listener, self.secret)
         except WireError as error:
-            logger.warning("%s", error)
+            self._door.shut(str(error))
             return
         if accepted is None:
             return
+        self._door.took()
         link, _host = accepted
         strangers = [visitor for visitor in self._visitors.values() if not visitor.is_trusted]
         if len(strangers) >= STRANGERS_MAX:

@@ -356,6 +356,7 @@ class Shipper:
             peer.tick(at_ms)
             self._slots.put(peer.slot)
         self._count_voters()
+        self._gate.tick(at_ms)
         self._watcher.rest()
         self._log.flusher.sync_mark()
         self._node.clock.tick(is_primary=self._log.is_primary)

@@ -253,6 +253,14 @@ def test_a_wait_ends_at_its_deadline_though_nobody_takes_its_connection(store: P
         gate.close()
 
 
+def test_a_gate_that_had_no_descriptors_takes_writers_again(store: Path) -> None:
+    with shipping(store, ShipperOptions()) as shipper, socket.socket(socket.AF_UNIX) as writer:
+        shipper._gate._door.shut("no descriptors")
+        with short_path(store, names.GATE_SOCKET) as path:
+            writer.connect(path)
+        until(lambda: shipper._gate._writers, "the writer's connection is taken")
+
+
 def test_what_is_committed_already_needs_no_wait(store: Path) -> None:
     gate = open_gate(store)
     gate._words[Word.COMMITTED] = 10
