@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -368,6 +368,28 @@ def test_a_primary_that_was_replaced_commits_nothing_on_the_node_that_replaced_i
             assert (refusal.code, refusal.epoch, refusal.candidate) == (FENCED, 2, "n2")
             assert node.log.words[Word.COMMITTED] == before < start.lsn
             node.close()
+
+
+def test_a_primary_is_told_that_it_was_replaced_while_another_process_holds_the_write_lock(
+    tmp_path: Path,
+) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        filled(cluster)
+        intruder, welcome = as_primary(cluster)
+        with intruder, closing(open_node_log(cluster.path("n2"), [])) as node:
+            intruder.say(Start(welcome.end), Heartbeat(0, 0, 0, 1))
+            assert isinstance(intruder.hear(), Ack)
+            node.log.lock_any()
+            try:
+                node.log.give_promise(Promise(2, "n2"))
+                intruder.say(Heartbeat(0, 0, 0, 2))
+                refusal = intruder.hear()
+            finally:
+                node.log.unlock()
+            assert isinstance(refusal, Refusal)
+            assert (refusal.code, refusal.epoch, refusal.candidate) == (FENCED, 2, "n2")
+        assert is_served(cluster)
+        cluster.stop_here()  # raises what the receiver raised, if it did
 
 
 def test_a_primary_that_tells_of_too_many_nodes_fills_no_disk(tmp_path: Path) -> None:
