@@ -3,7 +3,9 @@
 Owns the directory `incoming/` and the planned installation. Both parts arrive in files of their own and
 go on where they stopped, after a crash of either side too. Nothing of the old log is touched before all
 of the new one is here, checked and on disk. Steps then, each durable before the next; a crash after any
-of them is finished by finish_install, which a receiver calls before it opens the log:
+of them is finished by finish_install, which a receiver calls before it opens the log. So is a failure after
+step 1: the receiver ends, and is started again.
+
 
     1. the plan
     2. the snapshot moves to `snapshots/`
@@ -53,7 +55,7 @@ from .messages import Piece, SnapshotOffer, SnapshotWant
 from .nodelog import NodeLog
 from .parted import export_folder, move_snapshots, segments_behind
 from .rebuild import keep_floor, read_rebuild
-from .replacing import lock_log, move_if_there, renew_page, set_mark
+from .replacing import check_unplanned, lock_log, move_if_there, renew_page, set_mark
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +88,10 @@ class Incoming:
     """A snapshot that arrives."""
 
     def __init__(self, node: NodeLog, offer: SnapshotOffer, reign: Promise) -> None:
-        """`reign` is the promise of this node under which the snapshot is offered."""
+        """`reign` is the promise of this node under which the snapshot is offered.
+
+        Raises WireError for an offer that cannot be one, StoreInUseError while another one is half installed.
+        """
         self._node = node
         self._reign = reign
         self._offer = offer
@@ -96,6 +101,7 @@ class Incoming:
         self._failed: Exception | None = None
         self._is_checked = False
         _check_offer(offer)
+        check_unplanned(node.store, names.INSTALL_PLAN)
         with translated("cannot receive a snapshot", self._folder):
             if read_small_file(self._folder / OFFER, OFFER_MAGIC, VERSION, SnapshotOffer) != offer:
                 self._start_anew()
