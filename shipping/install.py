@@ -130,15 +130,14 @@ class Incoming:
             self._sizes[piece.part] += len(raw)
             self._unsynced_bytes += len(raw)
             if self._unsynced_bytes >= SYNC_BYTES or self._sizes == self._wanted:
-                for descriptor in self._files:
-                    os.fsync(descriptor)
-                self._unsynced_bytes = 0
+                self._sync_or_begin_anew()
         return self._sizes[0], self._sizes[1]
 
     def check(self) -> bool:
         """Is all of it here and checked? Checking goes on in a thread; call again until it says so.
 
-        Raises CorruptError, ForeignError or WireError if it is not what was offered; it is then removed.
+        Raises CorruptError, ForeignError or WireError if it is not what was offered, StorageError if it
+        cannot be put on disk or read; it is then removed.
         """
         if self._failed is not None:
             self.close()
@@ -217,8 +216,30 @@ class Incoming:
     def _open(self, name: str) -> int:
         return os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
 
+    def _sync_or_begin_anew(self) -> None:
+        """Sync both parts; after a failure nobody knows what of them is on disk, and the next sync would not
+        say."""
+        try:
+            self._sync_parts()
+        except OSError:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        self._unsynced_bytes = 0
+
+    def _sync_parts(self) -> None:
+        """By descriptors of its own: the others may be closed while a thread is here."""
+        for name in (SNAPSHOT, self._segment_name):
+            descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
     def _verify(self) -> None:
         try:
+            # What a receiver that was killed had written may be in memory only, and is read from there.
+            with translated("cannot receive a snapshot", self._folder):
+                self._sync_parts()
             self._verify_parts()
             self._is_checked = True
         except (PerdureError, OSError) as error:

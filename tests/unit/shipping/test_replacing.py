@@ -15,7 +15,7 @@ from perdure.shipping.bootstrap import SnapshotSender
 from perdure.shipping.cut import cut_log, finish_cut
 from perdure.shipping.folder import Folder
 from perdure.shipping.install import Incoming, finish_install
-from perdure.shipping.messages import FetchAsk, unpack_payload
+from perdure.shipping.messages import FetchAsk, SnapshotWant, unpack_payload
 from perdure.shipping.nodelog import NodeLog, monotonic_ms, open_node_log
 from perdure.shipping.receiver import Receiver
 from perdure.shipping.replica_log import ReplicaLog
@@ -27,6 +27,7 @@ from perdure.store import (
     Position,
     PositionGoneError,
     SessionStore,
+    StorageError,
     StorageFullError,
     StoreInUseError,
     WireError,
@@ -35,6 +36,7 @@ from perdure.store.files import make_directory, remove_durably
 from perdure.store.keeper import seal_all
 from perdure.store.page import Word
 from perdure.store.promise import Promise
+from perdure.store.smallfile import publish_small
 from perdure.store.snapshot import SnapshotHead, write_snapshot
 from tests.support.hostile import Intruder
 from tests.unit.shipping.logs import (
@@ -584,3 +586,54 @@ def test_a_snapshot_that_is_whole_does_not_replace_the_log_on_which_a_stream_goe
         assert receiver.node.end_on_disk() == positions[-1]
     assert end_of(replica) == positions[-1]
     assert not list((replica / "aside").glob("replaced-*"))
+
+
+def test_what_a_receiver_that_was_killed_had_written_is_synced_before_it_is_installed(
+    tmp_path: Path, primary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica, _ = make_replica(tmp_path)
+    with opened(primary) as source, opened(replica) as target:
+        fill(source, target, primary).close()
+    steps: list[str] = []
+    sync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        steps.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        sync(descriptor)
+
+    def publishing(path: Path, *arguments: object) -> None:
+        steps.append(path.name)
+        publish_small(path, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "fsync", noting)
+    monkeypatch.setattr("perdure.shipping.install.publish_small", publishing)
+    segment = next((replica / "incoming").glob("*.seg")).name
+    assert receive(primary, replica)
+    before = steps[: steps.index("install.plan")]
+    assert {"snapshot", segment} <= set(before)
+
+
+def test_parts_whose_sync_failed_come_anew(
+    tmp_path: Path, primary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica, _ = make_replica(tmp_path)
+    failed = 0
+    sync = os.fsync
+
+    def failing(descriptor: int) -> None:
+        nonlocal failed
+        if not failed and os.readlink(f"/proc/self/fd/{descriptor}").endswith("/incoming/snapshot"):
+            failed += 1
+            raise OSError(errno.EIO, "the disk: made up for this test")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(StorageError, match="cannot receive a snapshot"):
+        receive(primary, replica)
+    with opened(primary) as source, opened(replica) as target:
+        sender = SnapshotSender(source, next((primary / "snapshots").glob("*.snap")), compress=False)
+        incoming = Incoming(target, sender.offer, target.log.promise)
+        assert incoming.want() == SnapshotWant(0, 0)
+        incoming.close()
+        sender.close()
+    assert receive(primary, replica)
