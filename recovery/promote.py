@@ -32,7 +32,7 @@ from ..shipping.cut import finish_cut
 from ..shipping.nodelog import NodeLog, is_running, open_node_log
 from ..shipping.rebuild import why_unfit
 from ..shipping.roster import node_addresses
-from ..shipping.slots import read_slots
+from ..shipping.slots import slot_nodes, slot_or_new
 from ..store import names
 from ..store.control import VOTERS_MAX, Config
 from ..store.cursor import list_segments
@@ -399,8 +399,12 @@ class _Promotion:
         )
 
     def _seen(self, states: Iterable[VoterState]) -> list[int]:
-        """Where other logs were known to end: what nodes said, and what the primary told of all nodes."""
-        slots = read_slots(self.node.store)
+        """Where other logs were known to end: what nodes said, and what the primary told of all nodes.
+
+        A damaged slot tells nothing: the promises are given, and nobody else would become primary.
+        """
+        store = self.node.store
+        slots = [slot_or_new(store, node) for node in slot_nodes(store)]
         return [state.end.lsn for state in states] + [slot.lsn for slot in slots]
 
     def _report(

@@ -334,6 +334,15 @@ def test_a_voter_that_did_not_answer_is_asked_for_its_promise_only_where_the_oth
     assert report.unheard == (("a",) if is_needed else ("c",))
 
 
+def test_a_damaged_slot_tells_nothing_and_stops_no_promotion(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, k=0)
+    write_slot(cluster.at["b"], msgspec.structs.replace(new_slot("a"), lsn=cluster.end.lsn + 7))
+    (cluster.at["b"] / names.SLOTS / "n9.slot").write_bytes(b"not a slot")
+    report = promote(cluster.at["b"], cluster.voters("c"), accept_data_loss=True)
+    assert report.epoch == 2
+    assert report.at_risk_to == cluster.end.lsn + 7
+
+
 def test_what_may_be_lost_stands_in_the_log_for_ever(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, k=0)
     write_slot(cluster.at["b"], msgspec.structs.replace(new_slot("a"), lsn=cluster.end.lsn + 7))
