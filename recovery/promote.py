@@ -39,6 +39,7 @@ from ..store.cursor import list_segments
 from ..store.errors import (
     DivergedError,
     ForeignError,
+    PerdureError,
     PositionGoneError,
     PromiseRefusedError,
     UsageError,
@@ -274,7 +275,7 @@ class _Promotion:
             try:
                 own = self._fetch(asked, better)
                 answers[better.node] = better
-            except (WireError, PositionGoneError) as error:
+            except (WireError, ForeignError, PositionGoneError) as error:
                 # Without it the others have to be enough, and they say so only if nothing is lost.
                 self.unheard[better.node] = str(error)
                 own = self._promise_self(asked)
@@ -379,7 +380,9 @@ class _Promotion:
                 try:
                     answers.append(answer.result())
                     self.unheard.pop(name, None)
-                except (WireError, ForeignError, OSError) as error:
+                except UsageError:
+                    raise  # it is about what this side was given, not about that voter
+                except (PerdureError, OSError) as error:
                     self.unheard[name] = str(error)
         return answers
 
