@@ -138,7 +138,9 @@ def _problem(config: Config, wanted: Config, primary: str, has_etcd: bool) -> tu
         )
     if len(set(wanted.voters) ^ set(config.voters or (primary,))) > 1:
         return ("only one voter at a time may come or go", "Make one change, wait until it is committed.")
-    problem = config_problem(wanted, primary)
+    # What the log says already is taken as it is: a bad address would else hinder its node's own removal.
+    news = {node: address for node, address in wanted.members.items() if config.members.get(node) != address}
+    problem = config_problem(msgspec.structs.replace(wanted, members=news), primary)
     if problem:
         return (problem, "See `perdure member list`.")
     if wanted.policy == AVAILABLE and not wanted.witnesses and not has_etcd:

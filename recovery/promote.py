@@ -32,13 +32,14 @@ from ..shipping.cut import finish_cut
 from ..shipping.nodelog import NodeLog, is_running, open_node_log
 from ..shipping.rebuild import why_unfit
 from ..shipping.roster import node_addresses
-from ..shipping.slots import read_slots
+from ..shipping.slots import slot_nodes, slot_or_new
 from ..store import names
 from ..store.control import VOTERS_MAX, Config
 from ..store.cursor import list_segments
 from ..store.errors import (
     DivergedError,
     ForeignError,
+    PerdureError,
     PositionGoneError,
     PromiseRefusedError,
     UsageError,
@@ -278,7 +279,7 @@ class _Promotion:
             try:
                 own = self._fetch(asked, better)
                 answers[better.node] = better
-            except (WireError, PositionGoneError) as error:
+            except (WireError, ForeignError, PositionGoneError) as error:
                 # Without it the others have to be enough, and they say so only if nothing is lost.
                 self.unheard[better.node] = str(error)
                 own = self._promise_self(asked)
@@ -406,7 +407,9 @@ class _Promotion:
                 try:
                     answers.append(answer.result())
                     self.unheard.pop(name, None)
-                except (WireError, ForeignError, OSError) as error:
+                except UsageError:
+                    raise  # it is about what this side was given, not about that voter
+                except (PerdureError, OSError) as error:
                     self.unheard[name] = str(error)
         return answers
 
@@ -423,8 +426,12 @@ class _Promotion:
         )
 
     def _seen(self, states: Iterable[VoterState]) -> list[int]:
-        """Where other logs were known to end: what nodes said, and what the primary told of all nodes."""
-        slots = read_slots(self.node.store)
+        """Where other logs were known to end: what nodes said, and what the primary told of all nodes.
+
+        A damaged slot tells nothing: the promises are given, and nobody else would become primary.
+        """
+        store = self.node.store
+        slots = [slot_or_new(store, node) for node in slot_nodes(store)]
         return [state.end.lsn for state in states] + [slot.lsn for slot in slots]
 
     def _report(

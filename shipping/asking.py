@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 from ..store.errors import FencedError, ForeignError, PositionGoneError, PromiseRefusedError, WireError
 from ..store.ids import Position
 from ..store.promise import Promise
-from .auth import CLIENT, NONCE_BYTES, Connecting
+from .auth import CLIENT, NONCE_BYTES, STRANGER_HINT, Connecting
 from .credentials import Secret, check_secret
 from .link import Link, LinkClosed, begin_connect, check_connected
 from .messages import (
@@ -63,6 +63,7 @@ class NodeClient:
         check_secret(secret, host)
         self._name = f"{host}:{port}"
         self._timeout_ms = timeout_ms
+        self._is_proved = False
         deadline = self._deadline()
         self._link: Link = begin_connect(host, port, self._name, secret, node=node)
         auth = Connecting(secret, cluster_id, CLIENT, os.urandom(NONCE_BYTES))
@@ -73,6 +74,7 @@ class NodeClient:
             self._link.send(auth.answer(self._answer(Challenge, deadline)[0]))
             auth.check(self._answer(Proof, deadline)[0])
             self._link.trust()
+            self._is_proved = True
         except BaseException as error:
             self._link.close()
             if isinstance(error, LinkClosed):
@@ -138,7 +140,7 @@ class NodeClient:
                 self._wait(select.POLLIN, deadline)
             for message, payload in self._link.receive():
                 if isinstance(message, Refusal):
-                    raise refused(message, self._name)
+                    raise (refused if self._is_proved else refused_unproved)(message, self._name)
                 if not isinstance(message, wanted):
                     raise WireError(f"{self._name} answered with a {type(message).__name__} message")
                 return message, payload
@@ -160,7 +162,7 @@ class NodeClient:
 def refused(
     refusal: Refusal, name: str
 ) -> WireError | ForeignError | PromiseRefusedError | FencedError | PositionGoneError:
-    """The error that a refusal stands for."""
+    """The error that a refusal stands for, from a peer that has proved itself."""
     if refusal.code == GONE:
         return PositionGoneError(f"{name} refuses: {refusal.text}")
     if refusal.code == FENCED:
@@ -171,3 +173,11 @@ def refused(
     if refusal.code == FOREIGN:
         return ForeignError(f"{name} refuses: {refusal.text}")
     return WireError(f"{name} refuses: {refusal.text}")
+
+
+def refused_unproved(refusal: Refusal, name: str) -> WireError | ForeignError:
+    """The error for a refusal before the peer's proof: a stranger can say it, so that no code but `foreign`
+    counts."""
+    if refusal.code == FOREIGN:
+        return ForeignError(f"{name} refuses: {refusal.text}")
+    return WireError(f"{name} refuses before the proof of the secret: {refusal.text}", hint=STRANGER_HINT)

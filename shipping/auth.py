@@ -25,6 +25,7 @@ SECRET_HINT: Final = (
     "Give every node and command the same shared secret: "
     "--secret-file, PERDURE_SECRET, or secret_file in [node]."
 )
+STRANGER_HINT: Final = "See what listens at that address: it has not proved that it is of this cluster."
 _CONNECTING: Final = b"perdure 1 connecting"
 _LISTENING: Final = b"perdure 1 listening"
 _CLUSTER: Final = b"perdure 1 cluster"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from ..store import names
 from ..store.errors import CorruptError, DivergedError, PerdureError, PoisonedError, WireError
 from .messages import FetchReply
 from .messages_rejoin import KeysOffer, KeysReply
@@ -85,14 +86,16 @@ class Crossing:
     def _cross(self, taking: Taking, prepared: Prepared, visitor: Visitor) -> None:
         node, reign = self._receiver.node, visitor.reign
         folder = export_folder(node.store, taking.fork.lsn, node.log.cursor.at.epoch)
-        if (
-            reign is not None
-            and prepared.state.lsn > taking.fork.lsn
-            and begin_rejoin(
-                node.store, taking.fork, taking.primary, taking.at, prepared, folder, reign=reign
-            )
-        ):
-            self._receiver.reopen()
+        if reign is not None and prepared.state.lsn > taking.fork.lsn:
+            try:
+                has_crossed = begin_rejoin(
+                    node.store, taking.fork, taking.primary, taking.at, prepared, folder, reign=reign
+                )
+            except (PerdureError, OSError) as error:
+                self._receiver.end_if_planned(names.REJOIN_PLAN, error)
+                raise
+            if has_crossed:
+                self._receiver.reopen()
         self._meet_again(visitor)
 
     def _meet_again(self, visitor: Visitor) -> None:

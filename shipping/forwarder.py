@@ -20,7 +20,7 @@ from ..store.errors import ForeignError, Indeterminate, NotPrimaryError, Perdure
 from ..store.forwarding import decode_records
 from ..store.identity import Identity, read_identity
 from ..store.ids import Position
-from ..store.option import parse_address
+from ..store.option import split_address
 from ..store.ports import Sought, Submitted
 from ..store.promise import read_promise
 from .credentials import Secret
@@ -252,7 +252,7 @@ class NodeForwarder:
         """The receivers of all other nodes. What the log tells of its members wins."""
         way, identity = self._ways()
         addresses = dict(way.peers)
-        addresses.update((node, parse_address(text)) for node, text in self._members.items())
+        addresses.update((node, split_address(text)) for node, text in self._members.items())
         addresses.pop(identity.node, None)
         return dict(list(addresses.items())[:NODES_MAX])
 

@@ -170,14 +170,21 @@ class Gate:
             time.sleep(min(wait_s, RECONNECT_MS / 1000))
             return
         try:
-            stream.sendall(LSN_WORD.pack(lsn))
+            self._wish(stream, lsn)
             if self._poller.poll(wait_s * 1000) and not stream.recv(4096):
                 raise ConnectionResetError
         except OSError:
             self._drop_stream()
 
+    def _wish(self, stream: socket.socket, lsn: int) -> None:
+        try:
+            stream.send(LSN_WORD.pack(lsn))  # so few bytes fit wholly or not at all
+        except BlockingIOError:
+            return  # a shipper that reads nothing has wishes enough; the leader looks again by itself
+
     def _connect(self) -> socket.socket | None:
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stream.setblocking(False)  # a shipper that hangs holds up nobody beyond the deadline
         try:
             with short_path(self._store, names.GATE_SOCKET) as path:
                 stream.connect(path)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from ..store import names
+from .door import NO_ROOM, Door
 from .gate import LSN_WORD
 from .wake import bind_in_store
 
@@ -47,7 +48,10 @@ class GateServer:
         self._lowest = _NEVER
         self.listener = bind_in_store(store, names.GATE_SOCKET, socket.SOCK_STREAM)
         self.listener.listen(BACKLOG)
-        selector.register(self.listener, selectors.EVENT_READ, self._accept)
+        self._door = Door(
+            partial(selector.register, self.listener, selectors.EVENT_READ, self._accept),
+            partial(selector.unregister, self.listener),
+        )
 
     def announce(self, committed_lsn: int) -> None:
         """Tell every writer whose wish is committed now."""
@@ -64,17 +68,24 @@ class GateServer:
                 lowest = wanted
         self._lowest = lowest
 
+    def tick(self, at_ms: int) -> None:
+        """Look for new writers again, where none could be taken. `at_ms` is monotonic."""
+        self._door.tick(at_ms)
+
     def close(self) -> None:
         for writer in list(self._writers.values()):
             self._drop(writer)
-        self._selector.unregister(self.listener)
+        self._door.close()
         self.listener.close()
 
     def _accept(self, _mask: int) -> None:
         try:
             connection, _ = self.listener.accept()
-        except OSError:
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                self._door.shut(f"cannot take a writer's connection: {error.strerror}")
             return
+        self._door.took()
         if len(self._writers) >= CONNECTIONS_MAX:
             connection.close()
             return

@@ -3,7 +3,9 @@
 Owns the directory `incoming/` and the planned installation. Both parts arrive in files of their own and
 go on where they stopped, after a crash of either side too. Nothing of the old log is touched before all
 of the new one is here, checked and on disk. Steps then, each durable before the next; a crash after any
-of them is finished by finish_install, which a receiver calls before it opens the log:
+of them is finished by finish_install, which a receiver calls before it opens the log. So is a failure after
+step 1: the receiver ends, and is started again.
+
 
     1. the plan
     2. the snapshot moves to `snapshots/`
@@ -53,7 +55,7 @@ from .messages import Piece, SnapshotOffer, SnapshotWant
 from .nodelog import NodeLog
 from .parted import export_folder, move_snapshots, segments_behind
 from .rebuild import keep_floor, read_rebuild
-from .replacing import lock_log, move_if_there, renew_page, set_mark
+from .replacing import check_unplanned, lock_log, move_if_there, renew_page, set_mark
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +88,10 @@ class Incoming:
     """A snapshot that arrives."""
 
     def __init__(self, node: NodeLog, offer: SnapshotOffer, reign: Promise) -> None:
-        """`reign` is the promise of this node under which the snapshot is offered."""
+        """`reign` is the promise of this node under which the snapshot is offered.
+
+        Raises WireError for an offer that cannot be one, StoreInUseError while another one is half installed.
+        """
         self._node = node
         self._reign = reign
         self._offer = offer
@@ -96,6 +101,7 @@ class Incoming:
         self._failed: Exception | None = None
         self._is_checked = False
         _check_offer(offer)
+        check_unplanned(node.store, names.INSTALL_PLAN)
         with translated("cannot receive a snapshot", self._folder):
             if read_small_file(self._folder / OFFER, OFFER_MAGIC, VERSION, SnapshotOffer) != offer:
                 self._start_anew()
@@ -124,15 +130,14 @@ class Incoming:
             self._sizes[piece.part] += len(raw)
             self._unsynced_bytes += len(raw)
             if self._unsynced_bytes >= SYNC_BYTES or self._sizes == self._wanted:
-                for descriptor in self._files:
-                    os.fsync(descriptor)
-                self._unsynced_bytes = 0
+                self._sync_or_begin_anew()
         return self._sizes[0], self._sizes[1]
 
     def check(self) -> bool:
         """Is all of it here and checked? Checking goes on in a thread; call again until it says so.
 
-        Raises CorruptError, ForeignError or WireError if it is not what was offered; it is then removed.
+        Raises CorruptError, ForeignError or WireError if it is not what was offered, StorageError if it
+        cannot be put on disk or read; it is then removed.
         """
         if self._failed is not None:
             self.close()
@@ -211,8 +216,30 @@ class Incoming:
     def _open(self, name: str) -> int:
         return os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
 
+    def _sync_or_begin_anew(self) -> None:
+        """Sync both parts; after a failure nobody knows what of them is on disk, and the next sync would not
+        say."""
+        try:
+            self._sync_parts()
+        except OSError:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        self._unsynced_bytes = 0
+
+    def _sync_parts(self) -> None:
+        """By descriptors of its own: the others may be closed while a thread is here."""
+        for name in (SNAPSHOT, self._segment_name):
+            descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
     def _verify(self) -> None:
         try:
+            # What a receiver that was killed had written may be in memory only, and is read from there.
+            with translated("cannot receive a snapshot", self._folder):
+                self._sync_parts()
             self._verify_parts()
             self._is_checked = True
         except (PerdureError, OSError) as error:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..store.errors import PerdureError, WireError
 from .credentials import Secret, TlsFiles, tls_of
+from .door import NO_ROOM
 from .messages import GREETING_BYTES_MAX, MESSAGE_BYTES_MAX, Decoder, Message, encode_message
 
 if TYPE_CHECKING:
@@ -200,12 +201,11 @@ def listen(host: str, port: int) -> socket.socket:
         except BaseException:
             listener.close()
             raise
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         raise WireError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}",
-            hint="Is another process using the port?"
-            if error.errno == errno.EADDRINUSE
-            else "Give an address of this machine.",
+            f"cannot listen on {host}:{port}: {_reason(error)}",
+            hint="Is another process using the port?" if is_taken else "Give an address of this machine.",
         ) from error
     return listener
 
@@ -218,7 +218,7 @@ def accept(listener: socket.socket, secret: Secret) -> tuple[Link, str] | None:
     try:
         connection, address = listener.accept()
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+        if error.errno in NO_ROOM:
             raise WireError(f"cannot take a connection: {error.strerror}") from error
         return None
     host = str(address[0])
@@ -236,14 +236,20 @@ def begin_connect(host: str, port: int, peer: str, secret: Secret, *, node: str 
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         connection = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise WireError(f"cannot reach {host}:{port}: {error.strerror or error}", node=peer) from error
+    except (OSError, UnicodeError) as error:
+        hint = "Look at the host's name." if isinstance(error, UnicodeError) else ""
+        raise WireError(f"cannot reach {host}:{port}: {_reason(error)}", node=peer, hint=hint) from error
     link = _link(connection, peer, tls_of(secret), is_listening=False, node=node)
     code = connection.connect_ex(address)
     if code not in (0, errno.EINPROGRESS):
         connection.close()
         raise WireError(f"cannot reach {host}:{port}: {errno.errorcode.get(code, code)}", node=peer)
     return link
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    """Why a host was not found; UnicodeError is what an impossible name is called."""
+    return (error.strerror if isinstance(error, OSError) else "") or str(error)
 
 
 def _link(

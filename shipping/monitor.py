@@ -24,6 +24,7 @@ from ..store.promise import leaps
 from .auth import CLIENT, MONITOR, NONCE_BYTES, Listening
 from .credentials import Secret, check_secret
 from .detection import HEARTBEAT_MS, SILENCE_MS, Detector
+from .door import Door
 from .link import Link, accept
 from .messages import Greet, Message, Proof, Refusal
 from .messages_health import Beat, HealthAsk, HealthReply, HealthRow, StandAsk, StandReply
@@ -119,7 +120,10 @@ class Monitor:
         self._sent_ms = 0
         self._reported: Report | None = None
         self._is_over = False
-        self._selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._door = Door(
+            partial(self._selector.register, listener, selectors.EVENT_READ, self._accept),
+            partial(self._selector.unregister, listener),
+        )
         if pipe is not None:
             self._selector.register(pipe, selectors.EVENT_READ, self._hear_elector)
 
@@ -130,6 +134,7 @@ class Monitor:
         while not self._is_over and not should_stop():
             self._take_all()
             at_ms = monotonic_ms()
+            self._door.tick(at_ms)
             self._detector.tick(at_ms)
             for dial in self._dials.values():
                 dial.tick(at_ms)
@@ -258,10 +263,11 @@ class Monitor:
         try:
             accepted = accept(self._listener, self._secret)
         except WireError as error:
-            logger.warning("%s", error)
+            self._door.shut(str(error))
             return
         if accepted is None:
             return
+        self._door.took()
         link, _host = accepted
         strangers = [caller for caller in self._callers.values() if not caller.is_trusted]
         if len(strangers) >= STRANGERS_MAX:

@@ -34,6 +34,7 @@ from ..store.promise import Promise
 from .credentials import Secret, check_secret
 from .crossing import Crossing
 from .cut import CommittedError, cut_log, finish_cut
+from .door import Door
 from .faults import clear_fault
 from .install import Incoming, finish_install
 from .link import LinkClosed, accept, listen
@@ -99,18 +100,25 @@ class Receiver:
         self._parted_fault = PartedFault(node.store)
         self._primary = ""
         self._full_since_ms = 0
-        self._broken: PerdureError | None = None
+        self._broken: PerdureError | OSError | None = None
         self._slots = SlotWriter(node.store)
         self._told_of: set[str] = set()
         """Nodes whose slots the primary has told of: each is a file here."""
         self._listener = listen(host, port)
         self.port = int(self._listener.getsockname()[1])
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._door = Door(
+            partial(self._selector.register, self._listener, selectors.EVENT_READ, self._accept),
+            partial(self._selector.unregister, self._listener),
+        )
 
     # -- the loop --------------------------------------------------------------------------------
 
     def run(self, should_stop: Callable[[], bool]) -> None:
-        """Serve until `should_stop` says so. Raises PoisonedError or CorruptError."""
+        """Serve until `should_stop` says so.
+
+        Raises PoisonedError or CorruptError, and what stopped a change of the log halfway: nothing may be
+        appended until serve_receiver has finished it.
+        """
         ask_for_short_slices()
         ticked_ms = 0
         while True:
@@ -122,8 +130,8 @@ class Receiver:
                 self._tick(at_ms)
             for key, mask in self._selector.select(TICK_MS / 1000):
                 key.data(mask)
-            if self._broken is not None:
-                raise self._broken
+                if self._broken is not None:
+                    raise self._broken
 
     def wake_on(self, file: Any, on_ready: Callable[[], object]) -> None:
         """Also wait for `file` (a descriptor) to be readable."""
@@ -132,8 +140,7 @@ class Receiver:
     def close(self) -> None:
         for visitor in list(self._visitors.values()):
             self._drop(visitor)
-        if self._incoming is not None:
-            self._incoming.close()
+        self._end_incoming()
         self.crossing.end()
         self._slots.close()
         self._selector.close()
@@ -141,6 +148,7 @@ class Receiver:
         self.node.close()
 
     def _tick(self, at_ms: int) -> None:
+        self._door.tick(at_ms)
         for visitor in list(self._visitors.values()):
             if at_ms - visitor.heard_ms > visitor.limit_ms():
                 self.end(visitor, WireError(f"{visitor.link.peer} was silent for too long"))
@@ -156,6 +164,8 @@ class Receiver:
         if self._incoming is not None:
             self._install_if_whole()
         self.crossing.go_on()
+        if self._broken is not None:
+            raise self._broken
         self._look_at_rebuild()
         if shipper is None:
             self.node.skip_ahead()
@@ -172,10 +182,11 @@ class Receiver:
         try:
             accepted = accept(self._listener, self.secret)
         except WireError as error:
-            logger.warning("%s", error)
+            self._door.shut(str(error))
             return
         if accepted is None:
             return
+        self._door.took()
         link, _host = accepted
         strangers = [visitor for visitor in self._visitors.values() if not visitor.is_trusted]
         if len(strangers) >= STRANGERS_MAX:
@@ -268,7 +279,11 @@ class Receiver:
     # -- the stream ------------------------------------------------------------------------------
 
     def streams_from(self, visitor: Visitor) -> None:
-        """This visitor ships from now on: an older connection of the primary is dead, or should be."""
+        """This visitor ships from now on: an older connection of the primary is dead, or should be.
+
+        A snapshot that an older one was sending must not replace the log that goes on here.
+        """
+        self._end_incoming()
         old = self._shipper
         self._shipper = visitor
         self._primary = visitor.primary
@@ -419,8 +434,7 @@ class Receiver:
 
     def begin_install(self, offer: SnapshotOffer, reign: Promise) -> SnapshotWant:
         """A snapshot comes from the primary of a reign: say how much of it is here already."""
-        if self._incoming is not None:
-            self._incoming.close()
+        self._end_incoming()
         self._incoming = Incoming(self.node, offer, reign)
         return self._incoming.want()
 
@@ -443,13 +457,26 @@ class Receiver:
         except (PerdureError, OSError) as error:
             for visitor in ended:
                 self.end(visitor, error)
-            incoming.close()
-            self._incoming = None
+            self._end_incoming()
+            self.end_if_planned(names.INSTALL_PLAN, error)
             return
         self._incoming = None
         self.reopen()
         for visitor in ended:
             self._drop(visitor)  # the primary comes again, and finds a log to go on from
+
+    def _end_incoming(self) -> None:
+        """Wait for the snapshot no more; what is here of it stays for the next offer."""
+        if self._incoming is not None:
+            self._incoming.close()
+            self._incoming = None
+
+    def end_if_planned(self, plan: str, error: PerdureError | OSError) -> None:
+        """A change of the log failed. If its plan stands, this process ends before it appends anything: the
+        next one finishes the plan first, which would take off what is acknowledged meanwhile."""
+        if (self.node.store / plan).exists():
+            logger.critical("ends, so that its next start finishes the plan: plan=%s error=%s", plan, error)
+            self._broken = error
 
     def reopen(self) -> None:
         """The log was changed under its handle: open it anew, with the same locks.
@@ -488,7 +515,8 @@ def serve_receiver(
 
     Raises StoreInUseError if a receiver runs already, WireError if the address is taken, CorruptError
     for a damaged log (a replica that lost what it acknowledged must not go on by itself), PoisonedError
-    after a failed sync, and UsageError for a secret that is too short.
+    after a failed sync, StorageError if a snapshot or a rejoin could not be carried out to its end (call it
+    again, as run_replica does), and UsageError for a secret that is too short.
     """
     check_secret(secret, host)
     path = Path(store)

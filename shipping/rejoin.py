@@ -7,16 +7,18 @@ durable before the next; a crash after any of them is finished by finish_rejoin,
 it opens the log. Until then nobody else opens the store.
 
     1. the plan
-    2. the old segments from behind the fork are copied to `diverged/`, whole; snapshots move there
-    3. the plan says so
-    4. the mark is set back to the fork; the segment that holds it is rewritten up to there, the old ones
-       behind it are removed, and the new frames come in segments of their own, with the mark behind them
+    2. the old segments from behind the fork are copied to `diverged/`, whole
+    3. the plan says so; before that nothing was changed, and a plan whose files are lost is dropped
+    4. the snapshots from behind the fork move to `diverged/`; the mark is set back to the fork; the segment
+       that holds it is rewritten up to there, the old ones behind it are removed, and the new frames come in
+       segments of their own, with the mark behind them
     5. the control page is renewed: every process looks again, and waits for the plan to go
     6. one transaction of the back end sets the touched sessions, folds the new frames for all others, and
        says that the state stands at L; digest and count were compared with the frame of L before step 1
     7. the control page says where the state stands; the plan is removed, then `rejoin/`
 
-After a power loss the state is not trusted anyway, and is made anew from snapshot and log.
+A failure after step 1 ends the receiver, so that the next one finishes the plan before anything else. After
+a power loss the state is not trusted anyway, and is made anew from snapshot and log.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ import xxhash
 from ..store import names
 from ..store.backends import open_backend
 from ..store.cursor import LogCursor, list_segments
-from ..store.errors import CorruptError, DivergedError
+from ..store.errors import CorruptError, DivergedError, StorageError
 from ..store.files import (
     make_directory,
     pread_exactly,
@@ -206,13 +208,28 @@ def begin_rejoin(
 def finish_rejoin(store: Path) -> bool:
     """Carry out a rejoin that was planned; says whether there was one.
 
-    Raises LockTimeoutError, StorageError and its kinds, CorruptError.
+    One that has changed nothing yet, and whose files are lost, is dropped: it is decided anew. Raises
+    LockTimeoutError, StorageError and its kinds, CorruptError.
     """
     plan = read_small_file(store / names.REJOIN_PLAN, MAGIC, VERSION, RejoinPlan)
+    if plan is not None and not plan.is_kept and (why := _why_lost(store, plan)):
+        logger.error("a planned rejoin is dropped, and nothing was changed: fork=%s why=%s", plan.fork, why)
+        remove_durably(store / names.REJOIN_PLAN)
+        plan = None
     if plan is None:
         shutil.rmtree(store / names.REJOIN, ignore_errors=True)
         return False
     return _locked(store, plan, None, None)
+
+
+def _why_lost(store: Path, plan: RejoinPlan) -> str:
+    """Why what was gathered for a plan is of no use any more; empty if it is whole."""
+    try:
+        read_part(store, FRAMES, plan.frames_hash)
+        read_part(store, RECORDS, plan.records_hash)
+    except (StorageError, CorruptError) as error:
+        return str(error)
+    return ""
 
 
 def _locked(store: Path, plan: RejoinPlan, prepared: Prepared | None, reign: Promise | None) -> bool:
@@ -253,6 +270,7 @@ def _carry_out(store: Path, identity: Identity, plan: RejoinPlan, prepared: Prep
     if not plan.is_kept:
         plan = _keep(store, plan)
     at = StatePosition(*plan.at)
+    move_snapshots(store, plan.fork[1], store / names.DIVERGED / plan.folder)
     _swap_log(store, identity, plan)
     renew_page(store, committed_lsn=at.lsn, keep_folded=False)
     folded_lsn = _move_state(store, identity, plan, prepared)
@@ -273,7 +291,6 @@ def _keep(store: Path, plan: RejoinPlan) -> RejoinPlan:
     make_directory(folder)
     for file in segments_behind(names.log_path(store), plan.fork[1]):
         keep_copy(file, folder)
-    move_snapshots(store, plan.fork[1], folder)
     plan = msgspec.structs.replace(plan, is_kept=True)
     publish_small(store / names.REJOIN_PLAN, MAGIC, VERSION, plan)
     return plan
@@ -283,8 +300,11 @@ def _swap_log(store: Path, identity: Identity, plan: RejoinPlan) -> None:
     """Step 4; the same again after a crash."""
     log, fork, at = names.log_path(store), Position(*plan.fork), StatePosition(*plan.at)
     frames = read_part(store, FRAMES, plan.frames_hash)
+    before_fork = [file for file in list_segments(log) if file.first_lsn <= fork.lsn]
+    if not before_fork:
+        raise CorruptError("no segment holds the fork of a planned rejoin", path=log, lsn=fork.lsn)
     set_mark(store, identity, fork, fork.lsn)
-    holding = [file for file in list_segments(log) if file.first_lsn <= fork.lsn][-1]
+    holding = before_fork[-1]
     cursor = LogCursor(log, identity.cluster_id, cluster_key(identity.cluster_id), identity.shard)
     try:
         footer = footer_up_to(cursor, holding, fork.lsn)

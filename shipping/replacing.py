@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from ..store import names
-from ..store.errors import FencedError
+from ..store.errors import FencedError, StoreInUseError
 from ..store.files import rename_durably, sync_directory
 from ..store.frame import cluster_key
 from ..store.identity import Identity
@@ -95,6 +95,16 @@ def renew_page(store: Path, *, committed_lsn: int, keep_folded: bool) -> None:
         page.bump()
     finally:
         page.close()
+
+
+def check_unplanned(store: Path, plan: str) -> None:
+    """Raise StoreInUseError while a plan stands: it needs the files that are about to be written anew."""
+    if (store / plan).exists():
+        raise StoreInUseError(
+            "a change of this node's log was begun and not completed, and nothing else is begun before that",
+            path=store / plan,
+            hint="The node's receiver completes it when it starts.",
+        )
 
 
 def move_if_there(source: Path, target: Path) -> bool:

@@ -79,14 +79,6 @@ class ReplicaLog:
         finally:
             log.unlock()
 
-    def held(self) -> Promise:
-        """The promise in force."""
-        self._log.lock_any()
-        try:
-            return self._log.promise
-        finally:
-            self._log.unlock()
-
     # -- frames ----------------------------------------------------------------------------------
 
     def append(

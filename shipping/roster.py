@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..store.control import Config
-from ..store.option import parse_address
+from ..store.option import split_address
 
 Address = tuple[str, int]
 
 
 def node_addresses(config: Config, own: str, configured: Mapping[str, Address]) -> dict[str, Address]:
     """(host, port) of the receivers of all other nodes, witnesses included."""
-    told = {name: parse_address(address) for name, address in config.members.items()}
+    told = {name: split_address(address) for name, address in config.members.items()}
     kept = {
         name: address
         for name, address in configured.items()

@@ -15,6 +15,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from time import monotonic
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -22,8 +23,10 @@ from ..store.errors import ForeignError, PerdureError, WireError
 from .auth import CLIENT, NONCE_BYTES, Listening
 from .conversation import Conversation
 from .credentials import Secret, check_secret
+from .door import Door
 from .link import Link, LinkClosed, accept, listen
 from .messages import FOREIGN, REFUSED, Greet, Message, Proof, Refusal
+from .nodelog import monotonic_ms
 from .wire_errors import failed
 
 logger = logging.getLogger(__name__)
@@ -77,14 +80,18 @@ class Server:
     def run(self, should_stop: Callable[[], bool], lifeline: int | None = None) -> None:
         """Serve until `should_stop` says so, or `lifeline` (a descriptor) is readable."""
         poller = select.poll()
-        poller.register(self._listener, select.POLLIN)
+        door = Door(
+            partial(poller.register, self._listener, select.POLLIN),
+            partial(poller.unregister, self._listener),
+        )
         if lifeline is not None:
             poller.register(lifeline, select.POLLIN | select.POLLHUP)
         while not should_stop():
+            door.tick(monotonic_ms())
             for descriptor, _ in poller.poll(TICK_MS):
                 if descriptor == lifeline:
                     return
-                self._accept()
+                self._accept(door)
 
     def close(self) -> None:
         """Hang up on everybody, and wait a moment for the handlers that are at work."""
@@ -97,14 +104,15 @@ class Server:
         for guest in guests:
             guest.thread.join(max(0.0, deadline - monotonic()))
 
-    def _accept(self) -> None:
+    def _accept(self, door: Door) -> None:
         try:
             accepted = accept(self._listener, self._secret)
         except WireError as error:
-            logger.warning("%s", error)
+            door.shut(str(error))
             return
         if accepted is None:
             return
+        door.took()
         link, _ = accepted
         with self._mutex:
             is_full = len(self._guests) >= CONNECTIONS_MAX

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Final, TypeVar
 
 from ..store.errors import WireError
-from .asking import refused
+from .asking import refused, refused_unproved
 from .auth import CLIENT, NONCE_BYTES, Connecting
 from .conversation import Conversation
 from .credentials import Secret, check_secret
@@ -127,7 +127,7 @@ class ServerClient:
     def _expect(self, talk: Conversation, kind: type[M], deadline: float) -> M:
         message, _ = talk.take(deadline)
         if isinstance(message, Refusal):
-            raise refused(message, self.name)
+            raise refused_unproved(message, self.name)
         if not isinstance(message, kind):
             raise WireError(f"{self.name} greeted with a {type(message).__name__} message")
         return message

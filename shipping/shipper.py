@@ -39,7 +39,7 @@ from .readiness import Readiness
 from .reign import SILENCE_MS, SLOT_BUDGET_BYTES, Fenced, Reign
 from .roster import replica_addresses
 from .slices import ask_for_short_slices
-from .slots import SlotWriter, read_slots, slot_or_new
+from .slots import SlotWriter, slot_nodes, slot_or_new
 from .wake import POLL_MS, UNANNOUNCED_MIN, PokeSocket, Wake, Watcher
 from .window import Window
 
@@ -289,9 +289,9 @@ class Shipper:
                     continue
                 peers[name] = Peer(reign, name, host, port, slot_or_new(store, name))
         if config.members:
-            for slot in read_slots(store):
-                if slot.node not in wanted and slot.node not in config.voters:
-                    self._slots.drop(slot.node)
+            for node in slot_nodes(store):
+                if node not in wanted and node not in config.voters:
+                    self._slots.drop(node)
         self._peers = [peers[name] for name in sorted(peers)]
 
     def _electorate_changed(self) -> None:
@@ -356,6 +356,7 @@ class Shipper:
             peer.tick(at_ms)
             self._slots.put(peer.slot)
         self._count_voters()
+        self._gate.tick(at_ms)
         self._watcher.rest()
         self._log.flusher.sync_mark()
         self._node.clock.tick(is_primary=self._log.is_primary)

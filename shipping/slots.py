@@ -100,10 +100,15 @@ def read_slot(store: Path, node: str) -> Slot | None:
 
 def read_slots(store: Path) -> list[Slot]:
     """All slots by node. Raises FormatError, naming the file, if one is damaged."""
+    slots = [read_slot(store, node) for node in slot_nodes(store)]
+    return [slot for slot in slots if slot is not None]
+
+
+def slot_nodes(store: Path) -> list[str]:
+    """The nodes that have a slot, be it damaged, by name."""
     with translated("cannot list the slots", store / names.SLOTS):
         found = [names.parse_slot_name(name) for name in os.listdir(store / names.SLOTS)]
-    slots = [read_slot(store, node) for node in sorted(node for node in found if node)]
-    return [slot for slot in slots if slot is not None]
+    return sorted(node for node in found if node)
 
 
 def remove_slot(store: Path, node: str) -> None:
@@ -115,7 +120,8 @@ def slot_or_new(store: Path, node: str) -> Slot:
     """The slot of a node; an empty one if there is none or it is damaged (it costs a snapshot at most)."""
     try:
         return read_slot(store, node) or new_slot(node)
-    except FormatError:
+    except FormatError as error:
+        logger.warning("a slot is begun anew: node=%s error=%s", node, error)
         return new_slot(node)
 
 

@@ -33,6 +33,7 @@ from .messages_rejoin import (
 from .nodelog import NodeLog
 from .rejoin import EPOCH_LIMIT, FRAMES, Prepared, open_trusted, prepare, write_records
 from .rejoin_plan import KEYS_LOG_BYTES_MAX
+from .replacing import check_unplanned
 from .touched import TooMuchError, events_of, renames_of, tied, touched_keys
 
 FETCH_BYTES: Final = 1 << 20
@@ -44,7 +45,8 @@ class Taking:
     """One try to take the touched keys."""
 
     def __init__(self, node: NodeLog, offer: KeysOffer) -> None:
-        """Raises DivergedError if the offered fork is not in this node's log."""
+        """Raises DivergedError if the offered fork is not in this node's log, StoreInUseError while another
+        rejoin is half done, StorageError."""
         self.fork = Position(*offer.fork)
         self.at = StatePosition(*offer.at)
         self.prepared: Prepared | None = None
@@ -61,6 +63,7 @@ class Taking:
         self._record_bytes = 0
         self._is_asking = self._is_preparing = False
         self._failed: PerdureError | OSError | None = None
+        check_unplanned(node.store, names.REJOIN_PLAN)
         with translated("cannot gather what a rejoin needs", self._folder):
             shutil.rmtree(self._folder, ignore_errors=True)
             make_directory(self._folder)

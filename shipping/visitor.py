@@ -22,7 +22,7 @@ from ..store.errors import (
     WireError,
 )
 from ..store.ids import Position
-from ..store.promise import Promise
+from ..store.promise import Promise, read_promise
 from .auth import NONCE_BYTES, SHIPPER, Listening
 from .install import incoming_name
 from .link import Link
@@ -183,7 +183,7 @@ class Visitor:
             return
         code, held = REFUSED, None
         if isinstance(error, (FencedError, PromiseRefusedError)):
-            code, held = FENCED, self._receiver.replica.held()
+            code, held = FENCED, read_promise(self._receiver.node.store)
         elif isinstance(error, ForeignError):
             code = FOREIGN
         elif isinstance(error, PositionGoneError):

@@ -14,7 +14,7 @@ import msgspec
 
 from ..store import names
 from ..store.errors import FormatError
-from ..store.option import parse_address
+from ..store.option import split_address
 from ..store.smallfile import publish_small, read_small_file
 from .credentials import Secret, TlsFiles, secret_of, tls_of
 
@@ -46,7 +46,7 @@ class NodeWays(msgspec.Struct, frozen=True):
 
     def addresses(self, own: str) -> dict[str, tuple[str, int]]:
         """(host, port) of all nodes but `own`. Raises UsageError for what is no address."""
-        return {node: parse_address(address) for node, address in self.peers.items() if node != own}
+        return {node: split_address(address) for node, address in self.peers.items() if node != own}
 
 
 def ways_of(

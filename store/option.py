@@ -21,6 +21,8 @@ STORE: Final = "store"
 PREFIX: Final = "PERDURE_"
 NONE_WORD: Final = "none"
 PORT_MAX: Final = 65_535
+HOST_PART_CHARS_MAX: Final = 63
+"""Between two dots of a host's name."""
 _URL: Final = re.compile(r"https?://[A-Za-z0-9.\-\[\]:_]{1,300}/?\Z")
 _FLAGS: Final = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
@@ -172,6 +174,19 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def parse_address(text: str) -> tuple[str, int]:
     """(host, port) of HOST:PORT; an IPv6 host stands in brackets. Raises UsageError."""
+    host, port = split_address(text)
+    parts = host.removesuffix(".").split(".")
+    if not all(0 < len(part) <= HOST_PART_CHARS_MAX for part in parts):
+        raise UsageError(
+            f"{text!r} is no address: a part of the host's name is empty, or longer than "
+            f"{HOST_PART_CHARS_MAX} characters",
+            hint="Give HOST:PORT, for example node2.example.net:7001.",
+        )
+    return host, port
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """As parse_address, whatever the host's name is: for what was written down already."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > PORT_MAX:

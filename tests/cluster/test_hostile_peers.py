@@ -8,17 +8,30 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
 
 from perdure.recovery.scan import SegmentScan
-from perdure.shipping import ForwardService, Server, ServerClient, open_node_log, peer, server, visitor
+from perdure.shipping import (
+    ForwardService,
+    NodeClient,
+    Server,
+    ServerClient,
+    open_node_log,
+    peer,
+    read_slots,
+    server,
+    visitor,
+)
 from perdure.shipping.auth import CLIENT, NONCE_BYTES, SHIPPER, Connecting
 from perdure.shipping.messages import (
+    DIVERGED,
     ENVELOPE,
     FENCED,
+    FOREIGN,
+    GONE,
     GREETING_BYTES_MAX,
     KINDS,
     PROTOCOL,
@@ -45,13 +58,13 @@ from perdure.shipping.receiver import STRANGERS_MAX
 from perdure.shipping.wire_types import NODES_MAX
 from perdure.store import Config, FencedError, PromiseRefusedError, SessionStore, read_promise, zstd
 from perdure.store.cursor import list_segments
-from perdure.store.errors import WireError
+from perdure.store.errors import ForeignError, WireError
 from perdure.store.ids import EPOCH_JUMP_MAX, EPOCH_MAX
 from perdure.store.page import Word
 from perdure.store.promise import NO_PROMISE, Promise, decide_promise
 from tests.cluster.nodes import CLUSTER, SECRET, Cluster, cluster_of, until
 from tests.support.fuzz import SEED_VARIABLE, damaged
-from tests.support.hostile import HostileLink, HostileNode, Intruder, mad_message
+from tests.support.hostile import HostileLink, HostileNode, Intruder, Stranger, mad_message
 
 OTHER_SECRET = b"another secret, 32 bytes long..."
 SEED = int(os.environ.get(SEED_VARIABLE) or secrets.randbits(32))
@@ -357,6 +370,28 @@ def test_a_primary_that_was_replaced_commits_nothing_on_the_node_that_replaced_i
             node.close()
 
 
+def test_a_primary_is_told_that_it_was_replaced_while_another_process_holds_the_write_lock(
+    tmp_path: Path,
+) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        filled(cluster)
+        intruder, welcome = as_primary(cluster)
+        with intruder, closing(open_node_log(cluster.path("n2"), [])) as node:
+            intruder.say(Start(welcome.end), Heartbeat(0, 0, 0, 1))
+            assert isinstance(intruder.hear(), Ack)
+            node.log.lock_any()
+            try:
+                node.log.give_promise(Promise(2, "n2"))
+                intruder.say(Heartbeat(0, 0, 0, 2))
+                refusal = intruder.hear()
+            finally:
+                node.log.unlock()
+            assert isinstance(refusal, Refusal)
+            assert (refusal.code, refusal.epoch, refusal.candidate) == (FENCED, 2, "n2")
+        assert is_served(cluster)
+        cluster.stop_here()  # raises what the receiver raised, if it did
+
+
 def test_a_primary_that_tells_of_too_many_nodes_fills_no_disk(tmp_path: Path) -> None:
     with cluster_of(tmp_path, 2) as cluster:
         filled(cluster)
@@ -587,6 +622,70 @@ def test_a_mad_voter_is_passed_over_when_epochs_are_counted(tmp_path: Path) -> N
         cluster.serve_here("n1")
         with pytest.raises(PromiseRefusedError), cluster.client("n1") as client:
             client.promise(Promise(EPOCH_MAX, "n3"))
+
+
+# -- strangers where a node should listen ------------------------------------------------------------
+
+
+STRANGE_REFUSALS = [
+    pytest.param(Refusal(code, "no", epoch, "zz" if epoch else ""), challenges, id=f"{code}-{when}")
+    for code, epoch in ((FENCED, 2), (DIVERGED, 0), (GONE, 0), (FOREIGN, 2))
+    for challenges, when in ((False, "greeting"), (True, "proof"))
+]
+
+
+@pytest.mark.parametrize(("word", "challenges"), STRANGE_REFUSALS)
+def test_a_stranger_at_a_replicas_address_deposes_no_primary_and_no_log_goes_for_what_it_says(
+    tmp_path: Path, word: Refusal, challenges: bool
+) -> None:
+    with (
+        cluster_of(tmp_path, 3, sync_replicas=1) as cluster,
+        Stranger(word, challenges=challenges) as stranger,
+    ):
+        cluster.serve_here("n2")
+        cluster.ports["n3"] = stranger.port
+        cluster.ship_here("n1")
+        store = cluster.open("n1")
+        until(lambda: cluster.slot_state("n1", "n3")[1], "the slot says what the stranger does")
+        ids = [store.create({"n": number}) for number in range(5)]
+        until(lambda: cluster.end("n2") == cluster.end("n1"), "n2 has all of it")
+        assert all(store.peek(id) is not None for id in ids)
+        assert read_promise(cluster.path("n1")) == Promise(1, "n1")
+        assert next(slot for slot in read_slots(cluster.path("n1")) if slot.node == "n3").keeps_log
+
+
+@pytest.mark.parametrize(("word", "challenges"), STRANGE_REFUSALS)
+def test_a_stranger_at_a_voters_address_stops_no_promotion(
+    tmp_path: Path, word: Refusal, challenges: bool
+) -> None:
+    from perdure.recovery import promote
+
+    with (
+        cluster_of(tmp_path, 3, sync_replicas=1) as cluster,
+        Stranger(word, challenges=challenges) as stranger,
+    ):
+        cluster.serve_here("n1", "n2")
+        cluster.ship_here("n1")
+        cluster.open("n1").create({})
+        until(lambda: cluster.end("n2") == cluster.end("n1"), "n2 has it")
+        peers = {"n1": ("127.0.0.1", cluster.ports["n1"]), "n3": ("127.0.0.1", stranger.port)}
+        report = promote(cluster.path("n2"), peers, SECRET)
+        assert (report.epoch, report.promisers, report.unheard) == (2, ("n1",), ("n3",))
+        with suppress(FencedError):
+            cluster.stop_here()
+
+
+@pytest.mark.parametrize(("word", "challenges"), STRANGE_REFUSALS)
+def test_what_a_stranger_refuses_is_no_answer_of_a_node(word: Refusal, challenges: bool) -> None:
+    with Stranger(word, challenges=challenges) as stranger:
+        expected = ForeignError if word.code == FOREIGN else WireError
+        with pytest.raises(expected, match="refuses"):
+            NodeClient("127.0.0.1", stranger.port, cluster_id=CLUSTER, secret=SECRET)
+        with (
+            ServerClient("127.0.0.1", stranger.port, cluster_id=CLUSTER, secret=SECRET) as client,
+            pytest.raises(expected, match="refuses"),
+        ):
+            client.ask(StatusAsk(), StatusReply)
 
 
 # -- the server --------------------------------------------------------------------------------------

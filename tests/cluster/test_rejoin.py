@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,14 @@ import pytest
 from perdure.recovery import plan_rejoin, rejoin, take_snapshot
 from perdure.shipping import open_node_log, read_fault
 from perdure.shipping.peer import KEYS_TRIES
-from perdure.store import Config, CorruptError, DivergedError, NotPrimaryError, SessionStore
+from perdure.store import (
+    Config,
+    CorruptError,
+    DivergedError,
+    NotPrimaryError,
+    SessionStore,
+    StorageFullError,
+)
 from perdure.store.page import ControlPage, Word, read_boot_id
 from perdure.store.promise import Promise
 from tests.cluster.nodes import HOST, SECRET, Cluster, cluster_of, session_ids, until
@@ -282,6 +290,31 @@ def test_records_that_cannot_be_taken_lead_to_a_snapshot(
         assert session_ids(cluster.path("n1")) == {shared}
         assert lost.encode() in kept_bytes(cluster, "n1")
         assert list((cluster.path("n1") / "aside").glob("replaced-*")), "by a snapshot"
+
+
+def test_a_rejoin_for_which_there_was_no_room_is_completed_when_the_receiver_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        _, shared, lost = part(cluster, backend_folds=True)
+        tried = 0
+
+        def no_room(*_: object) -> None:
+            nonlocal tried
+            tried += 1
+            raise OSError(errno.ENOSPC, "no room: made up for this test")
+
+        monkeypatch.setattr("perdure.shipping.rejoin.keep_copy", no_room)
+        return_of_n1(cluster)
+        until(lambda: tried, "a rejoin was tried")
+        with pytest.raises(StorageFullError, match="cannot rejoin"):
+            cluster.stop_here()
+        assert tried == 1
+        monkeypatch.undo()
+        cluster.serve_here("n1")
+        assert not (cluster.path("n1") / "rejoin.plan").exists()
+        assert session_ids(cluster.path("n1")) == {shared}
+        assert lost.encode() in kept_bytes(cluster, "n1")
 
 
 class _BrokenImage:

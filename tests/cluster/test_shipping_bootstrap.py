@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from perdure.recovery import take_snapshot
-from perdure.shipping import ShipperOptions, read_slots
-from perdure.store import SessionStore
+from perdure.shipping import ShipperOptions, read_slots, serve_receiver
+from perdure.store import Config, Promise, SessionStore, StorageFullError
 from perdure.store.cursor import list_segments
+from perdure.store.files import make_directory
 from perdure.store.page import Word
-from tests.cluster.nodes import Cluster, cluster_of, session_ids, until
+from tests.cluster.nodes import HOST, SECRET, Cluster, cluster_of, session_ids, until
+from tests.cluster.test_shipping_safety import become_primary
+from tests.support.ports import free_ports
 
 
 def test_a_new_replica_is_bootstrapped_from_a_snapshot_when_the_log_was_dropped(tmp_path: Path) -> None:
@@ -140,6 +147,73 @@ def test_a_damaged_part_is_found_and_sent_anew(tmp_path: Path) -> None:
         assert cluster.end("n2").lsn == 0
         snapshot.write_bytes(good)
         expect_same(cluster)
+
+
+def test_an_installation_that_stopped_halfway_takes_off_nothing_that_was_acknowledged_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """n1's snapshot does not get in; then n3, which has the whole log, ships to the same node."""
+    with cluster_of(tmp_path, 3) as cluster:
+        cluster.start_here()
+        store = cluster.open("n1")
+        store.create({"n": 0})
+        until(lambda: cluster.end("n2") == cluster.end("n3") == cluster.end("n1"), "all have it")
+        cluster.stop_here()
+        cluster.ports = {"n3": cluster.ports["n3"]}
+        cluster.serve_here("n3")
+        cluster.ship_here("n1")
+        write_segments(cluster)
+        until(lambda: cluster.end("n3") == cluster.end("n1"), "n3 has the whole log")
+        cluster.stop_here()
+        take_snapshot(cluster.path("n1"))
+        drop_log_before_snapshot(cluster)
+        has_room = threading.Event()
+
+        def only_with_room(folder: Path) -> None:
+            if folder.name.startswith("replaced-") and not has_room.is_set():
+                raise OSError(errno.ENOSPC, "no room: made up for this test")
+            make_directory(folder)
+
+        monkeypatch.setattr("perdure.shipping.install.make_directory", only_with_room)
+        serve_again(cluster, "n2")
+        cluster.ship_here("n1")
+        until((cluster.path("n2") / "install.plan").exists, "the installation is planned")
+        stopping, shipper = cluster._here.pop()
+        stopping.set()
+        shipper.result(30)
+        has_room.set()
+        become_primary(cluster, "n3", Promise(2, "n3"), Config(cluster.names, 0))
+        cluster.ship_here("n3")
+        end = cluster.end("n3")
+        until(lambda: acked_lsn(cluster, "n3", "n2") == end.lsn, "n2 has acknowledged all")
+        cluster.stop_here()
+        cluster.serve_here("n2")
+        assert cluster.end("n2") == end
+
+
+def serve_again(cluster: Cluster, name: str) -> None:
+    """A receiver as its supervisor has it: started again whenever it ends for want of room."""
+    (port,) = free_ports(1)
+    cluster.ports[name] = port
+    ready = threading.Event()
+
+    def serve(*, should_stop: Callable[[], bool]) -> None:
+        while not should_stop():
+            with suppress(StorageFullError):
+                serve_receiver(
+                    cluster.path(name),
+                    HOST,
+                    port,
+                    secret=SECRET,
+                    should_stop=should_stop,
+                    on_ready=lambda _port: ready.set(),
+                )
+
+    cluster._run_here(ready, serve)
+
+
+def acked_lsn(cluster: Cluster, primary: str, replica: str) -> int:
+    return max((slot.lsn for slot in read_slots(cluster.path(primary)) if slot.node == replica), default=0)
 
 
 def write_segments(cluster: Cluster) -> SessionStore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from perdure.shipping import read_fault, shipping_status
-from perdure.store import CorruptError, DivergedError, SessionStore
+from perdure.recovery import remove_member
+from perdure.shipping import Credentials, open_node_log, read_fault, shipping_status
+from perdure.shipping.slots import read_slots
+from perdure.store import Config, CorruptError, DivergedError, SessionStore
 from perdure.store.backends import open_backend
 from perdure.store.cursor import list_segments
 from perdure.store.page import Word
-from tests.cluster.nodes import Cluster, cluster_of, until
+from tests.cluster.nodes import HOST, SECRET, Cluster, cluster_of, until
 from tests.support.faults.powercut import reason_not_to_mount
 
 
@@ -143,3 +146,53 @@ def test_the_sessions_of_a_replica_can_be_read_while_it_follows(tmp_path: Path) 
         ids = [store.create({"n": number}) for number in range(50)]
         until(lambda: all(reader.peek(id) is not None for id in ids), "the reader sees every session")
         assert reader.count() == 50
+
+
+@contextlib.contextmanager
+def with_member_at(folder: Path, address: str) -> Iterator[Cluster]:
+    """n1 and n2, both of which every write needs, and a member n3 that is said to be at `address`."""
+
+    class Told(Cluster):
+        def begin(self, name: str, config: Config) -> None:
+            super().begin(name, config)
+            node = open_node_log(self.path(name), [])
+            try:
+                node.log.lock()
+                node.log.change_config(Config(config.voters, 1, {"n3": address}))  # unchecked
+                node.log.unlock()
+            finally:
+                node.close()
+
+    cluster = Told(folder, ("n1", "n2"), 1, "lmdb")
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def begin_shipping(cluster: Cluster) -> None:
+    cluster.serve_here("n2")
+    cluster.ship_here("n1", secret=Credentials(SECRET, allow_plain=True))
+
+
+def test_damaged_slots_do_not_stop_shipping(tmp_path: Path) -> None:
+    with with_member_at(tmp_path, f"{HOST}:1") as cluster:
+        slots = cluster.path("n1") / "slots"
+        for node in ("n2", "n9"):
+            (slots / f"{node}.slot").write_bytes(b"not a slot")
+        begin_shipping(cluster)
+        cluster.open("n1").create({"n": 0})
+        lsn = cluster.word("n1", Word.COMMITTED)
+        until(lambda: sorted(path.name for path in slots.iterdir()) == ["n2.slot", "n3.slot"], "n9's goes")
+        until(lambda: read_slots(cluster.path("n1"))[0].lsn >= lsn, "n2's is made anew")
+
+
+def test_a_member_with_an_impossible_name_holds_back_nobody_and_can_be_taken_out(tmp_path: Path) -> None:
+    with with_member_at(tmp_path, "n3..lan:7000") as cluster:
+        begin_shipping(cluster)
+        store = cluster.open("n1")
+        store.create({"n": 0})
+        until(lambda: "n3..lan" in cluster.slot_state("n1", "n3")[1], "the slot says why n3 is not reached")
+        assert remove_member(cluster.path("n1"), "n3").members == {}
+        until(lambda: [slot.node for slot in read_slots(cluster.path("n1"))] == ["n2"], "n3's slot goes")
+        store.create({"n": 1})

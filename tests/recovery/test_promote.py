@@ -16,13 +16,17 @@ from perdure.shipping.nodelog import take_process_lock
 from perdure.shipping.replica_log import ReplicaLog
 from perdure.shipping.slots import new_slot, write_slot
 from perdure.store import (
+    CorruptError,
     DivergedError,
     FencedError,
+    ForeignError,
     NoQuorumError,
     PerdureError,
     PoisonedError,
     Position,
+    PositionGoneError,
     Promise,
+    PromiseRefusedError,
     WireError,
     names,
     read_promise,
@@ -266,22 +270,41 @@ def test_a_better_log_that_no_longer_reaches_back_is_not_fetched_and_says_what_t
     assert _end(cluster.at["b"]) == cluster.end
 
 
-def test_a_further_log_that_cannot_be_had_is_done_without_if_the_others_are_enough(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [WireError("connection reset"), ForeignError("of another cluster")])
+def test_a_further_log_that_cannot_be_had_is_done_without_if_the_others_are_enough(
+    tmp_path: Path, error: PerdureError
+) -> None:
     cluster = Cluster(tmp_path, "abcde", k=2)
     write(cluster.at["a"], 5)
     replicate(cluster.at["a"], cluster.at["c"])
 
     class Silent(DirectoryVoters):
         def fetch(self, node: str, after: Position, limit_bytes: int = 1 << 20) -> Iterator[bytes]:
-            raise WireError("connection reset", node=node)
+            raise error
 
     places = {name: cluster.at[name] for name in "cde"}
     report = promote(cluster.at["b"], Silent(places))
     assert report.before == cluster.end  # what c has more was on two disks only: never acknowledged
     assert report.promisers == ("d", "e")
     assert "c" in report.unheard
-    with pytest.raises(NoQuorumError, match="connection reset"):
+    with pytest.raises(NoQuorumError, match=error.message):
         promote(cluster.at["d"], Silent({"c": places["c"], "e": places["e"]}))
+
+
+@pytest.mark.parametrize("kind", [PromiseRefusedError, PositionGoneError, CorruptError])
+def test_a_voter_whose_answer_makes_no_sense_is_one_that_was_not_heard(
+    tmp_path: Path, kind: type[PerdureError]
+) -> None:
+    cluster = Cluster(tmp_path)
+
+    class Confused(DirectoryVoters):
+        def state(self, node: str) -> VoterState:
+            if node == "a":
+                raise kind("what was not asked", node=node)
+            return super().state(node)
+
+    report = promote(cluster.at["b"], Confused(cluster.at))
+    assert (report.promisers, report.unheard) == (("c",), ("a",))
 
 
 @pytest.mark.parametrize("is_needed", [False, True])
@@ -309,6 +332,15 @@ def test_a_voter_that_did_not_answer_is_asked_for_its_promise_only_where_the_oth
     assert voters.asked == (["a", "c"] if is_needed else ["a"])
     assert report.promisers == (("c",) if is_needed else ("a",))
     assert report.unheard == (("a",) if is_needed else ("c",))
+
+
+def test_a_damaged_slot_tells_nothing_and_stops_no_promotion(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, k=0)
+    write_slot(cluster.at["b"], msgspec.structs.replace(new_slot("a"), lsn=cluster.end.lsn + 7))
+    (cluster.at["b"] / names.SLOTS / "n9.slot").write_bytes(b"not a slot")
+    report = promote(cluster.at["b"], cluster.voters("c"), accept_data_loss=True)
+    assert report.epoch == 2
+    assert report.at_risk_to == cluster.end.lsn + 7
 
 
 def test_what_may_be_lost_stands_in_the_log_for_ever(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from perdure.recovery import promote
 from perdure.shipping import spawn_receiver
 from perdure.shipping.asking import NodeClient
-from perdure.store import NoQuorumError, Position, Promise, init_store, read_promise
+from perdure.store import NoQuorumError, Position, Promise, UsageError, init_store, read_promise
 from perdure.store.promise import give_promise
 from tests.recovery.nodes import CLUSTER, DirectoryVoters, make_node, make_primary, replicate, write
 
@@ -57,6 +57,13 @@ def test_a_candidate_that_cuts_and_fetches_while_its_receiver_runs_is_what_its_r
         status = client.status()
         client.close()
     assert (status.role, Position(*status.end)) == ("primary", report.start)
+
+
+def test_a_secret_that_will_not_do_is_said_and_no_voter_is_blamed(tmp_path: Path) -> None:
+    at = cluster(tmp_path)
+    with pytest.raises(UsageError, match="secret"):
+        promote(at["b"], {"c": ("127.0.0.1", 1)}, b"short")
+    assert read_promise(at["b"]).epoch == 1
 
 
 def test_a_wrong_secret_another_cluster_and_a_wrong_address_count_for_nothing(tmp_path: Path) -> None:

@@ -154,6 +154,25 @@ class HostileNode:
             self._act(link)
 
 
+class Stranger(HostileNode):
+    """Who listens where a node should, and answers a greeting, or the proof, with a word of its own."""
+
+    def __init__(self, word: Message, *, challenges: bool = False) -> None:
+        self._word, self._challenges = word, challenges
+        super().__init__(b"", b"", lambda _link: None)
+
+    def _meet(self, connection: socket.socket) -> None:
+        link = HostileLink(connection)
+        with connection, contextlib.suppress(OSError, WireError):
+            link.hear()
+            if self._challenges:
+                link.say(Challenge(os.urandom(NONCE_BYTES)))
+                link.hear()
+            link.say(self._word)
+            self.visits += 1
+            link.listen_on(1)
+
+
 class HostileLink(Intruder):
     """The other direction: a connection that was taken."""
 

@@ -18,6 +18,9 @@ from perdure.store.option import parse_address
         ("127.0.0.1:7001", ("127.0.0.1", 7001)),
         ("localhost:0", ("localhost", 0)),
         ("[::1]:65535", ("::1", 65535)),
+        ("[fe80::1%eth0.100]:1", ("fe80::1%eth0.100", 1)),
+        ("n4.lan.:1", ("n4.lan.", 1)),
+        (f"{'a' * 63}.lan:1", (f"{'a' * 63}.lan", 1)),
     ],
 )
 def test_an_address_is_host_and_port(text: str, address: tuple[str, int]) -> None:
@@ -28,6 +31,12 @@ def test_an_address_is_host_and_port(text: str, address: tuple[str, int]) -> Non
 def test_what_is_no_address_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError):
         parse_address(text)
+
+
+@pytest.mark.parametrize("host", [".", "n4..lan", ".lan", "n4.lan..", f"{'a' * 64}.lan"])
+def test_a_host_whose_name_cannot_be_looked_up_is_a_usage_error(host: str) -> None:
+    with pytest.raises(UsageError, match="a part of the host's name is empty, or longer than 63"):
+        parse_address(f"{host}:7001")
 
 
 def test_nodes_are_named_addresses() -> None:

@@ -16,6 +16,7 @@ from perdure.recovery.membership import (
     with_voter,
     with_witness,
     without_node,
+    without_vote,
 )
 from perdure.shipping import open_node_log
 from perdure.shipping.roster import node_addresses, replica_addresses
@@ -105,6 +106,23 @@ def test_the_address_of_another_node_is_refused(edit: Callable[[Config, str, str
         edit(told, "w", "h:1")
     assert with_member(told, "b", "h:1") == told
     assert edit(told, "w", "h:2").members["w"] == "h:2"
+
+
+@pytest.mark.parametrize("edit", [with_member, with_witness])
+@pytest.mark.parametrize("address", ["h", "h..lan:1", f"{'h' * 64}.lan:1"])
+def test_what_is_no_address_does_not_get_into_the_log(
+    edit: Callable[[Config, str, str], Config], address: str
+) -> None:
+    with pytest.raises(UsageError, match="is no address"):
+        change(THREE, edit(THREE, "w", address))
+
+
+def test_an_impossible_name_that_is_in_the_log_already_hides_no_other_node_and_can_be_taken_out() -> None:
+    told = Config(("a", "b", "c"), 1, {"b": "b..lan:1", "c": "h:2"})
+    assert node_addresses(told, "a", {}) == {"b": ("b..lan", 1), "c": ("h", 2)}
+    left = change(told, without_vote(told, "b"), streaming="c")
+    assert (left.voters, left.members) == (("a", "c"), told.members)
+    assert without_node(left, "b").members == {"c": "h:2"}
 
 
 def test_nodes_are_found_where_the_log_says_else_where_the_configuration_does() -> None:

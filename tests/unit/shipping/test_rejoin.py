@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.recovery import Level, verify
+from perdure.recovery import Level, take_snapshot, verify
 from perdure.shipping.bootstrap import log_sizes
 from perdure.shipping.keys_sender import KeysSender
 from perdure.shipping.messages import FetchAsk, FetchReply, Message
@@ -22,18 +23,23 @@ from perdure.shipping.replica_log import ReplicaLog
 from perdure.shipping.taking import Taking
 from perdure.store import (
     Config,
+    CorruptError,
     DivergedError,
     FencedError,
     OpenOptions,
     Position,
     SessionStore,
+    StorageError,
+    StorageFullError,
     StoreInUseError,
     begin_cluster,
     init_store,
     open_store,
 )
+from perdure.store.cursor import list_segments
 from perdure.store.page import read_boot_id
 from perdure.store.promise import Promise, read_promise
+from perdure.store.smallfile import publish_small
 from perdure.store.state import mark_state
 from tests.recovery.nodes import CLUSTER, NOW_MS, opened, replicate
 from tests.unit.shipping.test_replacing import Crash, dying_at
@@ -299,6 +305,109 @@ def test_a_rejoin_is_whole_after_a_crash_at_any_step(tmp_path: Path) -> None:
         assert not (copy / "rejoin").exists()
         assert not (copy / "rejoin.plan").exists()
     assert step > 25
+
+
+@pytest.mark.parametrize("lost", ["gone", "damaged"])
+def test_a_plan_whose_files_are_lost_before_anything_was_changed_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    parted = planned_without_room(tmp_path, monkeypatch)
+    end, snapshots = log_bytes_of(parted.old), sorted((parted.old / "snapshots").iterdir())
+    if lost == "gone":
+        shutil.rmtree(parted.old / "rejoin")
+    else:
+        frames = parted.old / "rejoin" / "frames"
+        frames.write_bytes(frames.read_bytes()[:-1])
+    assert not finish_rejoin(parted.old)
+    assert not (parted.old / "rejoin.plan").exists()
+    assert not (parted.old / "rejoin").exists()
+    assert log_bytes_of(parted.old) == end
+    assert sorted((parted.old / "snapshots").iterdir()) == snapshots
+    assert len(snapshots) == 1
+    cross(parted)
+    expect_same(parted.old, parted.new)
+    assert not list((parted.old / "snapshots").iterdir())
+
+
+def test_a_plan_whose_files_are_lost_after_something_was_changed_is_not_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parted = planned_without_room(tmp_path, monkeypatch, published=2)
+    shutil.rmtree(parted.old / "rejoin")
+    with pytest.raises(StorageError, match="gathered for a rejoin"):
+        finish_rejoin(parted.old)
+    assert (parted.old / "rejoin.plan").exists()
+
+
+def test_a_plan_whose_fork_is_in_the_log_no_more_is_damage_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parted = planned_without_room(tmp_path, monkeypatch, published=2)
+    mark = (parted.old / "log" / "mark").read_bytes()
+    for file in list_segments(parted.old / "log"):
+        file.path.unlink()
+    with pytest.raises(CorruptError, match="holds the fork"):
+        finish_rejoin(parted.old)
+    assert (parted.old / "log" / "mark").read_bytes() == mark
+
+
+def test_what_a_plan_needs_is_not_gathered_anew_while_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parted = planned_without_room(tmp_path, monkeypatch, gathers_again=True)
+    assert sorted(file.name for file in (parted.old / "rejoin").iterdir()) == ["frames", "records"]
+    assert finish_rejoin(parted.old)
+    expect_same(parted.old, parted.new)
+
+
+def planned_without_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, published: int = 1, gathers_again: bool = False
+) -> Parted:
+    """n1 after a rejoin for which the disk had no room once its plan had been published so often.
+
+    `gathers_again`: another offer comes to the same process, and is refused.
+    """
+    random_ = random.Random(SEED)
+    parted = Parted(tmp_path, "sqlite")
+    write(parted.old, random_, 10, "shared")
+    parted.part()
+    write(parted.old, random_, 10, "old")
+    take_snapshot(parted.old)
+    write(parted.new, random_, 10, "new")
+    count = 0
+
+    def publish(*arguments: object) -> None:
+        nonlocal count
+        count += 1
+        if count > published:
+            no_room()
+        publish_small(*arguments)  # type: ignore[arg-type]
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room: made up for this test")
+
+    with opened(parted.new) as new, opened(parted.old) as old:
+        ReplicaLog(old).accept_reign(new.log.promise)
+        taking = gather(new, old, parted.fork)
+        assert taking.prepared is not None
+        reign = read_promise(parted.old)
+        monkeypatch.setattr("perdure.shipping.rejoin.publish_small", publish)
+        monkeypatch.setattr("perdure.shipping.rejoin.set_mark", no_room)
+        with pytest.raises(StorageFullError):
+            begin_rejoin(
+                parted.old, taking.fork, taking.primary, taking.at, taking.prepared, "kept", reign=reign
+            )
+        monkeypatch.undo()
+        if gathers_again:
+            with pytest.raises(StoreInUseError, match="not completed"):
+                gather(new, old, parted.fork)
+    assert (parted.old / "rejoin.plan").exists()
+    return parted
+
+
+def log_bytes_of(path: Path) -> bytes:
+    """The bytes of a log that nobody may open now."""
+    return b"".join(file.path.read_bytes() for file in list_segments(path / "log"))
 
 
 def trust(copy: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,8 +15,8 @@ from perdure.shipping.bootstrap import SnapshotSender
 from perdure.shipping.cut import cut_log, finish_cut
 from perdure.shipping.folder import Folder
 from perdure.shipping.install import Incoming, finish_install
-from perdure.shipping.messages import FetchAsk, unpack_payload
-from perdure.shipping.nodelog import NodeLog, open_node_log
+from perdure.shipping.messages import FetchAsk, SnapshotWant, unpack_payload
+from perdure.shipping.nodelog import NodeLog, monotonic_ms, open_node_log
 from perdure.shipping.receiver import Receiver
 from perdure.shipping.replica_log import ReplicaLog
 from perdure.store import (
@@ -26,13 +27,18 @@ from perdure.store import (
     Position,
     PositionGoneError,
     SessionStore,
+    StorageError,
+    StorageFullError,
+    StoreInUseError,
     WireError,
 )
-from perdure.store.files import remove_durably
+from perdure.store.files import make_directory, remove_durably
 from perdure.store.keeper import seal_all
 from perdure.store.page import Word
 from perdure.store.promise import Promise
+from perdure.store.smallfile import publish_small
 from perdure.store.snapshot import SnapshotHead, write_snapshot
+from tests.support.hostile import Intruder
 from tests.unit.shipping.logs import (
     CLUSTER,
     NOW_MS,
@@ -489,3 +495,145 @@ def fill(source: NodeLog, target: NodeLog, primary: Path) -> Incoming:
         incoming._verifier.join()
     sender.close()
     return incoming
+
+
+# -- installing, where the disk does not play along -------------------------------------------------
+
+
+def bring(receiver: Receiver, source: NodeLog, primary: Path) -> None:
+    """A snapshot comes to a receiver, whole, and was checked; its next tick would install it."""
+    sender = SnapshotSender(source, next((primary / "snapshots").glob("*.snap")), compress=False)
+    try:
+        sender.want(receiver.begin_install(sender.offer, receiver.node.log.promise))
+        while (found := sender.next_message()) is not None:
+            receiver.take_piece(*found)
+    finally:
+        sender.close()
+    incoming = receiver._incoming
+    assert incoming is not None
+    while not incoming.check():
+        assert incoming._verifier is not None
+        incoming._verifier.join()
+
+
+def no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "no room: made up for this test")
+
+
+def test_a_receiver_whose_installation_stops_halfway_ends_and_its_next_start_finishes_it(
+    tmp_path: Path, primary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica, _ = make_replica(tmp_path)
+    with opened(primary) as source, closing(Receiver(open_node_log(replica, []), HOST, 0, b"")) as receiver:
+        bring(receiver, source, primary)
+        monkeypatch.setattr("perdure.shipping.install.make_directory", no_room)
+        with pytest.raises(StorageFullError, match="cannot install a snapshot"):
+            receiver.run(lambda: receiver._incoming is None)
+    assert (replica / "install.plan").exists()
+    monkeypatch.undo()
+    assert finish_install(replica)
+    assert end_of(replica).lsn == at_of_snapshot(primary)
+    assert len(sessions_of(replica)) == 25
+
+
+def test_an_installation_that_fails_before_its_plan_stands_ends_the_connection_only(
+    tmp_path: Path, primary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica, positions = make_replica(tmp_path)
+    with opened(primary) as source, closing(Receiver(open_node_log(replica, []), HOST, 0, b"")) as receiver:
+        bring(receiver, source, primary)
+        monkeypatch.setattr("perdure.shipping.install.publish_small", no_room)
+        receiver.run(lambda: receiver._incoming is None)
+    assert end_of(replica) == positions[-1]
+
+
+def test_no_other_snapshot_is_taken_while_one_is_half_installed(
+    tmp_path: Path, primary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica, _ = make_replica(tmp_path)
+
+    def no_room_aside(folder: Path) -> None:
+        if folder.parent.name == "aside":
+            no_room()
+        make_directory(folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("perdure.shipping.install.make_directory", no_room_aside)
+        with pytest.raises(StorageFullError):
+            receive(primary, replica)
+    with pytest.raises(StoreInUseError, match="not completed"):
+        receive(primary, replica, stop_after=100)
+    assert finish_install(replica)
+    assert end_of(replica).lsn == at_of_snapshot(primary)
+    assert len(sessions_of(replica)) == 25
+
+
+def test_a_snapshot_that_is_whole_does_not_replace_the_log_on_which_a_stream_goes_on(
+    tmp_path: Path, primary: Path
+) -> None:
+    replica, positions = make_replica(tmp_path)
+    with (
+        opened(primary) as source,
+        closing(Receiver(open_node_log(replica, []), HOST, 0, b"")) as receiver,
+        Intruder(receiver.port),
+    ):
+        receiver._accept(0)
+        (visitor,) = receiver._visitors.values()
+        visitor.reign = REIGN
+        bring(receiver, source, primary)
+        receiver.streams_from(visitor)
+        receiver._tick(monotonic_ms())
+        assert receiver.node.end_on_disk() == positions[-1]
+    assert end_of(replica) == positions[-1]
+    assert not list((replica / "aside").glob("replaced-*"))
+
+
+def test_what_a_receiver_that_was_killed_had_written_is_synced_before_it_is_installed(
+    tmp_path: Path, primary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica, _ = make_replica(tmp_path)
+    with opened(primary) as source, opened(replica) as target:
+        fill(source, target, primary).close()
+    steps: list[str] = []
+    sync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        steps.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        sync(descriptor)
+
+    def publishing(path: Path, *arguments: object) -> None:
+        steps.append(path.name)
+        publish_small(path, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "fsync", noting)
+    monkeypatch.setattr("perdure.shipping.install.publish_small", publishing)
+    segment = next((replica / "incoming").glob("*.seg")).name
+    assert receive(primary, replica)
+    before = steps[: steps.index("install.plan")]
+    assert {"snapshot", segment} <= set(before)
+
+
+def test_parts_whose_sync_failed_come_anew(
+    tmp_path: Path, primary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica, _ = make_replica(tmp_path)
+    failed = 0
+    sync = os.fsync
+
+    def failing(descriptor: int) -> None:
+        nonlocal failed
+        if not failed and os.readlink(f"/proc/self/fd/{descriptor}").endswith("/incoming/snapshot"):
+            failed += 1
+            raise OSError(errno.EIO, "the disk: made up for this test")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(StorageError, match="cannot receive a snapshot"):
+        receive(primary, replica)
+    with opened(primary) as source, opened(replica) as target:
+        sender = SnapshotSender(source, next((primary / "snapshots").glob("*.snap")), compress=False)
+        incoming = Incoming(target, sender.offer, target.log.promise)
+        assert incoming.want() == SnapshotWant(0, 0)
+        incoming.close()
+        sender.close()
+    assert receive(primary, replica)

@@ -633,6 +633,6 @@ def test_time_that_is_heard_is_taken_while_the_reign_lasts_and_no_longer(
         ReplicaLog(other).give_promise(Promise(2, "n2"))  # as another process of this node does
         log.hear_time(REIGN, began_ms + 9 * hour_ms)
         assert node.log.now_ms() < began_ms + hour_ms
-        log.held()  # it takes notice of the promise
+        node.end_on_disk()  # it takes notice of the promise
         log.hear_time(REIGN, began_ms + 9 * hour_ms)
         assert node.log.now_ms() < began_ms + hour_ms

@@ -16,6 +16,7 @@ from perdure.shipping.slots import (
     read_slot,
     read_slots,
     remove_slot,
+    slot_nodes,
     slot_or_new,
     write_slot,
 )
@@ -51,6 +52,7 @@ def test_every_flipped_byte_and_every_truncation_of_a_slot_is_named(store: Path)
             with pytest.raises(FormatError, match=r"n2\.slot"):
                 read_slots(store)
             assert slot_or_new(store, "n2") == new_slot("n2")
+            assert slot_nodes(store) == ["n2"]
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from perdure.shipping.gate import Gate, open_gate
 from perdure.shipping.nodelog import open_node_log, take_process_lock
 from perdure.shipping.shipper import Shipper, ShipperOptions
-from perdure.shipping.wake import PokeSocket, Wake, Watcher
+from perdure.shipping.wake import PokeSocket, Wake, Watcher, bind_in_store, short_path
 from perdure.store import Position, SessionStore, StoreMissingError, names
 from perdure.store.page import ControlPage, Word, read_boot_id
 from perdure.store.promise import Promise
@@ -202,6 +203,62 @@ def test_a_wait_ends_false_at_its_deadline_without_a_shipper(store: Path) -> Non
     assert not gate.wait(Position(1, 1000, 0), 150)
     assert 0.1 < time.monotonic() - began < 5
     gate.close()
+
+
+@contextmanager
+def deaf_shipper(store: Path, backlog: int) -> Iterator[socket.socket]:
+    """Something that listens at the gate, and neither takes a connection nor reads."""
+    deaf = bind_in_store(store, names.GATE_SOCKET, socket.SOCK_STREAM)
+    deaf.listen(backlog)
+    try:
+        yield deaf
+    finally:
+        deaf.close()
+
+
+def answers_of_waits(gate: Gate, count: int, deaf: socket.socket) -> list[bool]:
+    """What so many short waits answered, one behind the other; fails if one of them hangs."""
+    results: list[bool] = []
+    waiting = threading.Thread(
+        target=lambda: results.extend(gate.wait(Position(1, 1000, 0), 1) for _ in range(count)), daemon=True
+    )
+    waiting.start()
+    waiting.join(WAIT_S)
+    if waiting.is_alive():
+        deaf.close()
+        pytest.fail("a wait hangs")
+    return results
+
+
+def test_a_wait_ends_at_its_deadline_though_the_shipper_reads_nothing(store: Path) -> None:
+    with deaf_shipper(store, 8) as deaf:
+        gate = open_gate(store)
+        assert answers_of_waits(gate, 500, deaf) == [False] * 500  # more than the socket holds
+        assert gate._stream is not None
+        with pytest.raises(BlockingIOError):
+            gate._stream.send(bytes(8))
+        gate.close()
+
+
+def test_a_wait_ends_at_its_deadline_though_nobody_takes_its_connection(store: Path) -> None:
+    with deaf_shipper(store, 0) as deaf, ExitStack() as others:
+        with suppress(BlockingIOError):
+            while True:  # until the backlog is full
+                other = others.enter_context(socket.socket(socket.AF_UNIX))
+                other.setblocking(False)
+                with short_path(store, names.GATE_SOCKET) as path:
+                    other.connect(path)
+        gate = open_gate(store)
+        assert answers_of_waits(gate, 2, deaf) == [False, False]
+        gate.close()
+
+
+def test_a_gate_that_had_no_descriptors_takes_writers_again(store: Path) -> None:
+    with shipping(store, ShipperOptions()) as shipper, socket.socket(socket.AF_UNIX) as writer:
+        shipper._gate._door.shut("no descriptors")
+        with short_path(store, names.GATE_SOCKET) as path:
+            writer.connect(path)
+        until(lambda: shipper._gate._writers, "the writer's connection is taken")
 
 
 def test_what_is_committed_already_needs_no_wait(store: Path) -> None:
