@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from perdure.recovery import OpsService, reconcile
+from perdure.recovery import OpsService
 from perdure.recovery.node_sessions import OwnSessions, PeerSessions
 from perdure.recovery.reconcile import compare
 from perdure.recovery.state_pass import Buckets
@@ -42,7 +43,7 @@ class Noting(OwnSessions):
 
 
 def test_whoever_waits_is_held_while_another_one_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "HOLD_S", -1.0)
+    monkeypatch.setattr(sys.modules[compare.__module__], "HOLD_S", -1.0)
     held: list[str] = []
     found = compare([Noting(path, name, held) for name in ("n1", "n2", "n3")])
     assert found.is_consistent
