@@ -126,8 +126,13 @@ class Chores:
         reached = known.folded_lsn if known.is_state_shared else known.appended_lsn
         if not reached or reached == self._snapshot_lsn:
             return ""
-        file = take_snapshot(self._directory, keep=self._task.snapshots_kept)
+        keep = (
+            None if self._task.retention_s else self._task.snapshots_kept
+        )  # else the policy says which stay
+        file = take_snapshot(self._directory, keep=keep)
         self._snapshot_lsn = file.lsn
+        if self._task.snapshot_s < self._task.retention_s:
+            self.drop()  # else they would pile up until it is due
         return file.name
 
     def drop(self) -> int:

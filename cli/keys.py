@@ -28,7 +28,7 @@ Directories: TypeAlias = Annotated[
     ),
 ]
 Kind: TypeAlias = Literal["id", "group", "tag", "home-node"]
-COLUMNS = ("key", "algorithm", "created", "is_active", "sessions", "snapshots", "segments")
+COLUMNS = ("key", "algorithm", "created", "is_active", "sessions", "snapshots", "segments", "exports")
 
 group = typer.Typer(
     help="The keys that sessions are encrypted with: init, list, rotate.", no_args_is_help=True
@@ -63,8 +63,8 @@ def init(
 def list_(file: KeyFile, directories: Directories = None, as_json: AsJson = False) -> None:
     """List the keys of a file; secrets are never shown.
 
-    With stores: how many sessions, snapshots and segments of the log each key is still needed for. All of
-    them are read for that.
+    With stores: how many sessions, snapshots, segments of the log and exported files each key is still needed
+    for. All of them are read for that.
 
     \b
     Example:
@@ -165,7 +165,8 @@ def retire(
     without_history: Annotated[
         bool,
         typer.Option(
-            "--without-history", help="Also while snapshots or log need it: they cannot be read any more."
+            "--without-history",
+            help="Also while snapshots, log or exports need it: they cannot be read any more.",
         ),
     ] = False,
     yes: Yes = False,
@@ -173,7 +174,8 @@ def retire(
 ) -> None:
     """Take an old key out of the file, once nothing is sealed under it any more.
 
-    Refused (exit code 3) while a session of the stores is under it, or a snapshot or a segment of the log.
+    Refused (exit code 3) while a session of the stores is under it, or a snapshot, a segment of the log, or
+    what a rejoin exported to `diverged/`.
     Only the stores that are named are looked at.
 
     \b
@@ -200,7 +202,8 @@ def retire(
     )
     if not is_free and not as_json:
         render.note(
-            "the key is still needed; `perdure keys reseal` frees sessions, retention drops the others"
+            "the key is still needed; `perdure keys reseal` frees sessions, retention drops snapshots and"
+            " log, and an export goes only by hand: see `perdure diverged list`"
         )
     leave(Exit.REFUSED if not is_free else Exit.FINE if yes else Exit.FINDINGS)
 
@@ -299,6 +302,7 @@ def _use_of(directories: Iterable[Path]) -> dict[int, KeyUse]:
                 all_of_it.sessions += use.sessions
                 all_of_it.snapshots += [f"{directory}: {name}" for name in use.snapshots]
                 all_of_it.segments += [f"{directory}: {name}" for name in use.segments]
+                all_of_it.exports += [f"{directory}: {name}" for name in use.exports]
     return found
 
 
@@ -319,5 +323,10 @@ def _rows(ring: Keyring, use: dict[int, KeyUse] | None) -> list[dict[str, Any]]:
 
 def _fields(use: KeyUse | None) -> dict[str, Any]:
     if use is None:
-        return {"sessions": 0, "snapshots": 0, "segments": 0}
-    return {"sessions": use.sessions, "snapshots": len(use.snapshots), "segments": len(use.segments)}
+        return {"sessions": 0, "snapshots": 0, "segments": 0, "exports": 0}
+    return {
+        "sessions": use.sessions,
+        "snapshots": len(use.snapshots),
+        "segments": len(use.segments),
+        "exports": len(use.exports),
+    }

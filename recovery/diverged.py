@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +18,8 @@ import msgspec
 
 from ..store import names
 from ..store.ahead import bytes_of
-from ..store.cursor import EVERYTHING, SegmentFile, list_segments
-from ..store.errors import PerdureError, StoreMissingError, UsageError
+from ..store.cursor import EVERYTHING, list_segments
+from ..store.errors import CorruptError, PerdureError, StoreMissingError, UsageError
 from ..store.event import Event, Kind, Reason, decode_events
 from ..store.files import translated
 from ..store.fold import touched
@@ -28,7 +29,7 @@ from ..store.sessions import SessionStore
 from ..store.stage import Stage
 from .logtool import dump_segments
 from .scan import SegmentScan
-from .source import open_source
+from .source import Source, open_source
 
 CHANGES_AT_ONCE: Final = 256
 """So many are submitted in one frame."""
@@ -141,7 +142,7 @@ def apply_diverged(
 
     A session whose content the store's history changed since the fork is left alone unless `force`; where
     the log no longer says, too. Raises UsageError for an id that is not in the export, StoreMissingError,
-    and as any write of the store.
+    CorruptError if that log is damaged behind the fork, and as any write of the store.
     """
     directory = store._opened.store
     changes = changes_in(directory, name, from_lsn=from_lsn, to_lsn=to_lsn)
@@ -151,31 +152,71 @@ def apply_diverged(
         if missing:
             raise UsageError(f"session {min(missing).decode(errors='replace')!r} was not changed there")
         changes = [change for change in changes if change.key in keys]
-    changed, from_known_lsn = _changed_since(directory, _fork_of(name)[0])
-    submission = _Submission(store, changed, from_known_lsn <= _fork_of(name)[0] + 1, force, dry_run)
     done: list[Applied] = []
-    for start in range(0, len(changes), CHANGES_AT_ONCE):
-        done += submission.run(changes[start : start + CHANGES_AT_ONCE])
-        if progress is not None:
-            progress(len(done))
+    with closing(_Since(open_source(directory), _fork_of(name)[0])) as since:
+        since.read_on()
+        submission = _Submission(store, since, force, dry_run)
+        for start in range(0, len(changes), CHANGES_AT_ONCE):
+            done += submission.run(changes[start : start + CHANGES_AT_ONCE])
+            if progress is not None:
+                progress(len(done))
     return done
+
+
+class _Since:
+    """The sessions whose content the store's own log changed behind an LSN."""
+
+    def __init__(self, source: Source, lsn: int) -> None:
+        files = source.segments()
+        self._source = source
+        self.keys: set[bytes] = set()
+        self.is_known = not files or files[0].first_lsn <= lsn + 1
+        """False if the log begins later."""
+        self._cursor = source.cursor()
+        if files:
+            self._cursor.seek(max(lsn, files[0].first_lsn - 1))
+
+    def read_on(self) -> None:
+        """Up to where the log ends now. Raises CorruptError at damage."""
+        for run in self._cursor.runs():
+            for offset, frame in run.frames:
+                self._gather(run.events(offset, frame))
+        if self._cursor.damage is not None:
+            raise self._cursor.damage
+        following = [file for file in self._source.segments() if file.first_lsn > self._cursor.at.lsn + 1]
+        if following:
+            raise CorruptError(
+                f"the log cannot be read on behind LSN {self._cursor.at.lsn}, and goes on",
+                path=self._cursor.path,
+                lsn=self._cursor.at.lsn + 1,
+                hint="See `perdure verify`.",
+            )
+
+    def _gather(self, events: list[Event]) -> None:
+        for kind, _, _, key, value in events:
+            if kind == Kind.RENAME:
+                self.keys |= {key, value}
+            elif kind < Kind.EPOCH_START and kind != Kind.TOUCH:
+                self.keys.add(key)
+
+    def close(self) -> None:
+        self._cursor.close()
 
 
 class _Submission:
     """How changes become writes."""
 
-    def __init__(
-        self, store: SessionStore, changed: set[bytes], is_known: bool, force: bool, dry_run: bool
-    ) -> None:
+    def __init__(self, store: SessionStore, since: _Since, force: bool, dry_run: bool) -> None:
         self._store = store
-        self._changed = changed
-        self._is_known = is_known
+        self._since = since
         self._force = force
         self._dry_run = dry_run
 
     def run(self, changes: list[Change]) -> list[Applied]:
         """One frame."""
+        # In this order: what changes a session from here on differs from `seen`, what came before is read.
         seen = {change.key: self._store._view.read(change.key) for change in changes}
+        self._since.read_on()
         if self._dry_run:
             now_ms = self._store._now_ms()
             return [self._say(change, self._why_not(change, seen[change.key], now_ms)) for change in changes]
@@ -216,9 +257,9 @@ class _Submission:
             return "it is gone already"
         if self._force:
             return ""
-        if change.key in self._changed:
+        if change.key in self._since.keys:
             return "it was changed since"
-        if not self._is_known:
+        if not self._since.is_known:
             return "the log no longer says whether it was changed since"
         return ""
 
@@ -293,26 +334,3 @@ def _replay(values: dict[bytes, bytes | None], event: Event) -> list[tuple[bytes
         values[value] = _UNKNOWN if old is None else old
         return [(key, "delete"), (value, "put")]
     return [(key, "expire" if kind == Kind.EXPIRE else "delete")]
-
-
-def _changed_since(store: Path, lsn: int) -> tuple[set[bytes], int]:
-    """(keys whose content the store's own log changed behind an LSN, the first LSN that this log holds)."""
-    files = open_source(store).segments()
-    following = [file.first_lsn for file in files[1:]] + [EVERYTHING]
-    keys: set[bytes] = set()
-    for file, end in zip(files, following, strict=True):
-        if end > lsn + 1:
-            _gather(file, lsn, keys)
-    return keys, files[0].first_lsn if files else 1
-
-
-def _gather(file: SegmentFile, lsn: int, keys: set[bytes]) -> None:
-    with SegmentScan(file.path) as scan:
-        for _offset, frame, payload in scan.frames():
-            if frame.last_lsn <= lsn:
-                continue
-            for kind, _, _, key, value in decode_events(payload, frame.event_count):
-                if kind == Kind.RENAME:
-                    keys |= {key, value}
-                elif kind < Kind.EPOCH_START and kind != Kind.TOUCH:
-                    keys.add(key)

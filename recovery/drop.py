@@ -11,6 +11,8 @@ import os
 import time
 from pathlib import Path
 
+from msgspec import structs
+
 from ..shipping.slots import read_slots
 from ..store import names
 from ..store.ahead import end_of_bytes
@@ -40,29 +42,37 @@ from .take import judge_snapshot
 FOLD_LOCK_TIMEOUT_MS = 30_000
 
 
+class _Verdicts:
+    """Which snapshots are good; each file is read once, and none while others wait for a lock."""
+
+    def __init__(self) -> None:
+        self.may_read = True
+        self._is_good: dict[tuple[int, ...], bool] = {}
+
+    def of(self, source: Source, file: SnapshotFile) -> bool | None:
+        """True, False, or None if it was not read, and may not be now."""
+        page = source.page()
+        try:
+            found = file.path.stat()
+        except OSError:
+            return None
+        generation = page[Word.GENERATION] if page else 0
+        key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, generation)
+        if key not in self._is_good and self.may_read:
+            self._is_good[key] = _is_good(source, file)
+        return self._is_good.get(key)
+
+
 def explain_retention(
     store: str | os.PathLike[str], policy: Policy | None = None, *, now_ms: int | None = None
 ) -> Plan:
     """What apply_retention would do now, line by line. Read-only.
 
-    Reads the newest snapshots until one is good. A node whose control page says nothing (it was not
-    opened since the last boot) keeps all its log. Raises FormatError for a damaged slot or segment
-    header: what is needed cannot be told then.
+    Reads the newest snapshots until one is good, and what else would be relied on. A node whose control page
+    says nothing (it was not opened since the last boot) keeps all its log. Raises FormatError for a damaged
+    slot or segment header: what is needed cannot be told then.
     """
-    source = open_source(store)
-    return plan_retention(
-        _segments(source),
-        _snapshots(source),
-        [
-            SlotFacts(slot.node, slot.held_lsn, slot.keeps_log, slot.snapshot)
-            for slot in read_slots(source.store)
-        ],
-        policy or Policy(),
-        now_ms=time.time_ns() // 1_000_000 if now_ms is None else now_ms,
-        state_lsn=_state_lsn(source),
-        consumers=_consumers(source.store),
-        holds=[HoldFacts(what, lsn) for what, lsn in log_held(source.store)],
-    )
+    return _explained(Path(store), policy or Policy(), _now_ms(now_ms), _Verdicts())
 
 
 def apply_retention(
@@ -70,15 +80,22 @@ def apply_retention(
 ) -> Plan:
     """Remove what may go; answers the plan that was carried out.
 
-    Holds the fold lock, so that nothing is sealed or pruned by another process meanwhile. Survives a
-    crash: some of the plan's files are gone, from its beginning on. Raises as explain_retention,
-    LockTimeoutError, StorageError.
+    Holds the fold lock, so that nothing is sealed or pruned by another process meanwhile; snapshots are read
+    before that, because readers and writers wait for who folds. Survives a crash: some of the plan's files
+    are gone, from its beginning on. Raises as explain_retention, LockTimeoutError, StorageError.
     """
-    path = Path(store)
+    path, asked, moment_ms, verdicts = Path(store), policy or Policy(), _now_ms(now_ms), _Verdicts()
     lock = FileLock(open_source(path).store / names.FOLD_LOCK)
     try:
-        lock.acquire(FOLD_LOCK_TIMEOUT_MS)
-        plan = explain_retention(path, policy, now_ms=now_ms)
+        while True:
+            verdicts.may_read = True
+            _explained(path, asked, moment_ms, verdicts)
+            lock.acquire(FOLD_LOCK_TIMEOUT_MS)
+            verdicts.may_read = False
+            plan = _explained(path, asked, moment_ms, verdicts)
+            if not plan.relies_on:
+                break
+            lock.release()  # the snapshots changed meanwhile
         for line in plan.drop:
             folder = path / (names.SNAPSHOTS if line.kind == "snapshot" else names.LOG)
             with translated("cannot remove a file that is not needed any more", folder / line.name):
@@ -86,6 +103,38 @@ def apply_retention(
         return plan
     finally:
         lock.close()
+
+
+def _explained(store: Path, policy: Policy, now_ms: int, verdicts: _Verdicts) -> Plan:
+    """The plan; what it relies on was read, unless that may not be now."""
+    source = open_source(store)
+    segments = _segments(source)
+    files = list_snapshots(source.snapshots)
+    snapshots = _snapshots(source, files, verdicts)
+    slots = [
+        SlotFacts(slot.node, slot.held_lsn, slot.keeps_log, slot.snapshot)
+        for slot in read_slots(source.store)
+    ]
+    while True:
+        plan = plan_retention(
+            segments,
+            snapshots,
+            slots,
+            policy,
+            now_ms=now_ms,
+            state_lsn=_state_lsn(source),
+            consumers=_consumers(source.store),
+            holds=[HoldFacts(what, lsn) for what, lsn in log_held(source.store)],
+        )
+        number = next((n for n, file in enumerate(files) if file.name == plan.relies_on), None)
+        is_good = verdicts.of(source, files[number]) if number is not None else None
+        if number is None or is_good is None:
+            return plan
+        snapshots[number] = structs.replace(snapshots[number], is_good=is_good, is_bad=not is_good)
+
+
+def _now_ms(given: int | None) -> int:
+    return time.time_ns() // 1_000_000 if given is None else given
 
 
 def _consumers(store: Path) -> list[ConsumerFacts]:
@@ -145,14 +194,18 @@ def _created_ms(file: SegmentFile) -> int:
         os.close(descriptor)
 
 
-def _snapshots(source: Source) -> list[SnapshotFacts]:
-    """Judged from the newest on until one is good; what is older need not be read for the decision."""
+def _snapshots(source: Source, files: list[SnapshotFile], verdicts: _Verdicts) -> list[SnapshotFacts]:
+    """Judged from the newest on until one is good; what is older need not be read for that."""
     found: list[SnapshotFacts] = []
     has_good = False
-    for file in reversed(list_snapshots(source.snapshots)):
-        is_good = not has_good and _is_good(source, file)
-        has_good = has_good or is_good
-        found.append(SnapshotFacts(file.name, file.lsn, file.size_bytes, _made_ms(file), is_good))
+    for file in reversed(files):
+        is_good = None if has_good else verdicts.of(source, file)
+        has_good = has_good or bool(is_good)
+        found.append(
+            SnapshotFacts(
+                file.name, file.lsn, file.size_bytes, _made_ms(file), bool(is_good), is_good is False
+            )
+        )
     return found[::-1]
 
 

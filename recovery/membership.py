@@ -158,5 +158,6 @@ def _may_change_degraded(config: Config, wanted: Config) -> bool:
         set(wanted.voters) <= set(config.voters)
         and wanted.witnesses == config.witnesses
         and wanted.policy == config.policy
-        and (wanted.is_auto == config.is_auto)
+        and wanted.is_auto == config.is_auto
+        and wanted.sync_replicas == config.sync_replicas
     )

@@ -39,6 +39,7 @@ from .state_pass import Buckets, StatePass, pack_bits
 STEP_RECORDS: Final = 50_000
 """So many records are read between two words of progress, and for one answer."""
 TIMEOUT_MS: Final = 30_000
+_ANY_KEY: Final = b"\0"
 OnRead = Callable[[int], object]
 """Told how many records were read."""
 
@@ -70,6 +71,10 @@ class NodeSessions(Protocol):
 
     def mend(self, at: StatePosition, right: list[tuple[bytes, Record | None]], source: str) -> Mended:
         """Put records that are right at `at` in place; see mend()."""
+        ...
+
+    def hold(self) -> None:
+        """Say that the image is still wanted: a node gives one up that is not asked for. Raises nothing."""
         ...
 
     def close(self) -> None:
@@ -114,6 +119,8 @@ class OwnSessions:
 
     def mend(self, at: StatePosition, right: list[tuple[bytes, Record | None]], source: str) -> Mended:
         return mend(self._store, at, right, source)
+
+    def hold(self) -> None: ...
 
     def close(self) -> None:
         taken, self._taken = self._taken, None
@@ -182,6 +189,10 @@ class PeerSessions:
             reply, _ = self._client.ask(MendAsk(at, source), MendReply, data, timeout_ms=TIMEOUT_MS)
             mended, unchanged = mended + reply.mended, unchanged + reply.unchanged
         return Mended(mended, unchanged)
+
+    def hold(self) -> None:
+        with suppress(PerdureError):  # what is wrong is said when it is asked for
+            self.records([_ANY_KEY])
 
     def close(self) -> None:
         self._give_up()

@@ -108,7 +108,7 @@ class OpsService:
             with self._mutex:
                 self._passes.pop(token, None)
             raise
-        kept.begin(taken)
+        kept.begin(taken, self._store)
         self._look_later()
         return PassReply(token, taken.at), b""
 
@@ -175,7 +175,11 @@ class OpsService:
     def _give_up_idle(self) -> None:
         now = monotonic()
         with self._mutex:
-            idle = [token for token, kept in self._passes.items() if now - kept.asked_s > PASS_IDLE_S]
+            idle = [
+                token
+                for token, kept in self._passes.items()
+                if kept.is_taken and now - kept.asked_s > PASS_IDLE_S
+            ]
             dead = [self._passes.pop(token) for token in idle]
         for kept in dead:
             kept.close()
@@ -203,11 +207,21 @@ class _Kept:
         self.mutex = threading.Lock()
         self.asked_s = monotonic()
         self._taken: StatePass | None = None
+        self._is_closed = False
 
-    def begin(self, taken: StatePass) -> None:
+    @property
+    def is_taken(self) -> bool:
+        return self._taken is not None
+
+    def begin(self, taken: StatePass, store: Path) -> None:
+        """Raises BusyError, with the image closed, if it was given up before it was there."""
         with self.mutex:
-            self._taken = taken
-            self.asked_s = monotonic()
+            if not self._is_closed:
+                self._taken = taken
+                self.asked_s = monotonic()
+                return
+        taken.close()
+        raise BusyError("the server ends, and gave the image up", path=store)
 
     def image(self) -> StatePass:
         self.asked_s = monotonic()
@@ -217,7 +231,7 @@ class _Kept:
 
     def close(self) -> None:
         with self.mutex:
-            taken, self._taken = self._taken, None
+            taken, self._taken, self._is_closed = self._taken, None, True
         if taken is not None:
             taken.close()
 

@@ -92,7 +92,7 @@ def promote(
     the epoch to be committed; `is_committed` of the report says whether it was. `drained` names the primary
     of the newest epoch where it takes part in this (a switchover): with its promise, or as the candidate
     itself, nothing can be lost with sync_replicas = 0 either, because its log has all that it acknowledged;
-    without it is refused.
+    without it is refused, and so is one while somebody who was promised a newer epoch is not heard.
 
     Raises PromotionRefusedError (`decision` says why and names the node that stands in the way),
     NoQuorumError if too few voters answered, DivergedError for two histories under one position,
@@ -129,6 +129,8 @@ class _Promotion:
         self.alone = alone
         self.on_step = on_step
         self.drained = ""
+        self.promised: dict[str, Promise] | None = None
+        """The newest promise before this one, own and of voters that said it; None before they are asked."""
         self.epoch_min = 0
         self.unheard: dict[str, str] = {}
         self.fetched_from: list[str] = []
@@ -152,7 +154,9 @@ class _Promotion:
             return self._report_primary()
         self._refuse_early(end)
         self.on_step("ask")
+        own_promise = self.log.promise
         states = self._ask_all(self._others(), self.peers.state)
+        self.promised = {self.name: own_promise, **{state.node: state.promise for state in states}}
         self._refuse_futile(end, states)
         epoch = self._next_epoch(states)
         asked = Promise(epoch, self.name, self.alone)
@@ -186,13 +190,13 @@ class _Promotion:
             raise self._refusal(decision)
 
     def _refuse_futile(self, end: Position, states: Iterable[VoterState]) -> None:
-        """Refuse one that too few voters hear, or that a witness knows to lack writes: its promise would only
-        fence the primary."""
+        """Refuse one that too few voters hear, or that may lack writes, as a witness or a promise says: its
+        own promise would only fence the primary."""
         answers = [
             Answer(state.node, state.end, True, state.fault, in_sync=state.in_sync) for state in states
         ]
         decision = self._count(Answer(self.name, end, True), answers)
-        if decision.why in (Why.NOT_IN_SYNC, Why.TOO_FEW):
+        if decision.why in (Why.NOT_IN_SYNC, Why.TOO_FEW, Why.NEEDS_DATA_LOSS):
             raise self._refusal(decision)
 
     def _own_fault(self) -> str:
@@ -288,11 +292,8 @@ class _Promotion:
         return self._promise_self(asked)
 
     def _count(self, own: Answer, answers: list[Answer]) -> Decision:
-        # Only the old primary acknowledged, and only what its log had when it promised.
-        speaks_for_all = own.node == self.drained or any(
-            answer.node == self.drained and answer.is_given and not answer.fault for answer in answers
-        )
-        keeps = self.config.electors.sync_replicas == 0 and speaks_for_all
+        unsure = self._why_unsure(own, answers)
+        keeps = self.config.electors.sync_replicas == 0 and not unsure
         decision = count_promises(
             self.config,
             own,
@@ -301,7 +302,33 @@ class _Promotion:
             accept_data_loss=self.accept_data_loss or keeps,
             alone=self.alone,
         )
-        return msgspec.structs.replace(decision, keeps_acknowledged=True) if keeps else decision
+        if keeps:
+            return msgspec.structs.replace(decision, keeps_acknowledged=True)
+        if self.drained and decision.why is Why.NEEDS_DATA_LOSS:
+            return msgspec.structs.replace(decision, message=unsure)
+        return decision
+
+    def _why_unsure(self, own: Answer, answers: list[Answer]) -> str:
+        """Why it is not known that the drained primary's log has all that was acknowledged; empty if it is.
+
+        Only that primary acknowledged, and only what its log had when it promised, unless an epoch was
+        promised since to somebody who may have begun it: that one's log has to be here as well.
+        """
+        given = {answer.node: answer for answer in answers if answer.is_given}
+        sound = {own.node: own} | {node: answer for node, answer in given.items() if not answer.fault}
+        if self.drained not in sound:
+            return f"what {self.drained or 'the primary'} acknowledged is not known here"
+        if self.promised is None:
+            return ""
+        begun = max(own.end.epoch, sound[self.drained].end.epoch)
+        for promise in self.promised.values():
+            if promise.epoch > begun and promise.candidate not in sound:
+                return (
+                    f"epoch {promise.epoch} was promised to {promise.candidate}, which may have begun it, and"
+                    " what it acknowledged then is not known here"
+                )
+        unknown = sorted(given.keys() - self.promised.keys())
+        return f"what {', '.join(unknown)} promised before is not known" if unknown else ""
 
     def _begin(self, asked: Promise, end: Position, at_risk: AtRisk) -> Position:
         """EPOCH_START, under the write lock, if the promise and the log are still as they were counted."""

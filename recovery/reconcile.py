@@ -29,6 +29,8 @@ TRIES: Final = 5
 ALIGN_S: Final = 10.0
 """How long a node's log may take to reach the position of another one's state."""
 POLL_S: Final = 0.02
+HOLD_S: Final = 15.0
+"""So often the images of nodes that wait for their turn are asked for, which keeps them."""
 MEND_KEYS: Final = 250
 assert MEND_KEYS <= KEYS_MAX
 
@@ -143,6 +145,7 @@ class _Round:
         self._problems: dict[str, str] = {}
         self._is_busy = False
         """A node could not be brought to the position, and may be in another try."""
+        self._held_s = time.monotonic()
         self._at: StatePosition
         self._buckets: dict[str, Buckets] = {}
 
@@ -226,12 +229,27 @@ class _Round:
     def _add_up(self) -> None:
         for node in self._aligned():
             try:
-                self._buckets[node.node] = node.add_up(self._told(f"read {node.node}"))
+                self._buckets[node.node] = node.add_up(self._told(f"read {node.node}", node))
             except PerdureError as error:
                 self._problems[node.node] = str(error)
 
-    def _told(self, phase: str) -> Callable[[int], object]:
-        return lambda done: self._tell(phase, done, max(done, self._at.session_count))
+    def _told(self, phase: str, reading: NodeSessions) -> Callable[[int], object]:
+        """Called while a node is read; the others wait, and their images are kept."""
+
+        def tell(done: int) -> None:
+            self._hold(reading)
+            if phase:
+                self._tell(phase, done, max(done, self._at.session_count))
+
+        return tell
+
+    def _hold(self, reading: NodeSessions) -> None:
+        if time.monotonic() - self._held_s < HOLD_S:
+            return
+        for node in self._aligned():
+            if node is not reading:
+                node.hold()
+        self._held_s = time.monotonic()
 
     def _is_right(self, node: NodeSessions) -> bool:
         sums = self._buckets[node.node]
@@ -265,8 +283,8 @@ class _Round:
         keys: list[bytes] = []
         mended, problem = 0, ""
         try:
-            ours = reference.names(buckets, _ignored)
-            theirs = node.names(buckets, self._told(f"compare {node.node}"))
+            ours = reference.names(buckets, self._told("", reference))
+            theirs = node.names(buckets, self._told(f"compare {node.node}", node))
             for key, what in differences(ours, theirs):
                 counts[what] = counts.get(what, 0) + 1
                 if len(named) < NAMED_MAX:
@@ -320,6 +338,3 @@ def differences(
 
 
 def _silent(_phase: str, _done: int, _total: int) -> None: ...
-
-
-def _ignored(_done: int) -> None: ...

@@ -1,7 +1,9 @@
 """Retention: which files of log and snapshots may go, and why each other one stays. A pure decision.
 
-Owns the rule. Snapshots stay while they are among the newest ones, young, or the newest good one; log
-goes from its oldest end only, a segment at a time, and only when nothing needs it:
+Owns the rule. Snapshots stay while they are among the newest ones, young, the newest good one, or a base:
+point-in-time recovery begins at the newest snapshot that is as old as the policy's age, and for each half of
+that age behind it one more stays, which will be the next to begin at. Log goes from its oldest end only, a
+segment at a time, and only when nothing needs it:
 
     a segment stays                         because
     --------------------------------------  -------------------------------------------------------
@@ -13,6 +15,8 @@ goes from its oldest end only, a segment at a time, and only when nothing needs 
       where the state before it stands
     above a consumer's progress             that consumer of the event feed would miss events
     younger than the policy's age           point-in-time recovery and outcome() reach back so far
+    above the oldest base, or there is no   point-in-time recovery begins there, and needs all log behind it
+      base that is as old as that
     an older segment stays                  a log has no holes
 
 A slot, and a migration, holds log until what it holds is over the policy's budget; then the replica catches
@@ -24,8 +28,12 @@ nothing for the policy's age: one that was forgotten loses its place.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import msgspec
+
+BASES: Final = 2
+"""So many snapshots a `log_age_ms` stay for point-in-time recovery."""
 
 
 class SegmentFacts(msgspec.Struct, frozen=True):
@@ -49,6 +57,8 @@ class SnapshotFacts(msgspec.Struct, frozen=True):
     created_ms: int
     is_good: bool
     """All of it was read and is right, and it belongs to this log."""
+    is_bad: bool = False
+    """It was looked at, and nobody may rely on it. One that is neither was not looked at."""
 
 
 class SlotFacts(msgspec.Struct, frozen=True):
@@ -87,7 +97,7 @@ class Policy(msgspec.Struct, frozen=True):
     """What is to be kept beyond what is needed. Times in ms, sizes in bytes."""
 
     log_age_ms: int = 24 * 3_600_000
-    """Segments whose last frame is younger stay."""
+    """Segments whose last frame is younger stay, and what a replay to any moment since then begins with."""
     snapshots: int = 3
     """So many of the newest snapshots stay."""
     snapshot_age_ms: int = 0
@@ -118,6 +128,8 @@ class Plan(msgspec.Struct, frozen=True):
     keep: tuple[Line, ...]
     notes: tuple[str, ...] = ()
     """Slots, migrations and consumers that hold nothing any more, and why."""
+    relies_on: str = ""
+    """File name of a snapshot that was not looked at, and has to be before anything is dropped."""
 
     @property
     def freed_bytes(self) -> int:
@@ -147,7 +159,9 @@ def plan_retention(
     good = max((snapshot.lsn for snapshot in snapshots if snapshot.is_good), default=None)
     holding, notes = _holding_slots(segments, slots, policy, good)
     sent = {slot.snapshot: slot.node for slot in holding if slot.snapshot}
-    kept_snapshots = _judge_snapshots(snapshots, policy, good, now_ms, sent)
+    bases = _bases(snapshots, policy, now_ms)
+    first = bases[0] if bases and now_ms - bases[0].created_ms >= policy.log_age_ms else None
+    kept_snapshots = _judge_snapshots(snapshots, policy, good, now_ms, sent, bases)
     held, more_notes = _holding_others(segments, holds, policy, good)
     notes += more_notes
     reading, consumer_notes = _holding_consumers(segments, consumers, policy, good, now_ms)
@@ -157,20 +171,48 @@ def plan_retention(
         why = staying and f"{staying} stays, and a log has no holes"
         is_tail = number == len(segments) - 1
         why = why or _why_kept(segment, is_tail, good, holding, held, reading, policy, now_ms, state_lsn)
+        why = why or _why_replayed(segment, first, policy)
         staying = staying or (segment.name if why else "")
         dropped = f"nothing needs it: LSN {segment.last_lsn} is in snapshot, state and replicas, and was read"
         lines.append(Line("segment", segment.name, segment.size_bytes, not why, why or dropped))
     lines = kept_snapshots + lines
+    drop = tuple(line for line in lines if line.is_dropped)
+    older = {snapshot.name for snapshot in snapshots if first and snapshot.lsn < first.lsn}
+    is_relied_on = any(line.kind == "segment" or line.name in older for line in drop)
     return Plan(
-        tuple(line for line in lines if line.is_dropped),
+        drop,
         tuple(line for line in lines if not line.is_dropped),
         tuple(notes + consumer_notes),
+        first.name if first and is_relied_on and not first.is_good else "",
     )
 
 
+def _bases(snapshots: Sequence[SnapshotFacts], policy: Policy, now_ms: int) -> list[SnapshotFacts]:
+    """What point-in-time recovery begins with now or later, oldest first.
+
+    Which ones these are follows from the ones before, so that a snapshot that was one stays one until it
+    is too old.
+    """
+    if not policy.log_age_ms:
+        return []
+    usable = [snapshot for snapshot in snapshots if not snapshot.is_bad]
+    old = [snapshot for snapshot in usable if now_ms - snapshot.created_ms >= policy.log_age_ms]
+    bases = old[-1:]
+    for snapshot in usable:
+        if not bases or snapshot.created_ms - bases[-1].created_ms >= policy.log_age_ms / BASES:
+            bases.append(snapshot)
+    return bases
+
+
 def _judge_snapshots(
-    snapshots: Sequence[SnapshotFacts], policy: Policy, good: int | None, now_ms: int, sent: Mapping[str, str]
+    snapshots: Sequence[SnapshotFacts],
+    policy: Policy,
+    good: int | None,
+    now_ms: int,
+    sent: Mapping[str, str],
+    bases: Sequence[SnapshotFacts],
 ) -> list[Line]:
+    names = {snapshot.name for snapshot in bases}
     newest = {snapshot.name for snapshot in snapshots[max(0, len(snapshots) - max(policy.snapshots, 1)) :]}
     lines = []
     for snapshot in snapshots:
@@ -180,13 +222,16 @@ def _judge_snapshots(
         elif snapshot.lsn == good and snapshot.is_good:
             why = "it is the newest good snapshot"
         elif snapshot.lsn > good:
-            why = "it is damaged, and newer than the newest good one: look at it"
+            known = "is damaged, and" if snapshot.is_bad else "was not looked at, and is"
+            why = f"it {known} newer than the newest good one" + (": look at it" if snapshot.is_bad else "")
         elif snapshot.name in newest:
             why = f"it is one of the newest {policy.snapshots}"
         elif snapshot.name in sent:
             why = f"replica {sent[snapshot.name]} is being sent it"
         elif now_ms - snapshot.created_ms < policy.snapshot_age_ms:
             why = f"it is younger than {policy.snapshot_age_ms} ms"
+        elif snapshot.name in names:
+            why = f"point-in-time recovery, {policy.log_age_ms} ms back, begins with it, or will"
         dropped = f"newer ones stand, good at LSN {good}"
         lines.append(Line("snapshot", snapshot.name, snapshot.size_bytes, not why, why or dropped))
     return lines
@@ -296,6 +341,17 @@ def _why_kept(
     age_ms = now_ms - segment.closed_ms
     if age_ms < policy.log_age_ms:
         return f"it is {max(0, age_ms)} ms old, younger than {policy.log_age_ms} ms"
+    return ""
+
+
+def _why_replayed(segment: SegmentFacts, first: SnapshotFacts | None, policy: Policy) -> str:
+    """Why a segment stays for point-in-time recovery, which begins with `first`; empty if it does not."""
+    if not policy.log_age_ms:
+        return ""
+    if first is None:
+        return f"no snapshot is {policy.log_age_ms} ms old yet, for point-in-time recovery to begin with"
+    if segment.last_lsn > first.lsn:
+        return f"point-in-time recovery begins with the snapshot at LSN {first.lsn}, and needs it"
     return ""
 
 

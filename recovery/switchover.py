@@ -229,9 +229,11 @@ class _Switchover:
             drained = self.nodes.drain(self.primary, DrainAsk(self.number, self.timeout_ms))
             self.on_step("hand over")
             taken = self._hand_over(drained)
-        except BaseException:
+        except BaseException as error:
             self.on_step("undo")
-            self._undo()
+            left = self._undo()
+            if left and isinstance(error, PerdureError):
+                error.hint = f"{error.hint} {left}".strip()
             raise
         pause_ms = round((time.monotonic() - began) * 1000)
         self.on_step("check again")
@@ -259,28 +261,35 @@ class _Switchover:
                 return TookOver(reply.end[0], reply.end[:3], end.position, is_committed, 0, 0)
         return None
 
-    def _undo(self) -> None:
+    def _undo(self) -> str:
         """Let the writers go on: on the old primary, in a new epoch if others have promised by now.
 
-        Nothing is raised: what cannot be undone ends by the drain's deadline.
+        Nothing is raised. Answers what a person has to do, empty if nothing: what is only drained ends by the
+        drain's deadline.
         """
         with suppress(PerdureError):
             self.nodes.undrain(self.primary, UndrainAsk(self.number))
         deadline = time.monotonic() + UNDO_MS / 1000
-        with suppress(PerdureError):
+        try:
             while True:
                 looks = look_at_all(self.nodes)
                 before = looks.get(self.primary)
                 is_served = any(reply.is_primary and reply.node != self.primary for reply in looks.values())
                 highest = max((reply.promise_epoch for reply in looks.values()), default=0)
                 if before is None or is_served or highest <= before.end[0]:
-                    return
+                    return ""
                 if time.monotonic() > deadline:
                     break  # the target was promised an epoch, and does not begin it
                 time.sleep(POLL_S)
             self.nodes.take_over(
                 self.primary, TakeOverAsk(self.primary, before.end, [], self.timeout_ms), self.timeout_ms
             )
+        except PerdureError as error:
+            return (
+                f"{self.primary} could not go on either ({error.message}): see `perdure status` on all nodes,"
+                " and bring back the one that does not answer, or promote one."
+            )
+        return ""
 
     def _report(self, drained: Drained, taken: TookOver, pause_ms: int) -> SwitchoverReport:
         end = StatePosition(*drained.end)

@@ -17,7 +17,14 @@ import msgspec
 from ..shipping.slots import read_slots
 from ..store import names
 from ..store.cursor import LogCursor, find_frame_end, list_segments
-from ..store.errors import DivergedError, PerdureError, PositionGoneError, UsageError
+from ..store.errors import (
+    DivergedError,
+    FormatError,
+    FormatVersionError,
+    PerdureError,
+    PositionGoneError,
+    UsageError,
+)
 from ..store.files import remove_durably, translated
 from ..store.ids import Position
 from ..store.opening import Opened, OpenOptions, open_store
@@ -78,6 +85,7 @@ def take_snapshot(
         finally:
             opened.close()
     directory = source.store / names.SNAPSHOTS
+    generation = source.log.words[Word.GENERATION]
     scan = _fold_and_image(source)
     try:
         at = scan.position
@@ -97,7 +105,8 @@ def take_snapshot(
             compress,
         )
         remove_unfinished(directory)
-        path = write_snapshot(directory, head, _guarded(source, scan), compress=compress, progress=progress)
+        records = _guarded(source, scan, generation)
+        path = write_snapshot(directory, head, records, compress=compress, progress=progress)
     finally:
         scan.close()
     if keep is not None:
@@ -108,10 +117,12 @@ def take_snapshot(
 def inspect_snapshots(store: str | os.PathLike[str], *, check: bool = False) -> list[SnapshotState]:
     """The snapshots of a store, oldest first; with `check` each is read to its end.
 
-    Without it a snapshot whose head is readable has level UNKNOWN. Errors as open_source.
+    Without it a snapshot whose head is readable has level UNKNOWN; so has one that could not be read. One
+    that was pruned meanwhile is left out. Errors as open_source.
     """
     source = open_source(store)
-    return [judge_snapshot(source, file, check=check) for file in list_snapshots(source.snapshots)]
+    judged = [judge_snapshot(source, file, check=check) for file in list_snapshots(source.snapshots)]
+    return [state for state in judged if state.head is not None or state.file.path.exists()]
 
 
 def judge_snapshot(source: Source, file: SnapshotFile, *, check: bool = True) -> SnapshotState:
@@ -124,8 +135,12 @@ def judge_snapshot(source: Source, file: SnapshotFile, *, check: bool = True) ->
                 file, head, Finding(Level.UNKNOWN, "snapshot-unread", "its content was not read", path)
             )
         verify_snapshot(file.path, source.identity.cluster_id)
-    except PerdureError as error:
+    except FormatVersionError as error:
+        return SnapshotState(file, None, finding_of(error, Level.UNKNOWN, "snapshot-newer"))
+    except FormatError as error:
         return SnapshotState(file, None, finding_of(error, Level.CORRUPT, "snapshot-damaged"))
+    except PerdureError as error:
+        return SnapshotState(file, None, finding_of(error, Level.UNKNOWN, "snapshot-unread"))
     problem = _of_another_history(source, head.at.position)
     if problem:
         hint = "Snapshot and log belong to different histories; do not use both."
@@ -178,13 +193,14 @@ def _fold_and_image(opened: Opened) -> Scan:
         lock.close()
 
 
-def _guarded(opened: Opened, scan: Scan) -> Iterator[tuple[bytes, Record]]:
-    """The image's records; at their end, before the snapshot is published, the log must still hold it."""
-    words = opened.log.words
-    generation = words[Word.GENERATION]
+def _guarded(opened: Opened, scan: Scan, generation: int) -> Iterator[tuple[bytes, Record]]:
+    """The image's records; at their end, before the snapshot is published, the log must still hold it.
+
+    `generation` is that of the log before the image was made.
+    """
     yield from scan
     opened.log.flush(scan.position.lsn)
-    if words[Word.GENERATION] != generation and not _is_in_log(opened, scan.position.position):
+    if opened.log.words[Word.GENERATION] != generation and not _is_in_log(opened, scan.position.position):
         raise DivergedError(
             "the log was cut while the snapshot was taken",
             path=opened.store,

@@ -15,7 +15,7 @@ import msgspec
 from ..store import names
 from ..store.control import config_of, epoch_start_of
 from ..store.cursor import SegmentFile
-from ..store.errors import CorruptError, ForeignError, FormatVersionError, PerdureError
+from ..store.errors import CorruptError, ForeignError, FormatError, FormatVersionError, PerdureError
 from ..store.event import Event, Kind, decode_events
 from ..store.frame import Frame
 from ..store.ids import StatePosition
@@ -94,8 +94,12 @@ class _SegmentCheck:
         except ForeignError as error:
             yield self._bad(finding_of(error, Level.CORRUPT, "segment-foreign"))
             return
-        except PerdureError as error:
+        except FormatError as error:
             yield self._bad(finding_of(error, Level.CORRUPT, "segment-damaged"))
+            return
+        except PerdureError as error:
+            if not self._was_dropped():
+                yield self._bad(finding_of(error, Level.UNKNOWN, "segment-unread"))
             return
         with scan:
             problems = list(self._check_header(scan.header))
@@ -116,6 +120,15 @@ class _SegmentCheck:
                 yield from found
             if not any(finding.level is Level.CORRUPT for finding in problems):
                 yield self._good(scan, footer)
+
+    def _was_dropped(self) -> bool:
+        """Did retention take it, and all before it, since the files were listed? Not damage then."""
+        left = self.source.segments()
+        if not left or left[0].first_lsn <= self.file.first_lsn:
+            return False
+        self.facts.oldest_lsn = left[0].first_lsn
+        self.after = _Before(None, 0, 0)
+        return True
 
     # -- structure -------------------------------------------------------------------------------
 

@@ -395,7 +395,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "log_age_ms",
         INTEGER,
         DAY_MS,
-        "Log that is younger stays, whoever needs it.",
+        "Log that is younger stays, and a snapshot that is as old with the log behind it: a replay can end"
+        " at any moment since then.",
         0,
         AGE_MS_MAX,
         "ms",

@@ -183,7 +183,7 @@ def test_retention_is_explained_by_the_configured_policy(tmp_path: Path) -> None
         run("snapshot", "create", tmp_path / "s")
     kept = [line["is_dropped"] for line in run_json("retention", "explain", tmp_path / "s")["snapshots"]]
     assert kept == [False, False]
-    (tmp_path / "s" / "perdure.toml").write_text("[recovery]\nsnapshots_kept = 1\n")
+    (tmp_path / "s" / "perdure.toml").write_text("[recovery]\nsnapshots_kept = 1\nlog_age_ms = 0\n")
     kept = [line["is_dropped"] for line in run_json("retention", "explain", tmp_path / "s")["snapshots"]]
     assert sorted(kept) == [False, True]
 
@@ -206,6 +206,7 @@ listen = "127.0.0.1:0"
 [recovery]
 snapshot_interval_ms = 100
 snapshots_kept = 2
+log_age_ms = 0
 """
     )
     assert run("--config", tmp_path / "c.toml", "init", "@web", "--primary").exit_code == 0

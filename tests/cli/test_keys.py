@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,21 @@ def test_a_rotation_reseals_the_stores_and_the_old_key_goes_once_nothing_needs_i
     assert [f"{key.id:08x}" for key in read_keyring(file).keys] == [said["active"]]
     with SessionStore.open(store, keys=file) as opened:
         assert [session.metadata["n"] for session in opened.sessions()] == list(range(5))
+
+
+def test_a_key_that_an_export_is_sealed_under_is_kept(file: Path, store: Path, tmp_path: Path) -> None:
+    old = f"{read_keyring(file).active:08x}"
+    rotate_keyring(file, None, 2)
+    node = tmp_path / "node"
+    with SessionStore.open(node, keys=file) as opened:
+        opened.put("new", {}, None)
+    export = node / "diverged" / f"{2:020d}-00000001"
+    export.mkdir()
+    (segment,) = (store / "log").glob("*.seg")
+    shutil.copy(segment, export)
+    said = run_json("keys", "retire", file, old, node, "--yes", code=3)
+    assert (said["exports"], said["segments"], said["is_retired"]) == (1, 0, False)
+    assert run_json("keys", "retire", file, old, node, "--yes", "--without-history")["is_retired"]
 
 
 def test_a_key_that_sessions_are_under_is_never_retired(file: Path, store: Path) -> None:

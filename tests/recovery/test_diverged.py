@@ -11,6 +11,7 @@ from perdure.recovery import (
     apply_diverged,
     apply_retention,
     changes_in,
+    diverged,
     diverged_events,
     dump,
     list_diverged,
@@ -18,6 +19,7 @@ from perdure.recovery import (
 )
 from perdure.store import (
     Config,
+    CorruptError,
     SessionStore,
     StoreMissingError,
     UsageError,
@@ -121,6 +123,36 @@ def test_what_was_not_changed_since_comes_back_once(store_dir: Path) -> None:
         assert store.position() == position
     reasons = {event["reason"] for event in dump(store_dir) if event["epoch"] == 9 and event["key"]}
     assert reasons == {"reconciled"}
+
+
+def test_what_is_changed_while_it_is_applied_stays_as_it_was_changed(
+    store_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diverged, "CHANGES_AT_ONCE", 1)
+    with SessionStore.open(store_dir) as store:
+
+        def on_progress(done: int) -> None:
+            if done == 1:
+                store.put("changed", {"at": "meanwhile"}, None)
+                store.put("deleted", {"at": "meanwhile"}, None)
+                store.touch("touched")
+
+        done = apply_diverged(store, name_of(store_dir), progress=on_progress)
+        changed = {"changed": "it was changed since", "deleted": "it was changed since"}
+        assert outcomes(done) == EXPECTED | changed
+        assert metadata_of(store)["changed"] == metadata_of(store)["deleted"] == "meanwhile"
+
+
+def test_damage_of_the_own_log_behind_the_fork_is_not_taken_for_no_change(store_dir: Path) -> None:
+    with SessionStore.open(store_dir) as store:
+        store.fold()
+        (file,) = [file for file in (store_dir / "log").glob("*.seg") if file.name.endswith("00000002.seg")]
+        at = file.read_bytes().index(b"both")
+        with file.open("r+b") as segment:
+            segment.seek(at)
+            segment.write(b"BOTH")
+        with pytest.raises(CorruptError):
+            apply_diverged(store, name_of(store_dir))
 
 
 def test_force_also_brings_back_what_was_changed_since(store_dir: Path) -> None:

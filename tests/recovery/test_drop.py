@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from perdure.recovery import apply_retention, explain_retention, replay_to, summarise, take_snapshot, verify
+from perdure.recovery import (
+    apply_retention,
+    drop,
+    explain_retention,
+    replay_to,
+    summarise,
+    take_snapshot,
+    verify,
+)
 from perdure.recovery.retention import Policy
+from perdure.recovery.take import judge_snapshot
 from perdure.shipping import Slot, write_slot
-from perdure.store import CorruptError, SessionStore
+from perdure.store import CorruptError, SessionStore, names
 from perdure.store.cursor import list_segments
+from perdure.store.lock import FileLock
+from perdure.store.snapshot import list_snapshots
 from tests.recovery.kills import killed
 from tests.recovery.stores import contents_of, fingerprint, seal, small_segments
 
@@ -102,6 +116,57 @@ def test_after_another_boot_all_log_stays_until_the_store_was_opened(tmp_path: P
     with SessionStore.open(path):
         pass
     assert [line for line in apply_retention(path, ALL).drop if line.kind == "segment"]
+
+
+def test_point_in_time_recovery_goes_on_behind_log_that_was_dropped(tmp_path: Path) -> None:
+    path = make(tmp_path / "s")
+    first, second = list_snapshots(path / "snapshots")
+    os.utime(first.path, (1, 1))
+    policy = Policy(log_age_ms=60_000, snapshots=1)
+    later_ms = (
+        time.time_ns() // 1_000_000 + 61_000
+    )  # all segments are as old as that; the second snapshot is not
+    os.utime(second.path, (later_ms / 1000, later_ms / 1000))
+    plan = apply_retention(path, policy, now_ms=later_ms)
+    assert [line.kind for line in plan.drop] and all(line.kind == "segment" for line in plan.drop)
+    assert 1 < list_segments(path / "log")[0].first_lsn <= first.lsn + 1
+    replay_to(path, tmp_path / "t", upto_lsn=first.lsn + 3)  # between the two: the older one is its base
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[140] ^= 1
+    path.write_bytes(data)
+
+
+def test_log_that_only_a_damaged_old_snapshot_would_replace_stays(tmp_path: Path) -> None:
+    path = make(tmp_path / "s")
+    first, second = list_snapshots(path / "snapshots")
+    damage(first.path)
+    os.utime(first.path, (1, 1))
+    later_ms = time.time_ns() // 1_000_000 + 61_000
+    os.utime(second.path, (later_ms / 1000, later_ms / 1000))
+    plan = apply_retention(path, Policy(log_age_ms=60_000, snapshots=1), now_ms=later_ms)
+    assert [line.name for line in plan.drop] == [first.name]
+    assert list_segments(path / "log")[0].first_lsn == 1
+
+
+def test_while_snapshots_are_read_others_may_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(tmp_path / "s")
+    free: list[bool] = []
+    judge = judge_snapshot
+
+    def judged(*args: Any) -> Any:
+        lock = FileLock(path / names.FOLD_LOCK)
+        try:
+            free.append(lock.try_acquire())
+        finally:
+            lock.close()
+        return judge(*args)
+
+    monkeypatch.setattr(drop, "judge_snapshot", judged)
+    assert apply_retention(path, ALL).drop
+    assert free == [True]
 
 
 def test_killed_at_any_removal_what_is_left_is_sound(tmp_path: Path) -> None:

@@ -599,3 +599,50 @@ def _prefix_intact(found: Position, end: Position) -> bool:
 def _end(path: Path) -> Position:
     with opened(path) as node:
         return node.log.cursor.at.position
+
+
+def test_with_k_0_a_drained_primary_goes_on_only_if_nobody_else_may_have_begun(
+    tmp_path: Path,
+) -> None:
+    cluster = Cluster(tmp_path, k=0)
+    for name in "abc":  # a handed over to b, which may have begun epoch 2, and is not heard
+        with opened(cluster.at[name]) as node:
+            node.log.lock_any()
+            node.log.give_promise(Promise(2, "b"))
+            node.log.unlock()
+    with pytest.raises(PromotionRefusedError, match="2 was promised to b, which may have begun it") as caught:
+        promote(cluster.at["a"], cluster.voters("c"), drained="a")
+    assert caught.value.decision.why is Why.NEEDS_DATA_LOSS
+    assert read_promise(cluster.at["c"]) == read_promise(cluster.at["a"]) == Promise(2, "b")
+    report = promote(cluster.at["a"], cluster.voters("b", "c"), drained="a")
+    assert (report.epoch, report.keeps_acknowledged, report.at_risk) == (3, True, "")
+
+
+def test_with_k_0_what_somebody_acknowledged_who_was_promised_meanwhile_is_fetched(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, k=0)
+    promote(cluster.at["b"], cluster.voters("a", "c"), drained="a")
+    acknowledged = write(cluster.at["b"], 3)
+    report = promote(cluster.at["a"], cluster.voters("b", "c"), drained="a")
+    assert report.before == acknowledged
+    assert report.keeps_acknowledged
+
+
+def test_with_k_0_a_voter_whose_promise_before_is_not_known_is_not_enough(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, k=0)
+    with opened(cluster.at["a"]) as node:
+        node.log.lock_any()
+        node.log.give_promise(Promise(2, "a"))
+        node.log.unlock()
+    voters = cluster.voters("c")
+    voters.state = lambda node: (_ for _ in ()).throw(WireError("no answer", node=node))  # type: ignore[method-assign]
+    with pytest.raises((PromotionRefusedError, NoQuorumError)):
+        promote(cluster.at["a"], voters, drained="a")
+    assert voters.asked == []
+
+
+def test_a_switchover_hands_over_with_k_0_as_long_as_the_old_primary_promises(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, k=0)
+    with pytest.raises(PromotionRefusedError, match="what a acknowledged is not known here"):
+        promote(cluster.at["b"], cluster.voters("c"), drained="a")
+    report = promote(cluster.at["b"], cluster.voters("a", "c"), drained="a")
+    assert report.keeps_acknowledged and not report.at_risk

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from perdure.recovery import Level, inspect_snapshots, prune_snapshots, take_snapshot
+from perdure.recovery import Level, inspect_snapshots, prune_snapshots, summarise, take, take_snapshot
 from perdure.store import (
     CorruptError,
+    DivergedError,
     OpenOptions,
     PoisonedError,
+    Position,
     SessionStore,
     StoreMissingError,
     UsageError,
     init_store,
     open_store,
 )
+from perdure.store.files import translate
 from perdure.store.mark import read_marks
+from perdure.store.opening import Opened
 from perdure.store.page import Word
-from perdure.store.snapshot import SnapshotReader, read_head
+from perdure.store.snapshot import SnapshotReader, read_head, verify_snapshot
 from tests.recovery.kills import killed
 from tests.recovery.stores import contents, small_segments
 
@@ -181,6 +187,49 @@ def open_and_fill(path: Path, count: int) -> SessionStore:
     for n in range(count):
         store.create({"n": n})
     return store
+
+
+def test_a_log_that_was_replaced_right_behind_the_image_gives_no_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SessionStore.open(tmp_path / "s") as store:
+        store.create({})
+
+        def replace_log(opened: Opened, position: Position) -> int:
+            opened.log.words[Word.GENERATION] += 1
+            return 0
+
+        monkeypatch.setattr(take, "_time_at", replace_log)
+        monkeypatch.setattr(take, "_is_in_log", lambda _opened, _position: False)
+        with pytest.raises(DivergedError, match="while the snapshot was taken"):
+            take_snapshot(store._opened)
+    assert list((tmp_path / "s" / "snapshots").iterdir()) == []
+
+
+def test_what_cannot_be_read_is_unknown_and_what_was_pruned_meanwhile_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SessionStore.open(tmp_path / "s") as store:
+        files = []
+        for n in range(3):
+            store.create({"n": n})
+            files.append(take_snapshot(store._opened))
+    read = verify_snapshot
+
+    def fail(path: Path, *rest: Any) -> Any:
+        if path == files[0].path:
+            prune_snapshots(tmp_path / "s", keep=2)
+        if path == files[1].path:
+            raise translate(OSError(errno.EMFILE, "too many open files"), "cannot read a snapshot", path)
+        return read(path, *rest)
+
+    monkeypatch.setattr(take, "verify_snapshot", fail)
+    judged = inspect_snapshots(tmp_path / "s", check=True)
+    assert [(state.file.name, state.finding.level) for state in judged] == [
+        (files[1].name, Level.UNKNOWN),
+        (files[2].name, Level.OK),
+    ]
+    assert summarise(state.finding for state in judged).exit_code == 1
 
 
 def test_progress_is_told_in_sessions(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -11,13 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from perdure.recovery import Depth, Finding, Level, take_snapshot, verify
+from perdure.recovery import Depth, Finding, Level, take_snapshot, verify, verify_log
 from perdure.recovery.findings import summarise
+from perdure.recovery.scan import SegmentScan
 from perdure.shipping import Slot, write_slot
 from perdure.store import Priority, SessionStore, StoreMissingError, UsageError, init_store, names
 from perdure.store.cursor import list_segments
+from perdure.store.files import translate
 from perdure.store.fold import record_of
 from perdure.store.segment import decode_header, encode_header
+from perdure.store.snapshot import list_snapshots
 from tests.recovery.nodes import stored
 from tests.recovery.stores import fingerprint, seal, small_segments, without_rights
 
@@ -141,6 +145,34 @@ def test_a_missing_segment_is_named_by_its_lsns(tmp_path: Path) -> None:
         (found,) = [one for one in bad(path, level) if one.kind == "segment-missing"]
         assert found.lsn == files[1].first_lsn
         assert f"LSN {files[1].first_lsn} to {files[2].first_lsn - 1}" in found.message
+
+
+def test_segments_that_retention_takes_meanwhile_are_not_missing(tmp_path: Path) -> None:
+    path = make(tmp_path / "s", sessions=120)
+    files = list_segments(path / "log")
+    assert list_snapshots(path / "snapshots")[0].lsn >= files[2].first_lsn
+    found = []
+    for finding in verify(path, level=Depth.CHAIN):
+        if finding.kind == "segment" and files[0].path.exists():
+            for file in files[:2]:
+                file.path.unlink()
+        found.append(finding)
+    assert [one for one in found if one.level not in (Level.OK, Level.NOTICE)] == []
+
+
+def test_a_segment_that_cannot_be_read_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make(tmp_path / "s")
+    second = list_segments(path / "log")[1].path
+
+    class Unreadable(SegmentScan):
+        def __init__(self, path: Path) -> None:
+            if path == second:
+                raise translate(OSError(errno.EMFILE, "too many open files"), "cannot open a segment", path)
+            super().__init__(path)
+
+    monkeypatch.setattr(verify_log, "SegmentScan", Unreadable)
+    found = [one for one in bad(path) if one.path == str(second)]
+    assert [(one.level, one.kind) for one in found] == [(Level.UNKNOWN, "segment-unread")]
 
 
 def test_a_doubled_segment_is_named(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def test_nothing_is_changed_before_the_change_before_is_committed() -> None:
         (GONE, without_node(with_policy(GONE, "strict"), "w"), "goes on without its replicas"),
         (GONE, with_voter(GONE, "c"), "goes on without its replicas"),
         (GONE, with_policy(GONE, "strict"), "goes on without its replicas"),
+        (GONE, with_sync_replicas(GONE, None), "goes on without its replicas"),
+        (GONE, with_sync_replicas(GONE, 1), "goes on without its replicas"),
     ],
 )
 def test_what_cannot_be_is_refused(config: Config, wanted: Config, why: str) -> None:

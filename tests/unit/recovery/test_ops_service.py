@@ -12,7 +12,7 @@ import pytest
 
 from perdure.recovery import OpsService, ops_service
 from perdure.recovery.report import NodeReport
-from perdure.recovery.state_pass import BUCKETS, Buckets, pack_bits
+from perdure.recovery.state_pass import BUCKETS, Buckets, StatePass, pack_bits
 from perdure.shipping.messages_ops import (
     AlignAsk,
     BucketsAsk,
@@ -95,6 +95,43 @@ def test_an_image_that_nobody_asks_for_is_given_up_by_itself(
         time.sleep(0.01)
     with pytest.raises(PositionGoneError):
         ask(service, BucketsAsk(token, 1))
+
+
+def test_an_image_that_takes_long_to_take_is_not_given_up_before_it_is_there(
+    service: OpsService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ops_service, "PASS_IDLE_S", -1.0)  # whatever is there has been idle for too long
+    token = b""
+
+    class Slow(StatePass):
+        def __init__(self, store: Path) -> None:
+            nonlocal token
+            service._give_up_idle()
+            (token,) = service._passes
+            super().__init__(store)
+
+    monkeypatch.setattr(ops_service, "StatePass", Slow)
+    assert ask(service, PassAsk())[0].token == token
+
+
+def test_an_image_that_is_there_when_the_server_has_ended_is_closed(
+    service: OpsService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[StatePass] = []
+
+    class Late(StatePass):
+        def __init__(self, store: Path) -> None:
+            super().__init__(store)
+            service.close()
+
+        def close(self) -> None:
+            closed.append(self)
+            super().close()
+
+    monkeypatch.setattr(ops_service, "StatePass", Late)
+    with pytest.raises(BusyError, match="the server ends"):
+        ask(service, PassAsk())
+    assert len(closed) == 1
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def segments(*sizes: int, age_ms: int = 10_000) -> list[SegmentFacts]:
 
 
 def snapshot(lsn: int, *, is_good: bool = True, age_ms: int = 10_000) -> SnapshotFacts:
-    return SnapshotFacts(f"snap{lsn}", lsn, 1000, NOW_MS - age_ms, is_good)
+    return SnapshotFacts(f"snap{lsn}", lsn, 1000, NOW_MS - age_ms, is_good, not is_good)
 
 
 def plan(
@@ -163,9 +163,76 @@ def test_young_segments_unsealed_ones_and_what_the_state_lacks_stay() -> None:
 
 
 def test_snapshots_stay_by_number_and_by_age() -> None:
-    policy = Policy(snapshots=2, snapshot_age_ms=5_000)
+    policy = Policy(log_age_ms=0, snapshots=2, snapshot_age_ms=5_000)
     snapshots = [snapshot(1), snapshot(2, age_ms=100), snapshot(3), snapshot(4)]
     assert dropped(plan(segments(10), snapshots, policy=policy)) == ["snap1"]
+
+
+HOUR_MS = 3_600_000
+
+
+class Aging:
+    """A store that grows by ten LSNs a minute, with a snapshot and a retention in each, as a node does."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.now_ms = 0
+        self.files: list[SegmentFacts] = []
+        self.snapshots: list[SnapshotFacts] = []
+
+    def pass_minute(self) -> Plan:
+        self.now_ms += 60_000
+        lsn = self.now_ms // 6_000
+        self.files.append(SegmentFacts(f"seg{lsn}", lsn - 9, lsn, 100, self.now_ms, True))
+        self.snapshots.append(SnapshotFacts(f"snap{lsn}", lsn, 100, self.now_ms, True))
+        tail = SegmentFacts("tail", lsn + 1, lsn + 1, 100, self.now_ms, False)
+        result = plan_retention(
+            [*self.files, tail], self.snapshots, [], self.policy, now_ms=self.now_ms, state_lsn=lsn
+        )
+        gone = set(dropped(result))
+        self.files = [file for file in self.files if file.name not in gone]
+        self.snapshots = [file for file in self.snapshots if file.name not in gone]
+        return result
+
+
+def test_every_moment_of_the_policy_s_age_can_be_replayed_to_for_ever() -> None:
+    aging = Aging(Policy(log_age_ms=24 * HOUR_MS))
+    has_dropped = False
+    for minute in range(1, 80 * 60):
+        has_dropped = any(line.kind == "segment" for line in aging.pass_minute().drop) or has_dropped
+        first = aging.files[0].first_lsn
+        old = [one for one in aging.snapshots if aging.now_ms - one.created_ms >= 24 * HOUR_MS]
+        assert first == 1 or any(one.lsn + 1 >= first for one in old), minute
+        assert len(aging.snapshots) <= 3 + 3
+    assert has_dropped
+    assert aging.now_ms - aging.files[0].closed_ms < 37 * HOUR_MS
+
+
+def test_where_no_age_is_asked_for_log_goes_up_to_the_newest_good_snapshot() -> None:
+    aging = Aging(Policy(log_age_ms=0, snapshots=1))
+    for _ in range(5):
+        aging.pass_minute()
+    assert (len(aging.files), len(aging.snapshots)) == (0, 1)
+
+
+def test_log_stays_while_no_snapshot_is_as_old_as_point_in_time_recovery_reaches() -> None:
+    policy = Policy(log_age_ms=5_000, snapshots=1)
+    result = plan(segments(10, 10, 10), [snapshot(25, age_ms=100)], policy=policy)
+    assert dropped(result) == []
+    assert why(result, "seg0") == "no snapshot is 5000 ms old yet, for point-in-time recovery to begin with"
+    result = plan(segments(10, 10, 10, 10), [snapshot(15), snapshot(35, age_ms=100)], policy=policy)
+    assert dropped(result) == ["seg0"]
+    assert why(result, "seg1") == "point-in-time recovery begins with the snapshot at LSN 15, and needs it"
+    assert "begins with it, or will" in why(result, "snap15")
+
+
+def test_a_snapshot_that_what_goes_relies_on_is_to_be_looked_at_first() -> None:
+    policy = Policy(log_age_ms=5_000, snapshots=1)
+    old, new = SnapshotFacts("snap15", 15, 1000, NOW_MS - 10_000, False), snapshot(35, age_ms=100)
+    assert plan(segments(10, 10, 10, 10), [old, new], policy=policy).relies_on == "snap15"
+    bad = snapshot(15, is_good=False)
+    result = plan(segments(10, 10, 10, 10), [bad, new], policy=policy)
+    assert (dropped(result), result.relies_on) == (["snap15"], "")
 
 
 _SIZES = st.lists(st.integers(1, 20), min_size=1, max_size=8)
@@ -220,6 +287,13 @@ def test_whatever_the_files_all_that_is_needed_stays(
     assert all(
         one.is_sealed and NOW_MS - one.closed_ms >= policy.log_age_ms for one in files if one.name in gone
     )
+    if policy.log_age_ms and left != files:
+        assert any(
+            one.name not in gone
+            and NOW_MS - one.created_ms >= policy.log_age_ms
+            and one.lsn + 1 >= left[0].first_lsn
+            for one in snapshots
+        )
     good = [one for one in snapshots if one.is_good]
     if good:
         newest = max(good, key=lambda one: one.lsn)

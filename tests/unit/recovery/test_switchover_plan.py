@@ -199,6 +199,15 @@ def test_where_promises_were_given_for_nothing_the_old_primary_begins_an_epoch(
     assert nodes.asked[-2:] == ["undrain n1", "take_over n1"]
 
 
+def test_what_cannot_be_undone_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perdure.recovery.switchover.UNDO_MS", 0)
+    nodes = FakeNodes(take_over_n2=WireError("no answer"), take_over_n1=DivergedError("n2 may have begun it"))
+    nodes.looks["n3"] = reply("n3", promise_epoch=5, promise_candidate="n2")
+    with pytest.raises(WireError) as caught:
+        switch_over(nodes, "n2")
+    assert "n1 could not go on either (n2 may have begun it)" in caught.value.hint
+
+
 def test_an_answer_that_was_lost_is_looked_for() -> None:
     nodes = FakeNodes(take_over_n2=WireError("no answer"))
 
