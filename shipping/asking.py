@@ -19,6 +19,7 @@ from ..store.promise import Promise
 from .auth import CLIENT, NONCE_BYTES, STRANGER_HINT, Connecting
 from .credentials import Secret, check_secret
 from .link import Link, LinkClosed, begin_connect, check_connected
+from .lookup import numeric_host
 from .messages import (
     FENCED,
     FOREIGN,
@@ -114,6 +115,10 @@ class NodeClient:
                 return
             yield raw
             after = Position(*reply.end)
+
+    def peer_host(self) -> str:
+        """The numeric address at which the node was reached. Raises OSError if the connection broke."""
+        return numeric_host(self._link.socket.getpeername())
 
     def close(self) -> None:
         self._link.close()

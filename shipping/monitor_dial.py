@@ -39,7 +39,10 @@ WITNESS_STATE: Final = "active"
 
 
 class Finder:
-    """Where the peers' monitors listen. A thread of its own asks their receivers, which may take long."""
+    """Where the peers' monitors listen. A thread of its own asks their receivers, which may take long.
+
+    Names of hosts are looked up there, too: whoever dials gets the address at which the receiver was reached.
+    """
 
     def __init__(self, peers: Mapping[str, tuple[str, int]], cluster_id: bytes, secret: Secret) -> None:
         self._peers = dict(peers)
@@ -63,7 +66,7 @@ class Finder:
         self._wanted = (self._wanted & peers.keys()) | changed
 
     def address(self, node: str) -> tuple[str, int] | None:
-        """Host and port, None while it is not known."""
+        """Numeric host and port, None while they are not known."""
         return self._found.get(node)
 
     def doubt(self, node: str) -> None:
@@ -89,12 +92,12 @@ class Finder:
         host, port = address
         try:
             with self._client(host, port) as client:
-                reply = client.status()
+                reply, reached = client.status(), client.peer_host()
         except (PerdureError, OSError) as error:
             logger.debug("cannot be asked: node=%s error=%s", node, error)
             return
         if reply.node == node and reply.monitor_port and self._peers.get(node) == address:
-            self._found[node] = (host, reply.monitor_port)
+            self._found[node] = (reached, reply.monitor_port)
             self._wanted.discard(node)
         elif reply.node == node and reply.role == WITNESS:
             self._wanted.discard(node)
@@ -276,10 +279,9 @@ class Dial:
     # -- its end ---------------------------------------------------------------------------------
 
     def _refused(self, error: Exception) -> None:
-        """Nobody listens there. The address may be an old one, so that it is asked for anew."""
+        """Nobody listens there."""
         if "ECONNREFUSED" in str(error):
             self._detector.refused(self.node)
-        self._finder.doubt(self.node)
         self._fail(error)
 
     def _fail(self, error: Exception) -> None:
@@ -294,6 +296,7 @@ class Dial:
             self._detector.closed(self.node)
             self._retry_at_ms = at_ms
         else:
+            self._finder.doubt(self.node)  # the address may be an old one
             self._retry_at_ms = at_ms + self._retry_ms
             self._retry_ms = min(self._retry_ms * 2, RETRY_MS_MAX)
 

@@ -227,9 +227,12 @@ class Peer:
     # -- connecting ------------------------------------------------------------------------------
 
     def _connect(self) -> None:
+        host = self._reign.lookup.address(self._host)
+        if host is None:
+            return  # it is being looked up; the next tick asks again
         self._since_ms = monotonic_ms()
         self._stage = Stage.CONNECTING
-        link = begin_connect(self._host, self._port, self.name, self._reign.secret, node=self.name)
+        link = begin_connect(host, self._port, self.name, self._reign.secret, node=self.name)
         self._link = link
         self._mask = selectors.EVENT_READ | selectors.EVENT_WRITE
         self._reign.selector.register(link.socket, self._mask, self.on_event)

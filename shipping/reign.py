@@ -14,6 +14,7 @@ from typing import Final
 
 from ..store.ids import Position
 from .credentials import Secret
+from .lookup import Lookup
 from .messages import UNASKED_US, Heartbeat, ShipHello
 from .nodelog import NodeLog
 from .progress import Electorate
@@ -43,6 +44,8 @@ class Reign:
     window: Window
     electorate: Electorate
     selector: selectors.BaseSelector
+    lookup: Lookup = field(default_factory=Lookup)
+    """Where the hosts are that have names."""
     compress: bool = True
     slot_budget_bytes: int = SLOT_BUDGET_BYTES
     silence_ms: int = SILENCE_MS

@@ -170,6 +170,7 @@ class Shipper:
         for peer in self._peers:
             peer.close()
             self._slots.put(peer.slot)
+        self._reign.lookup.close()
         self._slots.close()
         self._gate.close()
         self._watcher.close()

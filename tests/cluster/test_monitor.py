@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from perdure.shipping import NodePorts, PeerHealth, Pipe, Verdict, pipe_pair, run_monitor, write_ports
+from perdure.shipping import (
+    Credentials,
+    NodePorts,
+    PeerHealth,
+    Pipe,
+    Secret,
+    Verdict,
+    pipe_pair,
+    run_monitor,
+    write_ports,
+)
 from perdure.shipping.link import listen
 from perdure.shipping.messages_health import Beat, HealthAsk, HealthReply, StandAsk, StandReply
 from perdure.shipping.monitor_pipe import Done, Order, Report, Told
@@ -26,14 +38,16 @@ OTHER_SECRET = b"another secret, 32 bytes long..."
 class Watch:
     """The monitor of one node in a thread, with the test as its elector."""
 
-    def __init__(self, cluster: Cluster, name: str, threads: ThreadPoolExecutor, secret: bytes) -> None:
+    def __init__(
+        self, cluster: Cluster, name: str, threads: ThreadPoolExecutor, secret: Secret, host: str
+    ) -> None:
         listener = listen(HOST, 0)
         self.port = int(listener.getsockname()[1])
         write_ports(cluster.path(name), NodePorts(listen=cluster.ports[name], monitor=self.port))
         ours, theirs = pipe_pair()
         self.pipe = Pipe(ours)
         self._stop = threading.Event()
-        peers = {other: (HOST, port) for other, port in cluster.ports.items() if other != name}
+        peers = {other: (host, port) for other, port in cluster.ports.items() if other != name}
         self._future: Future[None] = threads.submit(
             run_monitor,
             cluster.path(name),
@@ -71,9 +85,12 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watching(cluster: Cluster, *names: str, secret: bytes = SECRET) -> Iterator[list[Watch]]:
+def watching(
+    cluster: Cluster, *names: str, secret: Secret = SECRET, host: str = HOST
+) -> Iterator[list[Watch]]:
+    """The monitors of these nodes; `host` is where each finds the others."""
     with ThreadPoolExecutor(len(names)) as threads:
-        found = [Watch(cluster, name, threads, secret) for name in names]
+        found = [Watch(cluster, name, threads, secret, host) for name in names]
         try:
             yield found
         finally:
@@ -100,6 +117,51 @@ def test_monitors_hear_each_other_and_who_ends_is_gone_at_once(tmp_path: Path) -
             peer = second.peer("n1")
             assert peer is not None
             assert peer.silence_ms < 1_000 or time.monotonic() - began_s > 1.0
+
+
+def test_a_monitor_sends_heartbeats_to_named_hosts_and_asks_no_name_server_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, real = set[str](), socket.getaddrinfo
+
+    def note(host: str, *given: Any, **wanted: Any) -> Any:
+        if host == "nodes.test":
+            asked.add(threading.current_thread().name)
+            host = HOST
+        return real(host, *given, **wanted)
+
+    monkeypatch.setattr(socket, "getaddrinfo", note)
+    with cluster_of(tmp_path, 2) as cluster:
+        cluster.serve_here("n1", "n2")
+        secret = Credentials(SECRET, allow_plain=True)
+        with watching(cluster, "n1", "n2", secret=secret, host="nodes.test") as (first, second):
+            until(lambda: first.verdict("n2") is Verdict.ALIVE, "n1 hears n2")
+            until(lambda: second.verdict("n1") is Verdict.ALIVE, "n2 hears n1")
+    assert asked == {"perdure-finder"}
+
+
+def test_a_peer_that_does_not_finish_the_handshake_is_looked_for_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.shipping.monitor_dial.HANDSHAKE_MS", 100)
+    with cluster_of(tmp_path, 2) as cluster:
+        cluster.serve_here("n1", "n2")
+        silent = listen(HOST, 0)  # what stands at the old address takes connections, and says nothing
+        write_ports(
+            cluster.path("n2"),
+            NodePorts(listen=cluster.ports["n2"], monitor=int(silent.getsockname()[1])),
+        )
+        try:
+            with watching(cluster, "n1"):
+                until(lambda: _has_caller(silent), "n1 connects to the old address")
+                with watching(cluster, "n2") as (second,):
+                    until(lambda: second.verdict("n1") is Verdict.ALIVE, "n1 has found n2's monitor")
+        finally:
+            silent.close()
+
+
+def _has_caller(listener: socket.socket) -> bool:
+    return bool(select.select([listener], [], [], 0)[0])
 
 
 def test_a_monitor_with_another_secret_is_not_heard_and_others_are_served(tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +20,7 @@ from perdure.store import Config, CorruptError, DivergedError, SessionStore
 from perdure.store.backends import open_backend
 from perdure.store.cursor import list_segments
 from perdure.store.page import Word
-from tests.cluster.nodes import HOST, SECRET, Cluster, cluster_of, until
+from tests.cluster.nodes import HOST, SECRET, WAIT_S, Cluster, cluster_of, until
 from tests.support.faults.powercut import reason_not_to_mount
 
 
@@ -196,3 +199,31 @@ def test_a_member_with_an_impossible_name_holds_back_nobody_and_can_be_taken_out
         assert remove_member(cluster.path("n1"), "n3").members == {}
         until(lambda: [slot.node for slot in read_slots(cluster.path("n1"))] == ["n2"], "n3's slot goes")
         store.create({"n": 1})
+
+
+def test_a_name_server_that_does_not_answer_holds_back_no_other_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, over, real = list[str](), threading.Event(), socket.getaddrinfo
+
+    def hang(host: str, *given: Any, **wanted: Any) -> Any:
+        if host != "n3.test":
+            return real(host, *given, **wanted)
+        asked.append(threading.current_thread().name)
+        over.wait(2 * WAIT_S)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer from the name server")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    try:
+        with with_member_at(tmp_path, "n3.test:7000") as cluster:
+            begin_shipping(cluster)
+            store = cluster.open("n1")
+            for number in range(20):
+                store.create({"n": number})
+            until(lambda: asked, "n3 is looked up")
+            store.create({"n": 20})
+            assert asked == ["perdure-lookup"]
+            over.set()
+            until(lambda: "no answer" in cluster.slot_state("n1", "n3")[1], "the slot says why")
+    finally:
+        over.set()
