@@ -6,7 +6,6 @@ of the new one is here, checked and on disk. Steps then, each durable before the
 of them is finished by finish_install, which a receiver calls before it opens the log. So is a failure after
 step 1: the receiver ends, and is started again.
 
-
     1. the plan
     2. the snapshot moves to `snapshots/`
     3. the snapshots of another history move to `diverged/`
