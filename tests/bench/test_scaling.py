@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import log_scaling, replica_scaling
+from bench import log_scaling, replica_scaling, scaling
 from bench.comparison import Plan
 from bench.log_scaling import log_rows
 from bench.plots import write_plots
@@ -37,19 +36,31 @@ def amounts(rows: list[Row]) -> dict[str, float]:
     return {row.case: row.amount for row in rows if row.amount is not None}
 
 
-def test_points_are_measured_in_turn_and_a_slow_one_in_its_warm_up_alone() -> None:
+class Clock:
+    """In place of the module `time`: it moves only where a test says so."""
+
+    now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+def test_points_are_measured_in_turn_and_a_slow_one_in_its_warm_up_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(scaling, "time", clock)
     calls: list[str] = []
 
-    def point(name: str, slow_s: float) -> Callable[[int], float]:
+    def point(name: str, takes_s: float) -> Callable[[int], float]:
         def measure(number: int) -> float:
             calls.append(f"{number} {name}")
-            time.sleep(slow_s)
+            clock.now_s += takes_s
             return float(number)
 
         return measure
 
-    plan = Plan(rounds=2, slow_s=0.005)
-    taken = in_turn(plan, {1: point("fast", 0.0), 2: point("slow", 0.01)})
+    taken = in_turn(Plan(rounds=2, slow_s=5.0), {1: point("fast", 4.0), 2: point("slow", 6.0)})
     assert calls == ["0 fast", "0 slow", "1 fast", "2 fast"]
     assert taken == {1: [1.0, 2.0], 2: [0.0]}
 

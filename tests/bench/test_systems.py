@@ -5,6 +5,7 @@ A system that can't run here is skipped with the reason that it gives itself.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -288,7 +289,7 @@ def test_an_engine_of_erlang_has_its_sessions_again_after_a_stop_and_after_a_kil
     driver = next(one for one in DRIVERS if one.name == name)
     if reason := driver.why_not():
         pytest.skip(reason)
-    reopened = DriverReopened(driver, Durability.DISK, tmp_path, 300, DEADLINE_S)
+    reopened = DriverReopened(driver, Durability.DISK, tmp_path, 300, math.inf)
     try:
         for _ in range(2):
             assert all(0 < seconds < DEADLINE_S for seconds in reopened.round().values())
