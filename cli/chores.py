@@ -126,9 +126,8 @@ class Chores:
         reached = known.folded_lsn if known.is_state_shared else known.appended_lsn
         if not reached or reached == self._snapshot_lsn:
             return ""
-        keep = (
-            None if self._task.retention_s else self._task.snapshots_kept
-        )  # else the policy says which stay
+        # Where there is a retention, its policy says which ones stay.
+        keep = None if self._task.retention_s else self._task.snapshots_kept
         file = take_snapshot(self._directory, keep=keep)
         self._snapshot_lsn = file.lsn
         if self._task.snapshot_s < self._task.retention_s:

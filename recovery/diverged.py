@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -142,7 +142,7 @@ def apply_diverged(
 
     A session whose content the store's history changed since the fork is left alone unless `force`; where
     the log no longer says, too. Raises UsageError for an id that is not in the export, StoreMissingError,
-    CorruptError if that log is damaged behind the fork, and as any write of the store.
+    CorruptError (without `force`) if that log is damaged behind the fork, and as any write of the store.
     """
     directory = store._opened.store
     changes = changes_in(directory, name, from_lsn=from_lsn, to_lsn=to_lsn)
@@ -153,9 +153,12 @@ def apply_diverged(
             raise UsageError(f"session {min(missing).decode(errors='replace')!r} was not changed there")
         changes = [change for change in changes if change.key in keys]
     done: list[Applied] = []
-    with closing(_Since(open_source(directory), _fork_of(name)[0])) as since:
-        since.read_on()
-        submission = _Submission(store, since, force, dry_run)
+    with ExitStack() as stack:
+        since = None
+        if not force:
+            since = stack.enter_context(closing(_Since(open_source(directory), _fork_of(name)[0])))
+            since.read_on()  # most of it, so that each batch has little left to read
+        submission = _Submission(store, since, dry_run)
         for start in range(0, len(changes), CHANGES_AT_ONCE):
             done += submission.run(changes[start : start + CHANGES_AT_ONCE])
             if progress is not None:
@@ -206,17 +209,18 @@ class _Since:
 class _Submission:
     """How changes become writes."""
 
-    def __init__(self, store: SessionStore, since: _Since, force: bool, dry_run: bool) -> None:
+    def __init__(self, store: SessionStore, since: _Since | None, dry_run: bool) -> None:
+        """`since` is None if it does not matter what was changed since."""
         self._store = store
         self._since = since
-        self._force = force
         self._dry_run = dry_run
 
     def run(self, changes: list[Change]) -> list[Applied]:
         """One frame."""
         # In this order: what changes a session from here on differs from `seen`, what came before is read.
         seen = {change.key: self._store._view.read(change.key) for change in changes}
-        self._since.read_on()
+        if self._since is not None:
+            self._since.read_on()
         if self._dry_run:
             now_ms = self._store._now_ms()
             return [self._say(change, self._why_not(change, seen[change.key], now_ms)) for change in changes]
@@ -227,7 +231,7 @@ class _Submission:
             now_ms = self._store._now_ms()
             for change in changes:
                 why = self._why_not(change, stage.get(change.key), now_ms)
-                if not why and not self._force and stage.get(change.key) != seen[change.key]:
+                if not why and self._since is not None and stage.get(change.key) != seen[change.key]:
                     why = "it is being changed at this moment"
                 if not why:
                     self._submit(stage, change, operation_id)
@@ -255,7 +259,7 @@ class _Submission:
             return "it is so already"
         if change.what == "delete" and record is None:
             return "it is gone already"
-        if self._force:
+        if self._since is None:
             return ""
         if change.key in self._since.keys:
             return "it was changed since"

@@ -20,7 +20,7 @@ from ..store.backends import shares_state
 from ..store.consumers import read_progress
 from ..store.cursor import EVERYTHING, SegmentFile
 from ..store.errors import FormatError, StorageError
-from ..store.files import remove_durably, translated
+from ..store.files import remove_durably, translate, translated
 from ..store.lock import FileLock
 from ..store.page import Word
 from ..store.segment import read_footer, read_header
@@ -37,7 +37,7 @@ from .retention import (
     plan_retention,
 )
 from .source import Source, open_source
-from .take import judge_snapshot
+from .take import UNREAD, judge_snapshot
 
 FOLD_LOCK_TIMEOUT_MS = 30_000
 
@@ -50,12 +50,17 @@ class _Verdicts:
         self._is_good: dict[tuple[int, ...], bool] = {}
 
     def of(self, source: Source, file: SnapshotFile) -> bool | None:
-        """True, False, or None if it was not read, and may not be now."""
+        """True, False, or None if it was not read, and may not be now.
+
+        Raises StorageError if it cannot be read: whether it is needed can't be told then.
+        """
         page = source.page()
         try:
             found = file.path.stat()
-        except OSError:
-            return None
+        except FileNotFoundError:
+            return False  # pruned by another process meanwhile
+        except OSError as error:
+            raise translate(error, "cannot look at a snapshot", file.path) from error
         generation = page[Word.GENERATION] if page else 0
         key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, generation)
         if key not in self._is_good and self.may_read:
@@ -70,7 +75,8 @@ def explain_retention(
 
     Reads the newest snapshots until one is good, and what else would be relied on. A node whose control page
     says nothing (it was not opened since the last boot) keeps all its log. Raises FormatError for a damaged
-    slot or segment header: what is needed cannot be told then.
+    slot or segment header, StorageError for a snapshot that cannot be read: what is needed cannot be told
+    then.
     """
     return _explained(Path(store), policy or Policy(), _now_ms(now_ms), _Verdicts())
 
@@ -211,9 +217,16 @@ def _snapshots(source: Source, files: list[SnapshotFile], verdicts: _Verdicts) -
 
 def _is_good(source: Source, file: SnapshotFile) -> bool:
     try:
-        return judge_snapshot(source, file).is_good
+        judged = judge_snapshot(source, file)
     except FormatError:
         return False
+    if judged.finding.kind == UNREAD and file.path.exists():
+        raise StorageError(
+            judged.finding.message,
+            path=file.path,
+            hint="Nothing was removed: what it is needed for cannot be told. Try again.",
+        )
+    return judged.is_good
 
 
 def _made_ms(file: SnapshotFile) -> int:

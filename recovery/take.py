@@ -44,6 +44,8 @@ from .findings import Finding, Level, finding_of
 from .source import Source, frame_time_ms, open_source
 
 FOLD_LOCK_TIMEOUT_MS = 30_000
+UNREAD = "snapshot-unread"
+"""The kind of finding for a snapshot of whose content nothing is known."""
 
 
 class SnapshotState(msgspec.Struct, frozen=True):
@@ -131,16 +133,14 @@ def judge_snapshot(source: Source, file: SnapshotFile, *, check: bool = True) ->
     try:
         head = read_head(file.path, source.identity.cluster_id)
         if not check:
-            return SnapshotState(
-                file, head, Finding(Level.UNKNOWN, "snapshot-unread", "its content was not read", path)
-            )
+            return SnapshotState(file, head, Finding(Level.UNKNOWN, UNREAD, "its content was not read", path))
         verify_snapshot(file.path, source.identity.cluster_id)
     except FormatVersionError as error:
         return SnapshotState(file, None, finding_of(error, Level.UNKNOWN, "snapshot-newer"))
     except FormatError as error:
         return SnapshotState(file, None, finding_of(error, Level.CORRUPT, "snapshot-damaged"))
     except PerdureError as error:
-        return SnapshotState(file, None, finding_of(error, Level.UNKNOWN, "snapshot-unread"))
+        return SnapshotState(file, None, finding_of(error, Level.UNKNOWN, UNREAD))
     problem = _of_another_history(source, head.at.position)
     if problem:
         hint = "Snapshot and log belong to different histories; do not use both."

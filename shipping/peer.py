@@ -31,7 +31,8 @@ from ..store.errors import (
 from ..store.ids import Position
 from ..store.promise import leaps
 from . import slots
-from .auth import NONCE_BYTES, SHIPPER, STRANGER_HINT, Connecting
+from .asking import refused_unproved
+from .auth import NONCE_BYTES, SHIPPER, Connecting
 from .bootstrap import SnapshotSender
 from .credentials import CertificateError
 from .keys_sender import KeysSender
@@ -525,11 +526,7 @@ class Peer:
     def _refused(self, refusal: Refusal) -> None:
         if self._stage in (Stage.GREETING, Stage.PROVING) and refusal.code != FOREIGN:
             # A receiver says nothing else to whom it does not know, and anybody could say this.
-            raise WireError(
-                f"{self._host}:{self._port} refuses before the proof of the secret: {refusal.text}",
-                node=self.name,
-                hint=STRANGER_HINT,
-            )
+            raise refused_unproved(refusal, f"{self._host}:{self._port}")
         if refusal.code == FENCED:
             self._fail(FencedError(refusal.text[:ERROR_CHARS_MAX], node=self.name))
             own = self._reign.electorate.epoch

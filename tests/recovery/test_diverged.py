@@ -153,6 +153,9 @@ def test_damage_of_the_own_log_behind_the_fork_is_not_taken_for_no_change(store_
             segment.write(b"BOTH")
         with pytest.raises(CorruptError):
             apply_diverged(store, name_of(store_dir))
+        assert outcomes(apply_diverged(store, name_of(store_dir), ids=["new"], force=True)) == {
+            "new": "applied"
+        }
 
 
 def test_force_also_brings_back_what_was_changed_since(store_dir: Path) -> None:

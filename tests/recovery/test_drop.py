@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -15,14 +16,16 @@ from perdure.recovery import (
     explain_retention,
     replay_to,
     summarise,
+    take,
     take_snapshot,
     verify,
 )
 from perdure.recovery.retention import Policy
 from perdure.recovery.take import judge_snapshot
 from perdure.shipping import Slot, write_slot
-from perdure.store import CorruptError, SessionStore, names
+from perdure.store import CorruptError, SessionStore, StorageError, names
 from perdure.store.cursor import list_segments
+from perdure.store.files import translate
 from perdure.store.lock import FileLock
 from perdure.store.snapshot import list_snapshots
 from tests.recovery.kills import killed
@@ -149,6 +152,26 @@ def test_log_that_only_a_damaged_old_snapshot_would_replace_stays(tmp_path: Path
     plan = apply_retention(path, Policy(log_age_ms=60_000, snapshots=1), now_ms=later_ms)
     assert [line.name for line in plan.drop] == [first.name]
     assert list_segments(path / "log")[0].first_lsn == 1
+
+
+def test_a_snapshot_that_cannot_be_read_now_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make(tmp_path / "s")
+    first, second = list_snapshots(path / "snapshots")
+    os.utime(first.path, (1, 1))
+    later_ms = time.time_ns() // 1_000_000 + 61_000
+    os.utime(second.path, (later_ms / 1000, later_ms / 1000))
+    before = fingerprint(path)
+
+    def fail(path: Path, *_: object) -> None:
+        if path == first.path:
+            raise translate(OSError(errno.EMFILE, "too many open files"), "cannot read a snapshot", path)
+
+    monkeypatch.setattr(take, "verify_snapshot", fail)
+    with pytest.raises(StorageError, match="Nothing was removed"):
+        apply_retention(path, Policy(log_age_ms=60_000, snapshots=1), now_ms=later_ms)
+    assert fingerprint(path) == before
 
 
 def test_while_snapshots_are_read_others_may_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

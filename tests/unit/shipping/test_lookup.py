@@ -149,7 +149,9 @@ def test_nothing_more_is_asked_once_it_is_closed(server: NameServer) -> None:
     server.answers.clear()
     hosts.address("n2.test")
     hosts.address("n3.test")
+    deadline = time.monotonic() + WAIT_S
     while not server.asked:
+        assert time.monotonic() < deadline
         time.sleep(0.001)
     hosts.close()
     server.answers.set()
