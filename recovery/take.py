@@ -27,6 +27,7 @@ from ..store.errors import (
 )
 from ..store.files import remove_durably, translated
 from ..store.ids import Position
+from ..store.keeper import check_plan
 from ..store.opening import Opened, OpenOptions, open_store
 from ..store.page import Word
 from ..store.ports import Record, Scan
@@ -78,7 +79,8 @@ def take_snapshot(
     that the next snapshot removes.
 
     Raises UsageError if the store has no log yet, CorruptError if the state does not match its own
-    digest, DivergedError if the log was cut below the image meanwhile, StorageError or PoisonedError.
+    digest, DivergedError if the log was cut below the image meanwhile or a replica's state is not what its
+    frames were written on, StorageError or PoisonedError.
     """
     if not isinstance(source, Opened):
         opened = open_store(Path(source), OpenOptions(create=False))
@@ -186,6 +188,7 @@ def _fold_and_image(opened: Opened) -> Scan:
             with view.mutex:
                 plan = view.fold_plan()
                 if plan is not None:
+                    check_plan(view, plan)
                     opened.backend.fold(*plan)
                     view.folded(plan.position)
                 return opened.backend.scan()

@@ -170,6 +170,23 @@ def _nothing(_key: bytes) -> Record | None:
     return None
 
 
+def totals_after(
+    lookup: Lookup, digest: int, session_count: int, changes: Iterable[Change]
+) -> tuple[int, int]:
+    """Digest and count of a base, which has these now, once it holds these changes (no key twice)."""
+    for key, record in changes:
+        old = lookup(key)
+        if old is not None:
+            if len(old) < RECORD_BYTES_MIN:
+                raise unreadable(f"the record of session {key!r} is cut short")
+            digest -= unpack_hash(old)[0]
+            session_count -= 1
+        if record is not None:
+            digest += unpack_hash(record)[0]
+            session_count += 1
+    return digest & MASK64, session_count
+
+
 def touched(key: bytes, record: Record | None, accessed: bytes) -> bytes:
     """The stored session after a TOUCH with these eight bytes."""
     if record is None or len(accessed) != 8:

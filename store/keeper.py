@@ -18,6 +18,7 @@ from .commit import FOLD_ENTRIES, TAIL_ENTRIES_MAX, Durability, Writer
 from .cursor import LogCursor
 from .errors import (
     BacklogError,
+    DivergedError,
     FormatError,
     LockTimeoutError,
     NotPrimaryError,
@@ -26,12 +27,14 @@ from .errors import (
     StorageFullError,
     StoreMissingError,
 )
+from .fold import REBUILD_HINT, totals_after, unreadable
+from .ids import NOWHERE
 from .lock import FileLock
 from .page import Word
 from .ports import Deadline
 from .sealing import seal_segment, unsealed_segments
 from .sweeping import Sweeper
-from .view import FoldPlan
+from .view import FoldPlan, View
 
 if TYPE_CHECKING:
     from .opening import Opened, OpenOptions
@@ -63,6 +66,8 @@ class Keeper:
         self._seal_lock = FileLock(opened.store / names.FOLD_LOCK)
         self._fold_threads = opened.view.fold_threads
         self._fold_at = FOLD_ENTRIES
+        self._diverged_at = NOWHERE
+        """The state on which the tail does not come out as the frames say."""
         self._sweeper = Sweeper(opened, options, self._fold_lock, self._fold_threads, self._fold)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -138,7 +143,8 @@ class Keeper:
     def fold_now(self) -> int:
         """Fold the visible tail; answers the LSN that the state then holds.
 
-        Raises LockTimeoutError if another process folds past the deadline, StorageError or CorruptError.
+        Raises LockTimeoutError if another process folds past the deadline, StorageError, CorruptError, or
+        DivergedError on a replica whose state is not what the frames were written on.
         """
 
         def fold() -> int:
@@ -189,6 +195,11 @@ class Keeper:
         with view.mutex:
             plan = view.fold_plan(due)
             if plan is not None:
+                try:
+                    check_plan(view, plan)
+                except DivergedError:
+                    self._diverged_at = view.state
+                    raise
                 self._opened.backend.fold(*plan)
                 view.folded(plan.position)
             self._fold_at = FOLD_ENTRIES
@@ -246,7 +257,7 @@ class Keeper:
         self._log.flusher.sync_mark()
         if tick % TOUCH_TICKS == 0:
             self._flush_touches()
-        if tick % FOLD_IDLE_TICKS == 0 and view.tail:
+        if tick % FOLD_IDLE_TICKS == 0 and view.tail and view.state != self._diverged_at:
             self._fold_if_free()
         try:
             if self._log.identity.is_cache:
@@ -311,6 +322,30 @@ class Keeper:
                     drop_folded(self._log.cursor.log, self._view.state.lsn)
             finally:
                 flock(self._seal_lock.descriptor, LOCK_UN)
+
+
+def check_plan(view: View, plan: FoldPlan) -> None:
+    """On a replica: will the state with this plan have the digest that the last frame says?
+
+    If it will not, the caller folds nothing: the node's folder looks at each frame, and finds which it is.
+    What a primary folds was written on its own state. Raises DivergedError, and CorruptError for a state that
+    cannot be read. The read view is the one that the plan was made over.
+    """
+    if view.log.is_primary:
+        return
+    state, after, backend = view.state, plan.position, view.backend
+    try:
+        found = totals_after(backend.get, state.digest, state.session_count, plan.changes)
+    except backend.engine_errors as error:
+        raise unreadable(error) from error
+    if found != (after.digest, after.session_count):
+        raise DivergedError(
+            f"with the frames behind LSN {state.lsn} the sessions have digest {found[0]:016x} and count "
+            f"{found[1]}, the frame at LSN {after.lsn} says {after.digest:016x} and {after.session_count}",
+            path=view.log.store,
+            lsn=after.lsn,
+            hint=REBUILD_HINT,
+        )
 
 
 def seal_all(cursor: LogCursor, flush: Callable[[], None]) -> int:

@@ -19,6 +19,7 @@ from perdure.shipping.slots import read_slots
 from perdure.store import Config, CorruptError, DivergedError, SessionStore
 from perdure.store.backends import open_backend
 from perdure.store.cursor import list_segments
+from perdure.store.ids import StatePosition
 from perdure.store.page import Word
 from tests.cluster.nodes import HOST, SECRET, WAIT_S, Cluster, cluster_of, until
 from tests.support.faults.powercut import reason_not_to_mount
@@ -94,6 +95,45 @@ def test_a_replica_whose_state_diverged_says_so_at_once_and_folds_no_further(tmp
         until(lambda: cluster.end("n2") == cluster.end("n1"), "the log is received all the same")
         with pytest.raises(DivergedError, match="folding stopped"):
             cluster.fold_here("n2")
+
+
+def test_a_handle_on_a_replica_folds_nothing_that_does_not_come_out_and_the_folder_says_where(
+    tmp_path: Path,
+) -> None:
+    with cluster_of(tmp_path, 2) as cluster:
+        cluster.start_here()
+        store = cluster.open("n1")
+        ids = [store.create({"n": number}) for number in range(3)]
+        cluster.wait_applied(cluster.word("n1", Word.APPENDED))
+        cluster.stop_here()
+        lose_silently(cluster, "n2", ids[1])
+        cluster.serve_here("n2")
+        cluster.ship_here("n1")
+        store.update(ids[0], lambda session: session.merge({"n": 10}))  # this one comes out
+        at_fault = cluster.word("n1", Word.APPENDED) + 1
+        store.update(ids[1], lambda session: session.merge({"n": 11}))
+        store.update(ids[2], lambda session: session.merge({"n": 12}))
+        until(lambda: cluster.end("n2") == cluster.end("n1"), "n2 has it all")
+        folded = state_of("n2", cluster)
+        with SessionStore.open(cluster.path("n2"), create=False) as replica:
+            with pytest.raises(DivergedError, match="the frame at LSN") as caught:
+                replica.fold()
+            assert caught.value.lsn == at_fault + 1
+            assert "perdure repair" in str(caught.value)
+            assert replica.peek(ids[1]) == store.peek(ids[1])  # what is read comes from the log
+        assert state_of("n2", cluster) == folded  # nor did closing it
+        assert not read_fault(cluster.path("n2"))
+        cluster.start(cluster.folder_of("n2"))
+        until(lambda: read_fault(cluster.path("n2")), "the folder says so")
+        assert f"lsn {at_fault})" in read_fault(cluster.path("n2"))
+
+
+def state_of(name: str, cluster: Cluster) -> StatePosition:
+    backend = open_backend("lmdb", cluster.path(name) / "state" / "lmdb")
+    try:
+        return backend.refresh()
+    finally:
+        backend.close()
 
 
 def lose_silently(cluster: Cluster, name: str, id: str) -> None:
