@@ -10,16 +10,18 @@ from typing import Final
 
 from .comparison import Plan
 from .latency import Histogram
-from .limits import Limit, bare_calls
+from .limits import Limit, bare_calls, shared_sync
 from .loop import Calls, Slice, overhead_ns, run_calls
 from .open_loop import MonotonicClock, arrivals_ns, run_open
 from .rows import Row, spread_of
+from .sharing import THREADS
 from .workloads import SMALL_BYTES
 
 LIMITS: Final = "limits"
 _LOOP: Final = "a call that does nothing, in the loop of the bench"
 _LATE_PER_S: Final = 1_000
 _LATE: Final = f"a call that does nothing, at {_LATE_PER_S:,}/s"
+_SHARED: Final = f"{THREADS} threads that share each fdatasync, and do nothing else"
 _UNITS: Final = {"write of 8 + one fdatasync": 8, "write of 32 + one fdatasync": 32}
 LIMIT_NAMES: Final = (
     _LOOP,
@@ -33,12 +35,13 @@ LIMIT_NAMES: Final = (
     "raw write + fdatasync",
     "raw write in place + fdatasync",
     *_UNITS,
+    _SHARED,
 )
 
 
 def limit_rows(folder: Path, plan: Plan) -> Iterator[Row]:
     """One after the other, in turn: each round measures all of them."""
-    calls = bare_calls(folder)
+    calls, shared = bare_calls(folder), shared_sync(folder)
     rates: dict[str, list[float]] = {name: [] for name in LIMIT_NAMES}
     late = Histogram()
     for number in range(plan.rounds + 1):
@@ -50,6 +53,8 @@ def limit_rows(folder: Path, plan: Plan) -> Iterator[Row]:
                 rate = slice.rate_per_s
                 if number:
                     late.add(Histogram(slice.counts, slice.max_ns))
+            elif name == _SHARED:
+                rate = shared.rate_per_s(plan.slice_s)
             else:
                 repeated = Calls(calls[name], [()] * 200_000)
                 rate = run_calls(repeated, plan.slice_s, units=_UNITS.get(name, 1)).rate_per_s

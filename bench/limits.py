@@ -26,6 +26,7 @@ import lmdb
 import msgspec
 
 from .chain import BareChain
+from .sharing import SharedSync
 from .systems.embedded import EmbeddedRunning
 from .systems.ports import Address, Client, Durability, Fields, RandomIds, Running
 
@@ -43,6 +44,8 @@ _MAP_BYTES = 1 << 34
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Fields).decode
+_FIELDS: Fields = {"user_id": 12345, "name": "a person of some name", "csrf": "0" * 32, "cart": "x" * 90}
+_RECORD = bytes(32) + _encode(_FIELDS)
 
 
 class Limit:
@@ -170,13 +173,18 @@ class ChainClient(BareClient):
         self._chain.write()
 
 
+def shared_sync(folder: Path) -> SharedSync:
+    """A log for threads that share each sync of it; what it holds open ends with this process."""
+    log = os.open(folder / "shared", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    return SharedSync(log, _RECORD)
+
+
 def bare_calls(folder: Path) -> dict[str, Callable[[], object]]:
     """The single calls that limits are made of, each ready to be called again and again: what
     the table of limits shows. What they hold open ends with this process."""
     client = BareClient(folder, Durability.OS)
-    fields: Fields = {"user_id": 12345, "name": "a person of some name", "csrf": "0" * 32, "cart": "x" * 90}
-    id = client.fill([fields])[0]
-    value, key = _encode(fields), id.encode()
+    id = client.fill([_FIELDS])[0]
+    value, key = _encode(_FIELDS), id.encode()
     record = key + value
     log = os.open(folder / "raw", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -205,7 +213,7 @@ def bare_calls(folder: Path) -> dict[str, Callable[[], object]]:
         "raw LMDB get + decode": partial(client.get, id),
         "LMDB commit of one put, no sync": commit,
         "MessagePack decode": partial(_decode, value),
-        "MessagePack encode": partial(_encode, fields),
+        "MessagePack encode": partial(_encode, _FIELDS),
         "raw append write": partial(os.write, log, record),
         "raw write + fdatasync": partial(synced, record),
         "raw write in place + fdatasync": overwritten,

@@ -29,6 +29,8 @@ from perdure.store.session import FORMAT
 from perdure.store.session import pack_header as pack_session
 
 from .comparison import Plan
+from .replay_parts import CALL as REPLAY
+from .replay_parts import PARTS_OF_REPLAY, ReplayParts
 from .rows import Row, spread_of
 from .workloads import BATCH, SMALL_BYTES, changes_of, sessions_of
 
@@ -48,6 +50,7 @@ CALLS_OF = {
     "create": (SYSTEM_CALLS, ENCODING, FOLD),
     "update": (SYSTEM_CALLS, LOOK_UP, DECODING, ENCODING, FOLD),
     "create, of a batch of 100": (ENCODING, FOLD),
+    REPLAY: PARTS_OF_REPLAY,
 }
 """Each call, and the parts that it cannot do without."""
 NAMES: Final = tuple(f"{PARTS}: {call}: {part}" for call in CALLS_OF for part in (WHOLE, *CALLS_OF[call]))
@@ -158,8 +161,13 @@ class WholeCalls:
 def part_rows(folder: Path, plan: Plan, only: str = "") -> Iterator[Row]:
     """The parts of each call whose rows hold `only`, after one round of warm-up."""
     calls = [call for call in CALLS_OF if any(only in name for name in NAMES if f": {call}: " in name)]
-    if not calls:
-        return
+    if any(call != REPLAY for call in calls):
+        yield from _call_rows(folder, plan, [call for call in calls if call != REPLAY])
+    if REPLAY in calls:
+        yield from _rows(REPLAY, _replay_rounds(folder / "replay", plan), plan)
+
+
+def _call_rows(folder: Path, plan: Plan, calls: list[str]) -> Iterator[Row]:
     with SessionStore.open(folder / "store", sweep_interval_ms=0) as store:
         ids: list[str] = []
         fields = sessions_of(SMALL_BYTES, 1)
@@ -193,16 +201,31 @@ def _round(call: str, whole: WholeCalls, bare: BareParts) -> dict[str, float]:
     return {WHOLE: taken, **parts, INTERPRETER: max(0.0, taken - sum(parts.values()))}
 
 
+def _replay_rounds(folder: Path, plan: Plan) -> list[dict[str, float]]:
+    """us of each part of an event, round by round, without the first."""
+    replaying = ReplayParts(folder, plan.sessions)
+    per = replaying.events
+    try:
+        rounds = []
+        for _ in range(plan.rounds + 1):
+            taken = _us_of(replaying.whole, per)
+            parts = {part: _us_of(function, per) for part, function in replaying.functions().items()}
+            rounds.append({WHOLE: taken, **parts, INTERPRETER: max(0.0, taken - sum(parts.values()))})
+        return rounds[1:]
+    finally:
+        replaying.close()
+
+
 def _again(function: Callable[[], object]) -> None:
     for _ in range(CALLS):
         function()
 
 
-def _us_of(work: Callable[[], object]) -> float:
-    """Processor time of this thread, us, by the CALLS that the work makes."""
+def _us_of(work: Callable[[], object], calls: int = CALLS) -> float:
+    """Processor time of this thread, us, by the calls that the work makes."""
     began = time.thread_time_ns()
     work()
-    return (time.thread_time_ns() - began) / 1000 / CALLS
+    return (time.thread_time_ns() - began) / 1000 / calls
 
 
 def _rows(call: str, rounds: list[dict[str, float]], plan: Plan) -> Iterator[Row]:
