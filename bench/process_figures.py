@@ -304,8 +304,8 @@ def _catch_up(name: str, folder: Path, size: int) -> Iterator[Figure]:
 
 
 def _one_catch_up(folder: Path, events: int) -> tuple[float, float, float]:
-    """Seconds from the first frame until all are on the replica's disk, and until all are folded; and from
-    the start of the shipper to the first."""
+    """Seconds until all frames are on the replica's disk, and until all are folded, at the rate at which
+    they come from the first one on; and from the start of the shipper to that one."""
     folder.mkdir()
     one, two, replica = make_cluster(folder, 0)
     with replica, SessionStore.open(one) as store:
@@ -316,13 +316,14 @@ def _one_catch_up(folder: Path, events: int) -> tuple[float, float, float]:
         begun = time.perf_counter()
         with ship(one, replica):
             wait_for(page, Word.APPENDED, 1)
-            first = time.perf_counter()
+            first, had = time.perf_counter(), page.words[Word.APPENDED]
             wait_for(page, Word.FLUSHED, end)
             shipped = time.perf_counter()
             wait_for(page, Word.FOLDED, end)
             folded = time.perf_counter()
         page.close()
-    return shipped - first, folded - first, first - begun
+    left = (end - had) / end
+    return (shipped - first) / left, (folded - first) / left, first - begun
 
 
 def _loopback_s(size: int) -> float:

@@ -162,6 +162,7 @@ def main() -> int:
     logging.basicConfig(
         level=task.log_level, format="%(asctime)s %(levelname)s elector[%(process)d] %(name)s: %(message)s"
     )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for each request to etcd
     try:
         run_elector(
             task.directory,

@@ -29,7 +29,8 @@ def repair(
 
     Processes that have the store open go on, and go over to the new state; the damaged files are kept in
     `aside/`, with the reason. If snapshot and log do not give a state, nothing is changed. Exit code 0
-    says that the state is right (now); otherwise 1 or 4 as with verify.
+    says that the state is right (now); otherwise 1 or 4 as with verify. A fault of the log, such as that of
+    two primaries, stays, and the code is 1.
 
     \b
     Example:
@@ -59,8 +60,15 @@ def repair(
         "write_pause_us": report.write_pause_us,
         "aside": str(report.aside) if report.aside else None,
         "elapsed_ms": report.elapsed_ms,
+        "fault": report.fault or None,
     }
     render.result(values, as_json=as_json)
     if not shares_state(report.backend):
         render.note("There is nothing to repair: each opening makes the state anew.", as_json=as_json)
+    if report.fault:
+        render.note(
+            f"A fault of the log stays: {report.fault}. `perdure rejoin DIR --dry-run` says what is only "
+            "here; with --force this node becomes a replica again.",
+            as_json=as_json,
+        )
     leave(Exit(report.exit_code))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..shipping.faults import clear_fault
+from ..shipping.faults import clear_state_fault, fault_of_log
 from ..shipping.nodelog import NodeLog, open_node_log
 from ..store import names
 from ..store.backends import shares_state
@@ -62,16 +62,16 @@ class RepairReport(msgspec.Struct, frozen=True):
     aside: Path | None
     """Where the state before is kept, with the reason."""
     elapsed_ms: int
+    fault: str = ""
+    """What a new state does not put right: two primaries have committed, or a position has two histories."""
 
     @property
     def exit_code(self) -> int:
-        """0 if all is well (now), 1 or 4 as the findings say where nothing was repaired."""
-        if self.is_repaired:
-            return 0
+        """0 if all is well (now), 1 if a fault stays, 1 or 4 as the findings of what was not repaired."""
         summary = Summary()
-        for finding in self.findings:
+        for finding in () if self.is_repaired else self.findings:
             summary.add(finding)
-        return summary.exit_code
+        return max(summary.exit_code, 1 if self.fault else 0)
 
 
 def repair(
@@ -124,7 +124,7 @@ def repair(
         elif plan is not None and plan.is_repair and not only_check:
             clear_work(path)  # its switch was made, and its process ended before it could say so
         elapsed_ms = (time.monotonic_ns() - started_ns) // 1_000_000
-        return msgspec.structs.replace(report, elapsed_ms=elapsed_ms)
+        return msgspec.structs.replace(report, elapsed_ms=elapsed_ms, fault=fault_of_log(path))
     finally:
         lock.close()
 
@@ -159,7 +159,7 @@ class _Repair:
             self._node.close()
         if self._aside is not None and self._aside.exists():
             settle_aside(self._aside, reason)
-        clear_fault(self._store)
+        clear_state_fault(self._store)
         clear_work(self._store)
         at = done.position
         return msgspec.structs.replace(

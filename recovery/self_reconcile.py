@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from ..shipping.faults import Fault, clear_fault, fault_of
+from ..shipping.faults import PARTED, Fault, clear_fault, fault_of
 from ..store.backends import shares_state
 from ..store.errors import PerdureError
 from ..store.identity import read_identity
@@ -32,7 +32,7 @@ class SelfReconciled(msgspec.Struct, frozen=True):
 
 
 def reconcile_self(store: Store) -> SelfReconciled | None:
-    """Make a replica's state anew if its fold stopped with a fault; None if there is none.
+    """Make a replica's state anew if its fold stopped with a fault; None if there is none, or one of the log.
 
     Running processes go over to the new state. Afterwards the fault is gone, and the folder may be started
     again. Raises CorruptError, DivergedError or PositionGoneError, with the fault as it was, if snapshot and
@@ -40,7 +40,7 @@ def reconcile_self(store: Store) -> SelfReconciled | None:
     """
     path = Path(store)
     fault = fault_of(path)
-    if fault is None:
+    if fault is None or fault.kind == PARTED:
         return None
     node = read_identity(path).node
     _write(path, node, "began", f"folding stopped: {fault.text}", fault.lsn)

@@ -55,5 +55,17 @@ def read_fault(store: Path) -> str:
 
 
 def clear_fault(store: Path) -> None:
-    """The state was made anew: forget the fault."""
+    """What was wrong is put right: forget the fault."""
     remove_durably(store / names.FOLD_FAULT)
+
+
+def fault_of_log(store: Path) -> str:
+    """The text of a fault that no new state puts right, empty if there is none."""
+    fault = fault_of(store)
+    return fault.text if fault is not None and fault.kind == PARTED else ""
+
+
+def clear_state_fault(store: Path) -> None:
+    """The state was made anew: forget the fault, unless it is the log's."""
+    if not fault_of_log(store):
+        clear_fault(store)

@@ -38,7 +38,7 @@ from ..store.ports import Backend
 from ..store.rebuild import replay
 from ..store.state import OWN, mark_state, open_state, set_aside
 from ..store.switch import StatePlace, finish_locked
-from .faults import Fault, clear_fault, read_fault, write_fault
+from .faults import Fault, clear_state_fault, read_fault, write_fault
 from .nodelog import NodeLog, monotonic_ms, now_ms, open_node_log
 from .rebuild import confirm_log_fault
 
@@ -272,7 +272,7 @@ class Folder:
             mark_state(
                 self._store, backend_name=identity.backend, cluster_id=identity.cluster_id, boot_id=boot_id
             )
-            clear_fault(self._store)
+            clear_state_fault(self._store)
             node.log.page.bump()  # applications may read the state that was there before
         except BaseException:
             backend.close()

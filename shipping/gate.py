@@ -33,7 +33,7 @@ CONFIRM_POLL_S_MAX = 0.002
 CONFIRM_AGAIN_US = 100_000
 """A poke may meet no shipper, or one that has just begun."""
 LOOK_MS = 200
-"""A leader looks at the page at least this often, whatever the stream says."""
+"""Who waits looks at the page at least this often, whatever the stream says, and at the promise."""
 _COMMITTED = int(Word.COMMITTED)
 _GENERATION = int(Word.GENERATION)
 _SHIPPER_IDLE = int(Word.SHIPPER_IDLE)
@@ -85,27 +85,29 @@ class Gate:
     def wait(self, position: Position, timeout_ms: int) -> bool:
         """Wait until the commit LSN covers the position; the shipper hears of it.
 
-        False when the time (ms) is up, or at once when a higher epoch was promised meanwhile.
+        False when the time (ms) is up, and within LOOK_MS once a higher epoch is promised.
         """
         words, lsn = self._words, position[1]
         if words[_COMMITTED] >= lsn:
             return True
-        deadline = time.monotonic() + timeout_ms / 1000
+        now = time.monotonic()
+        deadline, look_at = now + timeout_ms / 1000, now + LOOK_MS / 1000
         generation = words[_GENERATION]
         with self._mutex:
             self._wanted.append(lsn)
             try:
                 while words[_COMMITTED] < lsn:
-                    left = deadline - time.monotonic()
+                    now = time.monotonic()
+                    left = deadline - now
                     if left <= 0:
                         return False
-                    if words[_GENERATION] != generation:
-                        generation = words[_GENERATION]
+                    if words[_GENERATION] != generation or now >= look_at:
+                        generation, look_at = words[_GENERATION], now + LOOK_MS / 1000
                         if read_promise(self._store).epoch > position[0]:
                             return bool(words[_COMMITTED] >= lsn)
                     if self._has_leader:
                         self.poke(lsn)
-                        self._changed.wait(left)
+                        self._changed.wait(min(left, LOOK_MS / 1000))
                     else:
                         self._lead(left)
             finally:

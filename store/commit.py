@@ -331,13 +331,13 @@ class Writer:
             raise self._no_way_to_replicas()
         begun = time.monotonic()
         if not self._wait_at_gate(self.gate, position):
-            replicas = self.log.config.sync_replicas
+            replicas, waited_ms = self.log.config.sync_replicas, int((time.monotonic() - begun) * 1000)
             error = Indeterminate(
-                f"not confirmed by {replicas} replica(s) within {self.write_timeout_ms} ms",
+                f"not confirmed by {replicas} replica(s) within {waited_ms} ms",
                 position=position.position,
                 operation_id=None,
             )
-            error.left_ms = max(0, self.write_timeout_ms - int((time.monotonic() - begun) * 1000))
+            error.left_ms = max(0, self.write_timeout_ms - waited_ms)
             raise error
 
     def _wait_at_gate(self, gate: CommitGate, position: StatePosition) -> bool:

@@ -28,7 +28,7 @@ from .errors import (
     StoreMissingError,
 )
 from .fold import REBUILD_HINT, totals_after, unreadable
-from .ids import NOWHERE
+from .ids import StatePosition
 from .lock import FileLock
 from .page import Word
 from .ports import Deadline
@@ -66,8 +66,9 @@ class Keeper:
         self._seal_lock = FileLock(opened.store / names.FOLD_LOCK)
         self._fold_threads = opened.view.fold_threads
         self._fold_at = FOLD_ENTRIES
-        self._diverged_at = NOWHERE
-        """The state on which the tail does not come out as the frames say."""
+        self._diverged_at: StatePosition | None = None
+        """The state on which the tail did not come out as the frames say. The view has a new object for
+        another one, and for one that was mended."""
         self._sweeper = Sweeper(opened, options, self._fold_lock, self._fold_threads, self._fold)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -257,7 +258,7 @@ class Keeper:
         self._log.flusher.sync_mark()
         if tick % TOUCH_TICKS == 0:
             self._flush_touches()
-        if tick % FOLD_IDLE_TICKS == 0 and view.tail and view.state != self._diverged_at:
+        if tick % FOLD_IDLE_TICKS == 0 and view.tail and view.state is not self._diverged_at:
             self._fold_if_free()
         try:
             if self._log.identity.is_cache:
@@ -328,8 +329,9 @@ def check_plan(view: View, plan: FoldPlan) -> None:
     """On a replica: will the state with this plan have the digest that the last frame says?
 
     If it will not, the caller folds nothing: the node's folder looks at each frame, and finds which it is.
-    What a primary folds was written on its own state. Raises DivergedError, and CorruptError for a state that
-    cannot be read. The read view is the one that the plan was made over.
+    Not asked of a primary, which writes on its own state; nor of what it received as a replica and had not
+    folded. Raises DivergedError, and CorruptError for a state that cannot be read. The read view is the one
+    that the plan was made over.
     """
     if view.log.is_primary:
         return

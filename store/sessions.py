@@ -522,7 +522,11 @@ class SessionStore(ManySessions):
         return position
 
     def fold(self) -> int:
-        """Fold the visible tail into the state now; answers the LSN that the state then holds."""
+        """Fold the visible tail into the state now; answers the LSN that the state then holds.
+
+        Raises LockTimeoutError if another process folds for longer than the write timeout, StorageError,
+        CorruptError, and DivergedError on a replica whose state is not what the frames were written on.
+        """
         return self._keeper.fold_now()
 
     def stats(self) -> dict[str, Any]:

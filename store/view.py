@@ -228,7 +228,9 @@ class View:
             return
         log = self.log
         if log.generation != log.words[_GENERATION] and log.generation >= 0:
+            self.release()
             self.catch_up()  # the log may be another one, too: what was followed does not fit this state
+            self._renew()
             return
         lsn = state.lsn
         while self.pending_frames and self.pending_frames[0].end.lsn <= lsn:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -21,8 +20,8 @@ from ...shipping.launching import package_environment
 from ...store import StorageError, UsageError
 from .leash import PARENT_VARIABLE
 from .machines import python
+from .ports import HOST, free_ports
 
-HOST = "127.0.0.1"
 MEMBERS = 3
 START_S = 30.0
 
@@ -63,9 +62,7 @@ class EtcdCluster:
         self._host = host
         self._start = start or _start_here
         self._within = within
-        with ExitStack() as stack:
-            listeners = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(2 * members)]
-            ports = [listener.getsockname()[1] for listener in listeners]
+        ports = free_ports(2 * members)
         self._clients, self._peers = ports[:members], ports[members:]
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * members
         try:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Protocol, TypeVar
 
 from ...shipping.launching import package_environment
 from ...store import StorageError
 from .leash import PARENT_VARIABLE
+from .ports import HOST, free_ports
 
-HOST = "127.0.0.1"
 SERVICES = ("listen", "serve", "monitor")
 DIE_WITHIN_S = 10.0
 T = TypeVar("T")
@@ -66,14 +65,9 @@ class LoopbackMachines:
     def __init__(self, names: Iterable[str]) -> None:
         self.names = tuple(names)
         self._started: dict[str, list[subprocess.Popen[bytes]]] = {name: [] for name in self.names}
-        with ExitStack() as stack:  # all at once, so that no port is given twice
-            listeners = [
-                stack.enter_context(socket.create_server((HOST, 0))) for _ in range(len(self.names) * 3)
-            ]
-            ports = [listener.getsockname()[1] for listener in listeners]
+        ports = iter(free_ports(len(self.names) * len(SERVICES)))
         self._addresses = {
-            name: {service: f"{HOST}:{ports[number * 3 + place]}" for place, service in enumerate(SERVICES)}
-            for number, name in enumerate(self.names)
+            name: {service: f"{HOST}:{next(ports)}" for service in SERVICES} for name in self.names
         }
 
     def addresses(self, name: str) -> dict[str, str]:

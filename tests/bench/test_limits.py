@@ -64,7 +64,7 @@ def test_threads_that_share_syncs_write_each_record_once_and_return_when_it_is_o
 
         monkeypatch.setattr(shared, "write", write_and_count)
         assert shared.rate_per_s(0.2, THREADS) > 0
-        assert len(returned) > THREADS
+        assert len(returned) >= THREADS
         assert (tmp_path / "log").read_bytes() == RECORD * len(returned)
 
 

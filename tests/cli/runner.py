@@ -46,11 +46,9 @@ def process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     """Start one command as a process of its own, in a process group of its own."""
     return subprocess.Popen(
         [*COMMAND, *(str(argument) for argument in arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
         stdin=subprocess.DEVNULL,
         text=True,
         env=environment(),
         process_group=0,
-        **options,
     )

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from perdure.store.page import Word
 from tests.cli.runner import run, run_json
 from tests.cli.test_switchover import words
 from tests.cluster.nodes import HOST, until
@@ -53,7 +52,9 @@ def test_members_are_changed_from_any_node(tmp_path: Path) -> None:
         nodes = cluster.cluster
         second, given = nodes.path("n2"), words(cluster, tmp_path, "n2")
         third = f"n3={HOST}:{nodes.ports['n3']}"
-        until(lambda: nodes.word("n1", Word.VOTERS_CONNECTED) == 2, "both follow")
+        until(
+            lambda: {nodes.slot_state("n1", name)[0] for name in ("n2", "n3")} == {"streaming"}, "both follow"
+        )
 
         said = run_json("member", "remove", second, "n3", *given)
         assert (said["node"], said["role"], said["voters"]) == ("n1", "primary", ["n1", "n2"])

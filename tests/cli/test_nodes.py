@@ -118,6 +118,10 @@ def _shipper_of(store: Path) -> int:
         return 0
 
 
+def _states(status: dict[str, Any]) -> set[str]:
+    return {replica["state"] for replica in status.get("replicas", [])}
+
+
 def test_a_cluster_run_by_hand_survives_its_primary(cluster: ByHand) -> None:
     for node in ("n2", "n3", "n1"):
         cluster.start(node, "--snapshot-every", "0.5", "--sweep-every", "0.3", "--retention-every", "0.5")
@@ -132,9 +136,10 @@ def test_a_cluster_run_by_hand_survives_its_primary(cluster: ByHand) -> None:
     os.kill(old, signal.SIGKILL)
     _until(lambda: _shipper_of(first) not in (0, old), "the shipper to be started again")
     _until(lambda: cluster.status("n1").get("voters_connected") == 2, "the replicas to come back")
+    _until(lambda: _states(cluster.status("n1")) == {"streaming"}, "their slots to say so")
     said = cluster.status("n1", "--peer", cluster.address("n2"))
     assert (said["role"], said["sessions"]) == ("primary", 20)
-    assert {replica["state"] for replica in said["replicas"]} <= {"streaming", "catch-up"}
+    assert _states(said) <= {"streaming", "catch-up"}
     assert said["peers"][0]["role"] == "replica"
 
     cluster.kill("n1")

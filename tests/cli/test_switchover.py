@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import perdure
 from tests.cli.runner import run, run_json
 from tests.cluster.nodes import HOST, SECRET
@@ -18,7 +20,12 @@ def words(cluster: Switching, folder: Path, own: str) -> list[str]:
     return [*peers, "--secret-file", str(folder / "secret")]
 
 
-def test_the_role_goes_over_and_back_from_either_node(tmp_path: Path) -> None:
+def test_the_role_goes_over_and_back_from_either_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "perdure.recovery.switchover.AFTER_MS", 30_000
+    )  # a node that starts late is no problem here
     with switching(tmp_path / "nodes", 2) as cluster:
         cluster.start()
         first, second = cluster.cluster.path("n1"), cluster.cluster.path("n2")

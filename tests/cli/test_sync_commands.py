@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from perdure.recovery import Reach, force_sync, transfers
+from perdure.shipping import shipping_status
 from perdure.store import UsageError
 from tests.cli.runner import process, run, run_json
 from tests.cluster.nodes import HOST, SECRET, Cluster, cluster_of, until
@@ -44,6 +45,11 @@ def shipped(cluster: Cluster) -> list[str]:
         lambda: {cluster.slot_state("n1", name)[0] for name in ("n2", "n3")} == {"streaming"}, "both follow"
     )
     return both
+
+
+def _lsn_of(cluster: Cluster, replica: str) -> int:
+    """What the primary's slot of a replica tells that it has."""
+    return next(row.acked_lsn for row in shipping_status(cluster.path("n1")).replicas if row.node == replica)
 
 
 def test_status_tells_the_whole_cluster(cluster: Cluster) -> None:
@@ -90,6 +96,7 @@ def test_a_replica_that_is_away_has_the_age_of_the_oldest_event_that_it_lacks_as
         ids = [store.create({"n": number}) for number in range(5)]
         assert len(ids) == 5
         time.sleep(0.3)  # an age that can be told from 0
+        until(lambda: _lsn_of(cluster, "n2") == store.position().lsn, "the slot tells of all that n2 has")
         assert "does not run" in run_json("status", cluster.path("n3"), code=1)["problem"]
         assert (
             "does not run" in run_json("wait", "ready", cluster.path("n3"), "--timeout", "0", code=1)["why"]

@@ -16,6 +16,7 @@ from perdure.shipping import NodeForwarder, NodePorts, Way, open_gate, write_por
 from perdure.store import SessionStore
 from perdure.store.page import Word
 from tests.cluster.nodes import HOST, SECRET, Cluster, until
+from tests.support.ports import free_ports
 from tests.support.template import launch
 
 
@@ -39,7 +40,7 @@ class AnyNodeCluster(Cluster):
         until(lambda: self.word(first, Word.VOTERS_CONNECTED) >= len(self.names) - 1, "all follow")
 
     def serve(self, name: str) -> None:
-        port = self.servers[name].port if name in self.servers else 0
+        port = self.servers[name].port if name in self.servers else free_ports(1)[0]
         child = start_server(ServerTask(str(self.path(name)), HOST, port, SECRET), launch)
         self.servers[name] = child
         write_ports(self.path(name), NodePorts(self.ports[name], child.port))

@@ -74,7 +74,8 @@ class Nodes:
 
     def start(self, node: str) -> None:
         """Start a node; it is there once it says that it listens."""
-        started = process("node", "--config", self.config(node), "--json", "--verbose")
+        with (self.root / f"{node}.log").open("ab") as log:  # a pipe that nobody reads would fill
+            started = process("node", "--config", self.config(node), "--json", "--verbose", stderr=log)
         self.running[node] = started
         assert started.stdout is not None
         said = started.stdout.readline()

@@ -8,6 +8,7 @@ happens.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,9 +35,11 @@ from perdure.shipping.bootstrap import MakeSnapshot
 from perdure.store import Config, Position, SessionStore, begin_cluster, init_store
 from perdure.store.identity import read_identity
 from perdure.store.page import ControlPage, Word, read_boot_id
+from tests.support.ports import free_ports
 from tests.support.template import launch
 
-CLUSTER = bytes(range(16))
+CLUSTER = os.urandom(16)
+"""Another one in each worker: a port that changed hands leads to no node of the same cluster."""
 SECRET = b"a secret of the tests, 32 bytes."
 NOW_MS = 1_700_000_000_000
 HOST = "127.0.0.1"
@@ -82,8 +85,12 @@ class Cluster:
             if ready.port:
                 self.ports[key.split(":")[1]] = ready.port
 
+    def port_of(self, name: str) -> int:
+        """Where it listened before, or will: below the ports that the system gives to connections."""
+        return self.ports.get(name) or free_ports(1)[0]
+
     def receiver(self, name: str, *, secret: bytes = SECRET) -> tuple[str, Task]:
-        port = self.ports.get(name, 0)
+        port = self.port_of(name)
         return f"receiver:{name}", Task("receiver", str(self.path(name)), HOST, port, secret)
 
     def folder_of(self, name: str) -> tuple[str, Task]:
@@ -110,7 +117,7 @@ class Cluster:
                 self.ports[name] = port
                 listening.set()
 
-            port = self.ports.get(name, 0)
+            port = self.port_of(name)
             self._run_here(
                 listening,
                 serve_receiver,
@@ -195,7 +202,8 @@ class Cluster:
     # -- looking ---------------------------------------------------------------------------------
 
     def open(self, name: str, **options: object) -> SessionStore:
-        """A store handle with its gate, closed with the cluster."""
+        """A store handle with its gate, closed with the cluster; patient unless it is told otherwise."""
+        options.setdefault("write_timeout_ms", 30_000)
         store = SessionStore.open(self.path(name), gate=open_gate(self.path(name)), **options)  # type: ignore[arg-type]
         self._open.append(store)
         return store

@@ -71,7 +71,10 @@ def test_expired_sessions_are_cleaned_up_from_a_replica(cluster: AnyNodeCluster)
     assert replica.count() == 0
 
 
-def test_a_refresh_on_a_replica_reaches_the_primary(cluster: AnyNodeCluster) -> None:
+def test_a_refresh_on_a_replica_reaches_the_primary(
+    cluster: AnyNodeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.store.elsewhere.REFRESH_MS", 30_000)
     primary = cluster.handle("n1")
     replica = cluster.handle("n2", refresh_window_ms=200)
     id = replica.create({}, timeout_ms=600_000)

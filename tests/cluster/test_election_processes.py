@@ -18,12 +18,14 @@ from tests.cluster.elections import NODES, Nodes, family, until
 pytestmark = [pytest.mark.xdist_group("elections"), pytest.mark.timeout(400)]
 
 STALL_MS = 3_000
+FAILOVER = f"disk_stall_ms = {STALL_MS}\nsilence_ms = 5000"
+"""A primary that is killed is known to be gone without any silence; a new one has time to begin."""
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """One cluster for all tests of this module: each finds who is primary, and leaves all nodes running."""
-    found = Nodes(tmp_path_factory.mktemp("nodes"), failover=f"disk_stall_ms = {STALL_MS}")
+    found = Nodes(tmp_path_factory.mktemp("nodes"), failover=FAILOVER)
     try:
         for node in NODES:
             found.start(node)

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from perdure.recovery.coordinators.etcd import Leader
-from perdure.recovery.coordinators.etcd_client import EtcdClient
+from perdure.recovery.coordinators.etcd_client import EtcdClient, EtcdError
 from perdure.store import read_identity
 from tests.cluster.elections import NODES, Nodes, until
 from tests.cluster.etcd_members import Members, needs_etcd
@@ -34,6 +34,8 @@ def leader(etcd: Members, nodes: Nodes) -> Leader | None:
     client = EtcdClient(etcd.endpoints)
     try:
         found = client.get(key).get(key)
+    except EtcdError:
+        return None
     finally:
         client.close()
     return msgspec.json.decode(found.value, type=Leader) if found and found.value else None

@@ -223,12 +223,12 @@ def test_a_node_that_rejoins_by_command_waits_for_it(tmp_path: Path) -> None:
             2,
         )
         assert cluster.end("n1") == end
-        done = rejoin(cluster.path("n1"), peers, SECRET, timeout_s=20)
+        done = rejoin(cluster.path("n1"), peers, SECRET, timeout_s=60)
         assert (done.way, done.is_done) == ("take-keys", True)
         until(lambda: session_ids(cluster.path("n1")) == {shared}, "n1 has n2's sessions")
         assert lost.encode() in kept_bytes(cluster, "n1")
-        assert rejoin(cluster.path("n1"), peers, SECRET, timeout_s=20).way == "follow"
-        anew = rejoin(cluster.path("n1"), peers, SECRET, anew=True, timeout_s=20)
+        assert rejoin(cluster.path("n1"), peers, SECRET, timeout_s=60).way == "follow"
+        anew = rejoin(cluster.path("n1"), peers, SECRET, anew=True, timeout_s=60)
         assert (anew.way, anew.exported_events) == ("bootstrap", 0)
 
 
@@ -268,8 +268,8 @@ def test_a_fault_of_two_primaries_is_gone_over_by_force(
         until(lambda: read_fault(cluster.path("n1")), "n1 says that it is at fault")
         peers = {"n3": (HOST, cluster.ports["n3"])}
         with pytest.raises(DivergedError, match="two primaries"):
-            rejoin(cluster.path("n1"), peers, SECRET, timeout_s=20)
-        done = rejoin(cluster.path("n1"), peers, SECRET, force=True, timeout_s=20)
+            rejoin(cluster.path("n1"), peers, SECRET, timeout_s=60)
+        done = rejoin(cluster.path("n1"), peers, SECRET, force=True, timeout_s=60)
         assert (done.is_done, done.way) == (True, way)
         assert not read_fault(cluster.path("n1"))
         assert lost.encode() in kept_bytes(cluster, "n1")

@@ -295,7 +295,7 @@ def test_a_replica_that_has_caught_up_counts_as_connected_before_the_next_heartb
         monkeypatch.setattr("perdure.shipping.peer.HEARTBEAT_MS", 1_000_000)
         cluster.serve_here("n2")
         cluster.ship_here("n1")
-        until(lambda: cluster.word("n1", Word.VOTERS_CONNECTED) == 1, "writers may go on", timeout_s=5)
+        until(lambda: cluster.word("n1", Word.VOTERS_CONNECTED) == 1, "writers may go on")
         assert cluster.end("n2") == cluster.end("n1")
 
 

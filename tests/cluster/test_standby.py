@@ -38,7 +38,7 @@ def test_a_node_that_is_promoted_ships_at_once_and_the_old_primary_goes_back_to_
         promoted_s = time.monotonic()
         second = cluster.open("n2", write_timeout_ms=20_000)
         kept.append(second.create({"n": "after"}))
-        assert time.monotonic() - promoted_s < 5
+        assert time.monotonic() - promoted_s < 15
         until(lambda: cluster.word("n1", Word.SHIPPER) == 0, "the old primary's shipper waits")
         try:
             first.create({"n": "too late"})

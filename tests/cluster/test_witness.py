@@ -43,7 +43,7 @@ def start_witness(cluster: Cluster, name: str = "w") -> threading.Event:
         cluster.ports[name] = port
         listening.set()
 
-    port = cluster.ports.get(name, 0)
+    port = cluster.port_of(name)
     cluster._run_here(listening, serve_witness, cluster.path(name), HOST, port, secret=SECRET, on_ready=ready)
     return cluster._here[-1][0]
 

@@ -46,18 +46,23 @@ def reaches(network: Network, from_name: str, to_name: str) -> bool:
     return client.wait() == 0
 
 
+def comes_to_reach(network: Network, from_name: str, to_name: str) -> bool:
+    """The first packets of a link that has just been made may be lost."""
+    return any(reaches(network, from_name, to_name) for _ in range(10))
+
+
 def test_machines_reach_each_other_until_the_link_is_cut_in_one_direction_and_again_when_healed() -> None:
     with network_of("a", "b", "c") as network:
         server = serve(network, "a")
-        assert reaches(network, "b", "a")
+        assert comes_to_reach(network, "b", "a")
         network.cut("b", "a")
         assert not reaches(network, "b", "a")
-        assert reaches(network, "c", "a")
+        assert comes_to_reach(network, "c", "a")
         network.heal()
         network.isolate("a", hears=True)  # what comes in arrives, the answers do not
         assert not reaches(network, "b", "a")
         network.heal()
-        assert reaches(network, "b", "a")
+        assert comes_to_reach(network, "b", "a")
         assert network.kill("a") == 1
         assert server.wait() == -signal.SIGKILL
 
@@ -68,13 +73,13 @@ def test_a_paused_machine_answers_when_it_goes_on() -> None:
         assert network.pause("a") == {server.pid}
         assert Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
         network.resume("a")
-        assert reaches(network, "b", "a")
+        assert comes_to_reach(network, "b", "a")
 
 
 def test_two_networks_have_the_same_addresses_and_do_not_meet() -> None:
     with network_of("a", "b") as one, network_of("a", "b") as two:
         serve(one, "a")
-        assert reaches(one, "b", "a")
+        assert comes_to_reach(one, "b", "a")
         assert not reaches(two, "b", "a")
 
 

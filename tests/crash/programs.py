@@ -104,7 +104,7 @@ def write_lines(directory: Path, ledger: Path, count: str = "5") -> int:
             os.fsync(file)
         except OSError as error:
             print(number, errno.errorcode[error.errno or 0])
-        if time.monotonic() - began > 0.04:
+        if time.monotonic() - began > 0.9:
             print(number, "slow")
         own.acknowledge(f"w-{number}")
     return 0

@@ -105,7 +105,7 @@ def test_a_kill_comes_at_the_planned_call_and_place(
         (Rule("write", 2, "ENOSPC_AFTER"), "2 ENOSPC", 5),
         (Rule("write", 2, "EINTR"), "", 5),
         (Rule("fsync", 1, "EIO", glob="other*"), "", 5),
-        (Rule("write", 3, "DELAY=50"), "3 slow", 5),
+        (Rule("write", 3, "DELAY=1000"), "3 slow", 5),
     ],
     ids=str,
 )
@@ -123,7 +123,7 @@ def test_a_short_write_says_so(shim: Path, workdir: Path) -> None:
 
 
 def test_a_stopped_process_times_out_and_is_ended(shim: Path, workdir: Path) -> None:
-    workload = Workload(PROGRAMS + "write_lines", timeout_s=0.3)
+    workload = Workload(PROGRAMS + "write_lines", timeout_s=3.0)
     done = run(shim, workload, workdir / "run", plan=[Rule("write", 2, "STOP")])
     assert done.is_timed_out
     assert (done.store / "lines").read_text() == "line 00001\n"
@@ -132,7 +132,7 @@ def test_a_stopped_process_times_out_and_is_ended(shim: Path, workdir: Path) -> 
 @pytest.mark.parametrize("program", ["leave_a_child_behind", "leave_a_stranger_behind", "never_end"])
 def test_no_process_outlives_its_run(shim: Path, workdir: Path, program: str) -> None:
     done = run(
-        shim, Workload(PROGRAMS + program, timeout_s=0.4 if program == "never_end" else 20.0), workdir / "run"
+        shim, Workload(PROGRAMS + program, timeout_s=3.0 if program == "never_end" else 20.0), workdir / "run"
     )
     assert done.is_timed_out == (program == "never_end")
     assert done.counts

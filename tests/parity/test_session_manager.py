@@ -176,7 +176,7 @@ def test_an_update_function_that_fails_leaves_the_session_as_it_was(store: Sessi
 
 
 def test_a_session_with_a_short_timeout_expires_and_one_that_is_used_does_not(store: SessionStore) -> None:
-    idle, used = store.create(timeout_ms=SHORT_MS), store.create(timeout_ms=20 * SHORT_MS)
+    idle, used = store.create(timeout_ms=SHORT_MS), store.create(timeout_ms=200 * SHORT_MS)
 
     def is_gone() -> bool:
         assert store.get(used) is not None

@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
-from perdure.recovery import Level, repair, summarise, take_snapshot, verify
+from perdure.recovery import Level, reconcile_self, repair, summarise, take_snapshot, verify
+from perdure.shipping.faults import PARTED, Fault, fault_of, write_fault
 from perdure.store import CorruptError, PositionGoneError, SessionStore, names
 from perdure.store.cursor import list_segments
 from perdure.store.state import REASON_FILE
+from tests.cli.runner import run
 from tests.recovery.busy import busy
 from tests.recovery.kills import killed
 from tests.recovery.stores import contents, fingerprint, seal, small_segments
@@ -291,3 +293,23 @@ def test_killed_before_any_call_that_changes_files_a_repair_is_done_by_the_next(
             call += step
     assert call > 15
     assert summarise(verify(path)).exit_code == 0
+
+
+def test_a_fault_of_the_log_stays_when_the_state_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    made(path, "lmdb")
+    parted, folded = Fault(7, "two primaries", 1, PARTED, (1, 7, 9)), Fault(7, "folding stopped", 1)
+    write_fault(path, folded)
+    report = repair(path, unchecked=True)
+    assert (report.is_repaired, report.fault, report.exit_code) == (True, "", 0)
+    assert fault_of(path) is None
+    write_fault(path, parted)
+    report = repair(path, unchecked=True)
+    assert (report.is_repaired, report.fault, report.exit_code) == (True, "two primaries", 1)
+    assert reconcile_self(path) is None
+    assert fault_of(path) == parted
+    for options in ((), ("--check",), ("--unchecked",)):
+        result = run("repair", path, *options)
+        assert result.exit_code == 1, options
+        assert "two primaries. `perdure rejoin DIR --dry-run`" in result.stderr.replace("\n", " ")
+    assert fault_of(path) == parted

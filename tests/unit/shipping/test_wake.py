@@ -279,6 +279,24 @@ def test_a_wait_ends_when_a_higher_epoch_is_promised(store: Path) -> None:
     gate.close()
 
 
+def test_a_wait_that_begins_behind_the_promise_of_a_higher_epoch_does_not_last_to_its_deadline(
+    store: Path,
+) -> None:
+    gate = open_gate(store)
+    results: list[bool] = []
+    with_promise(store, Promise(2, "n2"))
+    waits = [
+        threading.Thread(target=lambda: results.append(gate.wait(Position(1, 1000, 0), 600_000)), daemon=True)
+        for _ in range(2)  # one leads, the other waits for it
+    ]
+    for waiting in waits:
+        waiting.start()
+    for waiting in waits:
+        waiting.join(WAIT_S)
+    assert results == [False, False]
+    gate.close()
+
+
 def with_promise(store: Path, promise: Promise) -> None:
     node = open_node_log(store, [])
     node.log.lock_any()
@@ -341,6 +359,6 @@ def test_a_writer_that_waits_wakes_the_shipper_without_a_poke(tmp_path: Path) ->
             finally:
                 sessions._log.unlock()
             assert not gate.wait(position, 100)
-            assert sessions._log.words[Word.FLUSHED] >= position.lsn
+            until(lambda lsn=position.lsn: sessions._log.words[Word.FLUSHED] >= lsn, "it is on disk")
         assert not shipper._unannounced
         gate.close()

@@ -67,9 +67,14 @@ def write(path: Path, file: Path) -> None:
 
 
 def reseal(path: Path, file: Path) -> None:
-    """Reseals, and says so after each batch."""
+    """Reseals, says so after each batch, and waits to be told to go on."""
+
+    def tell(seen: int, total: int) -> None:
+        print(seen, total, flush=True)
+        sys.stdin.readline()
+
     with SessionStore.open(path, keys=file) as store:
-        store.reseal(lambda seen, total: print(seen, total, flush=True))
+        store.reseal(tell)
 
 
 def main() -> None:

@@ -542,16 +542,20 @@ def test_a_caller_that_is_cancelled_before_its_write_reaches_the_writer_has_writ
     used(tmp_path / "store", use)
 
 
+BEGUN_S = 1.0
+"""By then a write has begun, and waits: one that had not would simply be given up."""
+
+
 def _timed_by_context(call: Awaitable[Any]) -> Awaitable[Any]:
     async def timed() -> Any:
-        async with asyncio.timeout(0.02):
+        async with asyncio.timeout(BEGUN_S):
             return await call
 
     return timed()
 
 
 def _timed_by_wait_for(call: Awaitable[Any]) -> Awaitable[Any]:
-    return asyncio.wait_for(call, 0.02)
+    return asyncio.wait_for(call, BEGUN_S)
 
 
 @pytest.mark.parametrize("timed", [_timed_by_context, _timed_by_wait_for])

@@ -302,3 +302,20 @@ def test_slews_are_as_far_apart_as_the_limit_says(page: ControlPage) -> None:
     machine.pass_ms(1)
     clock.tick(is_primary=True)
     assert clock.now_ms() == machine.wall - HOUR_MS + SLEW_EVERY_MS // SLEW_DIVISOR
+
+
+def test_a_look_that_was_held_up_is_no_suspension(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_ns = 5
+    held_up_ns = iter([400_000_000, 0])
+
+    def boottime_ns(_clock: int) -> int:
+        nonlocal now_ns
+        found = now_ns + 7
+        now_ns += next(held_up_ns)
+        return found
+
+    monkeypatch.setattr(clock_module, "monotonic_ns", lambda: now_ns)
+    monkeypatch.setattr(clock_module, "clock_gettime_ns", boottime_ns)
+    assert clock_module._suspended_ns() == 7
+    held_up_ns = iter([300_000_000, 900_000_000, 1_000])
+    assert abs(clock_module._suspended_ns() - 7) < 1_000

@@ -10,6 +10,7 @@ import pytest
 
 import perdure
 from perdure.store import SessionStore
+from perdure.store.fold import totals_after
 from perdure.store.frame import Scan, decode_frame, scan_frames
 from perdure.store.page import ControlPage, Word, read_boot_id
 
@@ -85,3 +86,33 @@ def test_a_place_that_the_page_tells_wrongly_is_found_in_the_log(
     looked_at()
     opened(path)
     assert looked_at() > SESSIONS
+
+
+def test_a_fold_is_planned_over_the_state_that_it_looks_at_also_when_the_role_changes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SessionStore.open(tmp_path / "s") as one, SessionStore.open(tmp_path / "s") as two:
+        id = one.create({"n": 0})
+        one.fold()
+        assert two.peek(id)
+        one.update(id, lambda session: session.merge({"n": 1}))
+        one.fold()
+        last = one.create({"n": 2})
+        view = two._view
+        catch_up = view.catch_up
+        calls: list[int] = []
+
+        def catch_up_and_be_overtaken() -> None:
+            catch_up()
+            if not calls:
+                two._log.page.bump()
+            calls.append(1)
+
+        monkeypatch.setattr(view, "catch_up", catch_up_and_be_overtaken)
+        with view.mutex:
+            plan = view.fold_plan()
+        assert plan is not None and len(calls) > 1
+        assert view.state == view.backend.refresh() == one._view.state
+        assert [key for key, _ in plan.changes] == [last.encode()]
+        found = totals_after(view.backend.get, view.state.digest, view.state.session_count, plan.changes)
+        assert found == (plan.position.digest, plan.position.session_count)

@@ -225,9 +225,11 @@ def test_a_rotation_that_is_killed_goes_on_where_it_was(tmp_path: Path, file: Pa
         digest = {session.id: session.metadata for session in store.sessions()}
     active = rotate(file)
     with child("reseal", path, file) as resealing:
-        assert resealing.stdout is not None
-        for _ in range(3):
+        assert resealing.stdout is not None and resealing.stdin is not None
+        for _ in range(2):
             assert resealing.stdout.readline()
+            print(file=resealing.stdin, flush=True)
+        assert resealing.stdout.readline()
         resealing.kill()
         resealing.wait()
     broken_off = {key_id: use.sessions for key_id, use in key_use(path).items() if use.sessions}

@@ -450,3 +450,15 @@ def test_a_fold_inside_an_update_function_is_refused_and_holds_up_no_sweep(tmp_p
 
         store.update("a", fold)
         assert refused == [ReentrantWriteError, ReentrantWriteError]
+
+
+def test_a_new_store_is_folded_when_it_is_idle_and_swept_without_anybody_asking(tmp_path: Path) -> None:
+    with SessionStore.open(tmp_path / "s", sweep_interval_ms=50) as store:
+        store.create({}, timeout_ms=1)
+        kept = store.create({})
+        deadline = time.monotonic() + 30
+        while len(expired_keys(store)) < 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert store._view.state.lsn > 0
+        assert list(store.ids()) == [kept]
