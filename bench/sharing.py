@@ -56,13 +56,13 @@ class SharedSync:
                 self._is_led = False
 
     def rate_per_s(self, seconds: float, threads: int = THREADS) -> float:
-        """Records a second of so many threads that write for so long."""
+        """Records a second of so many threads that write for so long, each at least once."""
         counts = [0] * threads
         began = time.perf_counter()
         end = began + seconds
 
         def work(number: int) -> None:
-            while time.perf_counter() < end:
+            while not counts[number] or time.perf_counter() < end:
                 self.write()
                 counts[number] += 1
 
