@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -18,7 +19,7 @@ import xxhash
 from perdure.store import SessionStore
 from perdure.store.backends import open_backend
 from perdure.store.cursor import LogCursor
-from perdure.store.fold import record_of
+from perdure.store.fold import record_of, value_of
 from perdure.store.ids import NOWHERE
 from perdure.store.rebuild import replay
 
@@ -49,9 +50,8 @@ class ReplayParts:
                     batch.create(one)
         self._store.fold()
         choice = random.Random(4)
-        backend = self._store._opened.backend
-        backend.refresh()
-        value = next(iter(backend.scan()))[1][8:]
+        with closing(self._store._opened.backend.scan()) as scan:
+            value = value_of(*next(iter(scan)))
         self._pairs = [(b"%032x" % choice.getrandbits(128), value) for _ in range(events)]
         self._sorted = sorted((id, record_of(id, value)) for id, value in self._pairs)
         self._frame = value * BATCH

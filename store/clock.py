@@ -194,7 +194,7 @@ def _fast_clock(words: memoryview) -> tuple[Callable[[], int], Callable[[], None
 
 
 def _suspended_ns() -> int:
-    """By how much the time since boot is ahead of the monotonic one; half as exact as a look takes."""
+    """By how much the time since boot is ahead of the monotonic one; off by at most half of a look."""
     looks = 0
     while True:
         looks += 1

@@ -23,9 +23,8 @@ def words(cluster: Switching, folder: Path, own: str) -> list[str]:
 def test_the_role_goes_over_and_back_from_either_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "perdure.recovery.switchover.AFTER_MS", 30_000
-    )  # a node that starts late is no problem here
+    # A node that starts late behind a switchover is no problem here.
+    monkeypatch.setattr("perdure.recovery.switchover.AFTER_MS", 30_000)
     with switching(tmp_path / "nodes", 2) as cluster:
         cluster.start()
         first, second = cluster.cluster.path("n1"), cluster.cluster.path("n2")

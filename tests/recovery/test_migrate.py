@@ -42,8 +42,8 @@ from tests.recovery.stores import contents, seal, small_segments
 from tests.unit.store.test_backend_full_disk import small_file_system
 
 PAUSE_MS_MAX = 4_500
-"""Below the five seconds after which a lock that is waited for is given up."""
-"""Two processors are shared with other tests: a pause that is the store's own is a hundredth of that."""
+"""Below the five seconds after which a lock that is waited for is given up. Two processors and a disk are
+shared with other tests: a pause that is the store's own is a hundredth of that."""
 KILLS = 24
 
 
