@@ -184,10 +184,11 @@ def test_a_higher_promise_at_the_replicas_stops_the_old_primarys_commits(tmp_pat
         cluster.open("n1", write_timeout_ms=30_000).create({"n": 0})
         store = cluster.open("n1", write_timeout_ms=2_000)
         committed = cluster.word("n1", Word.COMMITTED)
+        ends = []
         for name in ("n2", "n3"):
             with cluster.client(name) as client:
-                reply = client.promise(Promise(2, "n2"))
-                assert reply.end[1] >= committed
+                ends.append(client.promise(Promise(2, "n2")).end[1])
+        assert max(ends) >= committed  # one of them has it; the other one may not have met the primary yet
         with pytest.raises((FencedError, Indeterminate)):
             store.create({"n": 1})
         until(lambda: not cluster.children["shipper:n1"].is_running, "the shipper ends")

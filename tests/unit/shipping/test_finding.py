@@ -108,7 +108,10 @@ def test_a_node_that_may_be_the_primary_itself_does_not_wait_for_a_silent_one(
         search(nodes, is_over=lambda: True)
 
 
-def test_nobody_is_asked_again_where_all_have_answered(nodes: dict[str, Says]) -> None:
+def test_nobody_is_asked_again_where_all_have_answered(
+    nodes: dict[str, Says], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding, "AGAIN_S", 5.0)  # a thread that is held up is not silent for so long
     asked: list[str] = []
 
     def replica() -> StatusReply:
