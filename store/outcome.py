@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from enum import Enum
+from typing import Final
 
 from .cursor import LogCursor, SegmentFile, list_segments
-from .errors import PositionGoneError, UsageError
+from .errors import PositionGoneError, StoreMissingError, UsageError
 from .ids import Position, parse_position
 from .log import EventLog
 from .ports import Sought
 from .view import View
+
+LOOKS_MAX: Final = 3
 
 
 class Outcome(Enum):
@@ -41,11 +46,21 @@ def find_outcome(log: EventLog, view: View, what: Position | tuple[int, int, int
     cursor = LogCursor(log.cursor.log, log.identity.cluster_id, log.key, log.identity.shard)
     try:
         if isinstance(what, str):
-            found = _by_operation(cursor, _operation_id(what), end.lsn, visible.lsn)
+            operation_id = _operation_id(what)
+            found = _look(lambda: _by_operation(cursor, operation_id, end.lsn, visible.lsn))
             return found if knows_all or found is not Outcome.LOST else Outcome.UNKNOWN
-        return _by_position(cursor, Position(*what), end.position, visible.lsn)
+        position = Position(*what)
+        return _look(lambda: _by_position(cursor, position, end.position, visible.lsn))
     finally:
         cursor.close()
+
+
+def _look(look: Callable[[], Outcome]) -> Outcome:
+    """What `look` finds, again where retention dropped a segment between the listing and the opening."""
+    for _ in range(LOOKS_MAX):
+        with contextlib.suppress(StoreMissingError):
+            return look()
+    return Outcome.UNKNOWN
 
 
 def _by_position(cursor: LogCursor, asked: Position, end: Position, visible_lsn: int) -> Outcome:
@@ -76,7 +91,7 @@ def find_forwarded(log: EventLog, view: View, sought: Sought) -> Outcome:
     cursor = LogCursor(log.cursor.log, log.identity.cluster_id, log.key, log.identity.shard)
     try:
         base = _base_lsn(list_segments(log.cursor.log), sought.base)
-        return _by_operation(cursor, sought.operation_id, end.lsn, visible.lsn, base)
+        return _look(lambda: _by_operation(cursor, sought.operation_id, end.lsn, visible.lsn, base))
     finally:
         cursor.close()
 

@@ -29,6 +29,7 @@ from hypothesis.stateful import (
 from perdure.store import Priority, Session, SessionNotFoundError, SessionStore, VersionConflictError
 from perdure.store.opening import OpenOptions, open_store
 from tests.contract.session_model import DAY_MS, Held, Model, fields_of
+from tests.support.machine import stop_background
 
 EXAMPLES = int(os.environ.get("PERDURE_MACHINE_EXAMPLES", "200"))
 LAB_EXAMPLES = 25 * EXAMPLES
@@ -109,7 +110,7 @@ class StoreMachine(RuleBasedStateMachine):
     def _open(self) -> Handle:
         options = OpenOptions(backend=self.backend, clock=self.clock, **self.options)
         store = SessionStore(open_store(self.path, options), options, None)
-        store._keeper._stopping.set()  # no background work: the run decides what happens when
+        stop_background(store)  # no background work: the run decides what happens when
         return Handle(store)
 
     def _handle(self, number: int) -> Handle:

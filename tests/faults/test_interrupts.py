@@ -20,6 +20,7 @@ from perdure.store import log as store_log
 from perdure.store.fold import HASH_BYTES
 from perdure.store.ids import MASK64
 from perdure.store.lock import FileLock
+from tests.support.machine import stop_background
 
 LOOKS_BEHIND = {
     dis.opmap[name] for name in ("CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD") if name in dis.opmap
@@ -86,9 +87,7 @@ class Signal:
 
 def open_quietly(path: Path, durability: str) -> SessionStore:
     store = SessionStore.open(path, durability=durability, write_timeout_ms=300)
-    store._keeper._stopping.set()
-    assert store._keeper._thread is not None
-    store._keeper._thread.join()
+    stop_background(store)
     return store
 
 

@@ -72,8 +72,13 @@ def open_quietly(path: Path, **options: Any) -> SessionStore:
     """A handle without its background thread."""
     chosen = OpenOptions(**options)
     store = SessionStore(open_store(path, chosen), chosen, None)
+    stop_background(store)
+    return store
+
+
+def stop_background(store: SessionStore) -> None:
+    """End the background thread of a handle; what it had begun is done."""
     thread = store._keeper._thread
     assert thread is not None
     store._keeper._stopping.set()
     thread.join()
-    return store

@@ -12,6 +12,7 @@ from perdure.shipping.cut import cut_log
 from perdure.shipping.replica_log import ReplicaLog
 from perdure.store import DivergedError, OpenOptions, Position, SessionStore, open_store
 from perdure.store.promise import Promise
+from tests.support.machine import stop_background
 from tests.unit.shipping.logs import begin_epoch, make_node, make_primary, opened, runs_of, write
 
 
@@ -28,10 +29,7 @@ class Replica:
         self._append(self.winner, 1, 0)
         options = OpenOptions()  # the state is made from what is there: nothing of the five frames
         self.store = SessionStore(open_store(self.path, options), options, None)
-        thread = self.store._keeper._thread
-        assert thread is not None
-        self.store._keeper._stopping.set()  # nothing may be folded, or the log can't be cut
-        thread.join()
+        stop_background(self.store)  # nothing may be folded, or the log can't be cut
         self._append(loser, 1, self.fork.lsn)
 
     def follow_the_winner(self) -> Position:

@@ -16,6 +16,7 @@ from perdure.store.commit import Durability
 from perdure.store.cursor import list_segments
 from perdure.store.identity import read_identity
 from perdure.store.opening import OpenOptions, open_store
+from tests.support.machine import stop_background
 
 SEGMENT_BYTES = 4096
 
@@ -29,9 +30,7 @@ def opened(path: Path, boot: str = "one", **more: Any) -> SessionStore:
         **more,
     )
     store = SessionStore(open_store(path, options), options, None)
-    store._keeper._stopping.set()
-    assert store._keeper._thread is not None
-    store._keeper._thread.join()
+    stop_background(store)
     return store
 
 

@@ -17,6 +17,7 @@ from perdure.store.opening import OpenOptions, open_store
 from perdure.store.session import NEVER_MS, expiry_of
 from perdure.store.sessions import SessionStore
 from perdure.store.tail_map import KEPT_MS, NEW_MS, UNKNOWN_MS, arm_after
+from tests.support.machine import stop_background
 
 FOR_EVER_MS = 1 << 62
 
@@ -36,7 +37,7 @@ def open_quietly(path: Path, clock: Clock) -> SessionStore:
     """A handle without background work, so that the test alone decides when it folds."""
     options = OpenOptions(clock=clock)
     store = SessionStore(open_store(path, options), options, None)
-    store._keeper._stopping.set()
+    stop_background(store)
     return store
 
 
@@ -173,7 +174,7 @@ def test_a_batch_tells_the_fold_what_to_arm_for_sessions_of_the_default_lifetime
 def test_sessions_of_a_batch_that_never_expire_by_default_arm_nothing(tmp_path: Path) -> None:
     options = OpenOptions(clock=Clock(), default_timeout_ms=None)
     store = SessionStore(open_store(tmp_path, options), options, None)
-    store._keeper._stopping.set()
+    stop_background(store)
     with store.batch() as batch:
         lasting = batch.create({})
         capped = batch.create({}, max_lifetime_ms=1_000)

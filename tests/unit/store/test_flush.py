@@ -22,6 +22,7 @@ from perdure.store.lock import FileLock
 from perdure.store.mark import read_marks
 from perdure.store.page import ControlPage, Word
 from perdure.store.smallfile import publish_small
+from tests.support.machine import stop_background
 from tests.unit.store.test_backend_memory import replace_log
 
 DEADLINE_S = 10.0
@@ -298,7 +299,7 @@ def test_mark_when_its_write_fails_leaves_no_number_to_rely_on(
 def test_mark_of_the_last_flush_before_a_quiet_spell_is_synced_in_the_background(
     store: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store._keeper._stopping.set()
+    stop_background(store)
     words, flusher = store._log.words, flusher_of(store)
     for _ in range(2):
         flusher.flush(append(store))
@@ -334,7 +335,7 @@ def test_mark_when_the_store_is_closed_is_synced(tmp_path: Path) -> None:
 def test_mark_when_its_sync_fails_poisons_the_store(
     store: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store._keeper._stopping.set()
+    stop_background(store)
     flusher = flusher_of(store)
     for _ in range(2):
         flusher.flush(append(store))
@@ -350,7 +351,7 @@ def test_mark_when_its_sync_fails_poisons_the_store(
 def test_bytes_that_a_process_left_behind_at_an_interval_are_flushed_by_another(tmp_path: Path) -> None:
     path = tmp_path / "store"
     with SessionStore.open(path, durability="interval", interval_ms=100_000) as dead:
-        dead._keeper._stopping.set()
+        stop_background(dead)
         with SessionStore.open(path, durability="interval", interval_ms=1) as other:
             dead.create({"n": 1})
             words = other._log.words

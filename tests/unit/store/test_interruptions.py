@@ -28,6 +28,7 @@ from perdure.store.session import encode_session
 from perdure.store.stage import Stage
 from perdure.store.view import View
 from tests.recovery.stores import contents
+from tests.support.machine import stop_background
 
 DEADLINE_S = 20.0
 VALUE = encode_session(1, 1, 1, 0, 0, {"n": 1})
@@ -173,7 +174,7 @@ def test_pending_frames_when_their_showing_is_interrupted_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with SessionStore.open(tmp_path / "store") as store, SessionStore.open(tmp_path / "store") as reader:
-        reader._keeper._stopping.set()
+        stop_background(reader)
         store.put("mine", {"n": 1}, None)
         view = reader._view
         with view.mutex:

@@ -96,7 +96,7 @@ def test_acquire_when_another_process_keeps_it_raises_at_the_deadline_and_names_
         with pytest.raises(LockTimeoutError) as caught:
             lock.acquire(timeout_ms, owner="process 77")
         waited_ms = (time.monotonic() - before) * 1000
-    assert timeout_ms <= waited_ms < timeout_ms + 2000
+    assert timeout_ms <= waited_ms < timeout_ms + 20_000
     assert f"within {timeout_ms} ms, held by process 77" in str(caught.value)
     assert caught.value.path == str(path)
     lock.close()

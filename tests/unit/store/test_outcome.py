@@ -10,9 +10,9 @@ import pytest
 
 from perdure.store import Outcome, Position
 from perdure.store.cursor import LogCursor, SegmentFile, list_segments
-from perdure.store.opening import OpenOptions, open_store
 from perdure.store.promise import Promise
 from perdure.store.sessions import SessionStore
+from tests.support.machine import open_quietly
 
 NOBODY_S = "ff" * 16
 
@@ -20,8 +20,7 @@ NOBODY_S = "ff" * 16
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SessionStore]:
     """With several segments."""
-    options = OpenOptions(segment_bytes=4000)
-    with SessionStore(open_store(tmp_path / "store", options), options, None) as opened:
+    with open_quietly(tmp_path / "store", segment_bytes=4000) as opened:
         yield opened
 
 
@@ -69,6 +68,30 @@ def test_a_write_is_not_lost_because_the_log_is_dropped_while_it_is_read(
 
     monkeypatch.setattr(LogCursor, "open_segment", open_late)
     assert store.outcome(NOBODY_S) is Outcome.UNKNOWN
+
+
+@pytest.mark.parametrize("times", [1, 2, 100])
+def test_a_log_that_is_dropped_just_before_it_is_read_is_looked_at_again(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    places = fill(store)
+    for _ in range(4):
+        fill(store)
+    with store.batch() as batch:
+        batch.create({"n": 1})
+    real, opened = LogCursor.open_segment, list[SegmentFile]()
+
+    def open_too_late(cursor: LogCursor, file: SegmentFile) -> None:
+        if len(opened) < times and len(list_segments(cursor.log)) > 1:
+            opened.append(file)
+            file.path.unlink()
+        real(cursor, file)
+
+    monkeypatch.setattr(LogCursor, "open_segment", open_too_late)
+    assert store.outcome(NOBODY_S) is Outcome.UNKNOWN
+    assert store.outcome(places[0]) is Outcome.UNKNOWN
+    assert store.outcome(batch.operation_id) is (Outcome.COMMITTED if times < 100 else Outcome.UNKNOWN)
+    assert opened
 
 
 def test_a_write_of_a_later_epoch_than_a_log_has_reached_is_not_lost(store: SessionStore) -> None:

@@ -13,6 +13,7 @@ from perdure.store import SessionStore
 from perdure.store.fold import totals_after
 from perdure.store.frame import Scan, decode_frame, scan_frames
 from perdure.store.page import ControlPage, Word, read_boot_id
+from tests.support.machine import open_quietly
 
 SESSIONS = 300
 FEW = 8
@@ -91,7 +92,7 @@ def test_a_place_that_the_page_tells_wrongly_is_found_in_the_log(
 def test_a_fold_is_planned_over_the_state_that_it_looks_at_also_when_the_role_changes_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with SessionStore.open(tmp_path / "s") as one, SessionStore.open(tmp_path / "s") as two:
+    with open_quietly(tmp_path / "s") as one, open_quietly(tmp_path / "s") as two:
         id = one.create({"n": 0})
         one.fold()
         assert two.peek(id)

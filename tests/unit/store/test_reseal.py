@@ -21,6 +21,7 @@ from perdure.store.keyring import (
 from perdure.store.reseal import BATCH_SESSIONS, keys_in_use
 from perdure.store.sealed import is_sealed
 from perdure.store.session import with_accessed
+from tests.support.machine import stop_background
 from tests.unit.store.reseal_process import child
 
 DEADLINE_S = 60
@@ -97,6 +98,7 @@ def test_a_session_that_is_changed_meanwhile_is_left_to_the_next_pass(
 ) -> None:
     path = tmp_path / "store"
     with SessionStore.open(path, keys=file) as store, SessionStore.open(path, keys=file) as other:
+        stop_background(other)  # it would notice the new key and write with it
         for id in ("changed", "deleted", "moved", "still", "touched"):
             store.put(id, {"n": 1}, None)
         active = rotate(file)

@@ -26,6 +26,7 @@ from perdure.store import (
 from perdure.store.commit import parse_durability
 from perdure.store.keyring import ALGORITHMS, Key, make_keyring, new_keyring, read_keyring, rotate_keyring
 from perdure.store.opening import open_store
+from tests.support.machine import stop_background
 
 PLAINTEXTS = ("of-alice",)
 FORMS: dict[str, dict[str, Any]] = {
@@ -463,6 +464,7 @@ def test_an_expired_session_is_gone_also_for_who_has_no_key(tmp_path: Path, file
 def test_a_get_extends_the_life_of_a_sealed_session(tmp_path: Path, options: dict[str, Any]) -> None:
     clock = Clock()
     with _opened(tmp_path / "store", clock, **options) as store:
+        stop_background(store)  # or it may hold a refresh while flush() looks for it
         id = store.create(LARGE, timeout_ms=100_000)
         for _ in range(5):
             clock.time_ms += 60_000
@@ -551,6 +553,7 @@ def test_the_renaming_of_a_sealed_session_is_one_frame(tmp_path: Path, file: Pat
 def test_damage_that_passes_the_hash_is_an_error(tmp_path: Path, file: Path) -> None:
     path = tmp_path / "store"
     with SessionStore.open(path, keys=file) as store:
+        stop_background(store)  # nothing is folded
         store.put("a", {"n": 1})
         view = store._view
         _, record, arm = view.tail[b"a"]

@@ -12,6 +12,7 @@ from perdure.store import CorruptError, SessionStore, sealing
 from perdure.store.cursor import list_segments
 from perdure.store.keeper import seal_all
 from perdure.store.sealing import unsealed_segments
+from tests.support.machine import stop_background
 from tests.unit.shipping.logs import lose_frames
 
 
@@ -19,7 +20,7 @@ def test_a_segment_that_is_dropped_while_they_are_looked_at_is_not_to_be_sealed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with SessionStore.open(tmp_path / "store", sweep_interval_ms=0) as store:
-        store._keeper._stopping.set()  # nothing is sealed meanwhile
+        stop_background(store)  # nothing is sealed meanwhile
         for number in range(3):
             store._log.must_roll = True
             store.create({"n": number})
@@ -34,7 +35,7 @@ def test_a_segment_that_is_dropped_while_they_are_looked_at_is_not_to_be_sealed(
 
 def test_a_segment_that_is_cut_off_before_it_is_sealed_does_not_end_who_seals(tmp_path: Path) -> None:
     with SessionStore.open(tmp_path / "store", sweep_interval_ms=0) as store:
-        store._keeper._stopping.set()
+        stop_background(store)
         for number in range(3):
             store._log.must_roll = True
             store.create({"n": number})
@@ -54,9 +55,7 @@ def test_a_segment_that_cannot_be_sealed_holds_up_nothing_else_and_is_not_read_a
     path, reads = tmp_path / "store", list[int]()
     with SessionStore.open(path, sweep_interval_ms=1) as store:
         keeper = store._keeper
-        keeper._stopping.set()
-        assert keeper._thread is not None
-        keeper._thread.join()
+        stop_background(store)
         for number in range(20):
             store.put(f"s{number}", {"n": number, "text": "x" * 100}, ttl_ms=1)
         store._log.must_roll = True

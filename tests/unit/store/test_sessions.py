@@ -26,6 +26,7 @@ from perdure.store import (
     UsageError,
     VersionConflictError,
 )
+from tests.support.machine import stop_background
 
 
 @pytest.fixture(params=["lmdb", "sqlite", "memory"])
@@ -251,10 +252,10 @@ def test_a_batch_creates_with_a_largest_lifetime_and_deletes_no_session_that_has
     store: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with store.batch() as batch:
-        capped = batch.create({}, timeout_ms=None, max_lifetime_ms=1000)
+        capped = batch.create({}, timeout_ms=None, max_lifetime_ms=60_000)
     session = store[capped]
-    assert session.max_expires_at == session.created_at + 1000
-    late = store._now_ms() + 5000
+    assert session.max_expires_at == session.created_at + 60_000
+    late = store._now_ms() + 120_000
     monkeypatch.setattr(store, "_now_ms", lambda: late)
     monkeypatch.setattr(store._log, "now_ms", lambda: late)
     before = store.position()
@@ -381,6 +382,7 @@ def test_expired_sessions_are_absent_and_swept_as_logged_events(
 
 
 def test_use_keeps_a_sliding_session_alive(store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_background(store)  # or it may hold a refresh while flush() looks for it
     now = [store._now_ms()]
     monkeypatch.setattr(store, "_now_ms", lambda: now[0])
     monkeypatch.setattr(store._log, "now_ms", lambda: now[0])

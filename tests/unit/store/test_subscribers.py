@@ -80,13 +80,13 @@ def test_a_callback_may_use_the_store_and_cancel_itself(store: SessionStore) -> 
     done: list[str] = []
 
     def copy(event: SessionEvent) -> None:
+        done.append(event.id)
         if not event.id.startswith("copy-"):
             assert event.session is not None
             assert store.peek(event.id) == event.session
             store.put(f"copy-{event.id}", event.session.metadata, None)
         elif event.id == "copy-s2":
             subscription.cancel()
-        done.append(event.id)
 
     subscription = store.on("created", copy)
     for number in range(3):
@@ -149,11 +149,13 @@ def test_no_call_begins_after_close_and_the_thread_is_gone(tmp_path: Path) -> No
         seen.append(event.lsn)
 
     store.on("*", note)
+    dispatcher = store._events._subscribers._dispatcher  # type: ignore[union-attr]
+    assert dispatcher is not None
     for _ in range(100):
         store.create({})
     store.close()
     after = len(seen)
-    assert "perdure-events" not in {thread.name for thread in threading.enumerate()}
+    assert not dispatcher.is_alive()
     assert len(seen) == after
 
 
@@ -178,16 +180,18 @@ def test_after_a_cut_subscribers_are_told_what_comes_then_and_the_gap_is_counted
     assert store.drain_events()  # what reads for them has entered the log
     dispatcher = store._events._subscribers._dispatcher  # type: ignore[union-attr]
     assert dispatcher is not None
-    real, failed = dispatcher._reader.read, threading.Event()
+    real, failed, is_put = dispatcher._reader.read, threading.Event(), threading.Event()
 
     def cut(upto_lsn: int | None = None) -> list[SessionEvent] | None:
         if not failed.is_set():
+            assert is_put.wait(20)
             failed.set()
             raise DivergedError("the log was cut")
         return real(upto_lsn)
 
     monkeypatch.setattr(dispatcher._reader, "read", cut)
     store.put("lost", {}, None)
+    is_put.set()
     assert failed.wait(10)
     assert store.drain_events()
     store.put("seen", {}, None)
@@ -204,6 +208,7 @@ def test_only_what_can_be_called_subscribes_and_only_to_known_kinds(store: Sessi
 
 
 def test_what_would_listen_to_a_store_that_is_being_closed_is_refused(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
     with SessionStore.open(tmp_path / "store") as store:
         store._events.close()  # what close() does first
         with pytest.raises(StoreClosedError):
@@ -211,4 +216,4 @@ def test_what_would_listen_to_a_store_that_is_being_closed_is_refused(tmp_path: 
         with pytest.raises(StoreClosedError):
             store.feed(consumer="late")
         assert [consumer.is_active for consumer in store.consumers()] == [False]
-        assert "perdure-events" not in [thread.name for thread in threading.enumerate()]
+        assert "perdure-events" not in {thread.name for thread in set(threading.enumerate()) - before}

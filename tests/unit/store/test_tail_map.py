@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -11,11 +12,10 @@ from hypothesis import strategies as st
 from perdure.store.event import Kind, Reason, encode_event
 from perdure.store.fold import record_of
 from perdure.store.frame import HEADER_BYTES, Frame, cluster_key, encode_frame
-from perdure.store.opening import OpenOptions, open_store
 from perdure.store.session import encode_session
-from perdure.store.sessions import SessionStore
 from perdure.store.tail_map import KEPT_MS, NEW_MS, UNKNOWN_MS, Entry, follow_frames
 from tests.support.fuzz import fuzz
+from tests.support.machine import Clock, open_quietly
 
 KEY = cluster_key(bytes(range(16)))
 VALUE = encode_session(1, 1, 1, 600_000, 0, {"n": 1})
@@ -154,17 +154,15 @@ def test_arbitrary_bytes_are_left(data: bytes) -> None:
     assert list(tail) == [b"a"]
 
 
-def open_quietly(path: Path) -> SessionStore:
-    options = OpenOptions(segment_bytes=8000)
-    store = SessionStore(open_store(path, options), options, None)
-    store._keeper._stopping.set()
-    return store
-
-
 def test_both_ways_of_following_a_random_log_see_the_same(tmp_path: Path, seed: int) -> None:
     source = random.Random(seed)
     path = tmp_path / "store"
-    with open_quietly(path) as writer, open_quietly(path) as short, open_quietly(path) as long:
+    options: dict[str, Any] = {"segment_bytes": 8000, "clock": Clock()}  # nothing expires between two reads
+    with (
+        open_quietly(path, **options) as writer,
+        open_quietly(path, **options) as short,
+        open_quietly(path, **options) as long,
+    ):
         long._log.take_plain = None
         ids = [f"key-{number}" for number in range(12)]
         for step in range(300):

@@ -16,6 +16,7 @@ from perdure.store.errors import LockTimeoutError
 from perdure.store.lock import FileLock
 from perdure.store.page import Word
 from perdure.store.sessions import SessionStore
+from tests.support.machine import stop_background
 
 SECOND_NS = 1_000_000_000
 WRITERS = 4
@@ -76,8 +77,8 @@ def test_a_request_for_a_turn_is_waited_for_until_it_is_taken(store: SessionStor
 
 
 def test_a_writer_that_waits_reads_on_and_asks_for_a_turn(store: SessionStore, tmp_path: Path) -> None:
-    with SessionStore.open(tmp_path / "store") as other:
-        other._keeper._stopping.set()
+    with SessionStore.open(tmp_path / "store", write_timeout_ms=60_000) as other:
+        stop_background(other)
         for _ in range(20):
             store.create({"n": 1})
         held = FileLock(tmp_path / "store" / names.WRITE_LOCK)

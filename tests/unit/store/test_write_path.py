@@ -38,6 +38,7 @@ from perdure.store.page import Word
 from perdure.store.session import encode_session
 from perdure.store.sessions import SessionStore
 from perdure.store.stage import Stage
+from tests.support.machine import stop_background
 
 Open = Callable[..., SessionStore]
 
@@ -81,10 +82,7 @@ def open_one(tmp_path: Path) -> Iterator[Open]:
         chosen = OpenOptions(**options)
         store = SessionStore(open_store(tmp_path / "store", chosen), chosen, gate)
         if not background:
-            thread = store._keeper._thread
-            assert thread is not None
-            store._keeper._stopping.set()
-            thread.join()
+            stop_background(store)
         opened.append(store)
         return store
 
@@ -108,7 +106,7 @@ def behind_the_lock(path: Path, store: SessionStore, calls: list[Callable[[], An
     threads = [threading.Thread(target=run, args=(number,)) for number in range(len(calls))]
     for number, thread in enumerate(threads):
         thread.start()
-        wait_until(lambda number=number: len(store._writer._queue) >= number)  # type: ignore[misc]
+        wait_until(lambda number=number: len(store._writer._queue) > number)  # type: ignore[misc]
     held.close()
     for thread in threads:
         thread.join()
