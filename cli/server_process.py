@@ -20,7 +20,7 @@ import msgspec
 from .. import open as open_replicated
 from ..recovery import MemberService, OpsService, SwitchService
 from ..shipping import ForwardService, Secret, Server, merged_handlers
-from ..shipping.launching import Launch, Process, end_process, execute, read_task
+from ..shipping.launching import STOP_TIMEOUT_S, Launch, Process, end_process, execute, read_task
 from ..store import PerdureError, SessionStore, WireError, read_identity
 
 logger = logging.getLogger(__name__)
@@ -82,9 +82,9 @@ class ServerChild:
     def is_running(self) -> bool:
         return self._process.poll() is None
 
-    def stop(self) -> int:
-        """End it in order, by force when that takes too long; answers its exit code."""
-        return end_process(self._process, "server")
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """End it in order (SIGTERM), by force past the timeout; answers its exit code."""
+        return end_process(self._process, "server", timeout_s)
 
 
 def start_server(task: ServerTask, launch: Launch = execute) -> ServerChild:

@@ -22,20 +22,25 @@ TRIES_MAX: Final = 1_000
 RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
-def free_ports(count: int, *, in_a_row: int = 1) -> list[int]:
+def port_range() -> tuple[int, int]:
+    """The lowest port to choose from, and the one behind the highest."""
+    above = int(RANGE.read_text().split()[0]) if RANGE.exists() else 32_768
+    return LOWEST, above if above >= LOWEST + 1_000 else WITHOUT_RANGE
+
+
+def free_ports(count: int, *, in_a_row: int = 1, among: tuple[int, int] | None = None) -> list[int]:
     """So many ports on loopback, each the first of `in_a_row` that were free a moment ago.
 
-    Raises WireError if none is found.
+    `among` is the lowest and the one behind the highest to choose from (port_range). Raises WireError if
+    none is found.
     """
-    above = int(RANGE.read_text().split()[0]) if RANGE.exists() else 32_768
-    if above < LOWEST + 1_000:
-        above = WITHOUT_RANGE
+    lowest, above = among or port_range()
     choice = random.SystemRandom()
     found: list[int] = []
     for _ in range(TRIES_MAX + count):
         if len(found) == count:
             return found
-        first = choice.randrange(LOWEST, above - in_a_row)
+        first = choice.randrange(lowest, above - in_a_row)
         if any(abs(first - other) < in_a_row for other in found):
             continue
         with suppress(OSError), ExitStack() as stack:
@@ -43,6 +48,6 @@ def free_ports(count: int, *, in_a_row: int = 1) -> list[int]:
                 stack.enter_context(socket.socket()).bind((HOST, port))
             found.append(first)
     raise WireError(
-        f"found only {len(found)} of {count} free ports between {LOWEST} and {above}",
+        f"found only {len(found)} of {count} free ports between {lowest} and {above}",
         hint="See what holds the others: ss -tlnp",
     )

@@ -31,16 +31,16 @@ def test_one_call_in_a_stride_is_timed_by_itself() -> None:
 
 def test_slow_calls_are_all_timed_and_stop_when_the_time_is_over() -> None:
     slice = run_calls(Calls(time.sleep, [(0.005,)] * 1000), 0.4)
-    assert 2 <= slice.units <= 80
+    assert 1 <= slice.units <= 80
     assert latencies_of(slice).total == slice.units
     p50_us = latencies_of(slice).percentile_us(0.5)
     assert p50_us is not None and p50_us >= 5000
 
 
 def test_what_comes_before_a_pass_is_not_timed() -> None:
-    slice = run_passes(lambda: 7, 0.0, before=lambda: time.sleep(0.5), at_ns=0)
+    slice = run_passes(lambda: 7, 0.0, before=lambda: time.sleep(2.0), at_ns=0)
     assert slice.units == 7
-    assert slice.elapsed_ns < 400_000_000
+    assert slice.elapsed_ns < 1_900_000_000
 
 
 def test_a_pass_that_meets_nobody_is_no_measurement() -> None:

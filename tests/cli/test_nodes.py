@@ -132,15 +132,22 @@ def test_a_cluster_run_by_hand_survives_its_primary(cluster: ByHand) -> None:
     _until(lambda: run_json("session", "count", first)["sessions"] == 20, "the sweeper")
     _until(lambda: list((second / "snapshots").glob("*.snap")) != [], "a snapshot")
 
+    _until(lambda: _shipper_of(first) != 0, "the shipper to say its pid")
     old = _shipper_of(first)
+    assert old > 0
     os.kill(old, signal.SIGKILL)
     _until(lambda: _shipper_of(first) not in (0, old), "the shipper to be started again")
     _until(lambda: cluster.status("n1").get("voters_connected") == 2, "the replicas to come back")
     _until(lambda: _states(cluster.status("n1")) == {"streaming"}, "their slots to say so")
-    said = cluster.status("n1", "--peer", cluster.address("n2"))
+    said: dict[str, Any] = {}
+
+    def is_said() -> bool:
+        said.update(cluster.status("n1", "--peer", cluster.address("n2")))
+        return bool(said) and said["peers"][0].get("role") == "replica"
+
+    _until(is_said, "n2 to say that it is a replica")
     assert (said["role"], said["sessions"]) == ("primary", 20)
     assert _states(said) <= {"streaming", "catch-up"}
-    assert said["peers"][0]["role"] == "replica"
 
     cluster.kill("n1")
     peers = ("--peer", cluster.address("n1"), "--peer", cluster.address("n3"))
@@ -156,7 +163,7 @@ def test_a_cluster_run_by_hand_survives_its_primary(cluster: ByHand) -> None:
 
     cluster.start("n1")
     _until(lambda: cluster.status("n2").get("voters_connected") == 2, "the old primary to follow")
-    assert cluster.status("n1")["role"] == "replica"
+    _until(lambda: cluster.status("n1").get("role") == "replica", "n1 to say that it is a replica")
     with perdure.open(first, write_timeout_ms=30_000) as store:  # as its node was told, secret included
         kept.append(store.create({"n": "on a replica"}))
     with perdure.open(second, write_timeout_ms=30_000) as store:

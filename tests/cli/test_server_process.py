@@ -49,4 +49,4 @@ def test_a_server_on_a_port_that_is_taken_says_why(tmp_path: Path) -> None:
         with pytest.raises(WireError, match="cannot listen"):
             start_server(ServerTask(str(tmp_path / "s"), "127.0.0.1", child.port, SECRET))
     finally:
-        assert child.stop() == 0
+        assert child.stop(60) == 0

@@ -253,7 +253,8 @@ def test_a_fault_of_two_primaries_is_gone_over_by_force(
         store = cluster.open("n1")
         kept = store.create({"n": 0})
         fork = cluster.end("n1").lsn
-        until(lambda: cluster.word("n3", Word.COMMITTED) == fork, "all have it")
+        until(lambda: cluster.word("n3", Word.COMMITTED) == fork, "n3 knows that it is committed")
+        until(lambda: cluster.end("n2").lsn == fork, "n2 has it")
         store.close()
         lost = write_uncommitted(cluster, "n1", ("n2",))
         set_word(cluster, "n1", Word.COMMITTED, cluster.end("n1").lsn)

@@ -323,6 +323,7 @@ def write_uncommitted(cluster: Cluster, primary: str, reached: tuple[str, ...]) 
         for name in reached:
             replica = open_node_log(cluster.path(name), [])
             replica.log.lock_any()
+            assert replica.log.cursor.at == at, f"{name} has not what comes before; wait for it"
             replica.log.append_run(run)
             replica.log.flush(replica.log.cursor.at.lsn)
             replica.log.unlock()

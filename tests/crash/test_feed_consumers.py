@@ -83,7 +83,7 @@ def writers(tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     with SessionStore.open(tmp_path / "store") as store:
         store.feed(1, consumer=CONSUMER).close()
     running = [
-        start(tmp_path / "store", tmp_path / f"ledger-{number}", number, "os", 120.0)
+        start(tmp_path / "store", tmp_path / f"ledger-{number}", number, "os", 900.0)
         for number in range(WRITERS)
     ]
     yield running

@@ -77,6 +77,8 @@ def test_nothing_acknowledged_is_lost_when_writers_are_killed(
                 left = deadline - time.monotonic()
                 running.append(start(store, ledgers[-1], number, durability, max(0.5, left)))
             time.sleep(rng.uniform(0.2, 0.5))
+            if not _acknowledged(ledgers[-PROCESSES:]) and time.monotonic() < deadline + PATIENCE_S:
+                continue  # on a busy machine they may all be at their start still
             victim = running.pop(rng.randrange(len(running)))
             victim.send_signal(signal.SIGKILL)
             victim.communicate()

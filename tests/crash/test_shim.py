@@ -113,7 +113,9 @@ def test_a_refusal_comes_at_the_planned_calls(
     shim: Path, workdir: Path, rule: Rule, printed: str, lines: int
 ) -> None:
     found, done = lines_after(shim, workdir, rule)
-    assert (done.output.strip(), len(found), done.exit_code) == (printed, lines, 0)
+    said = done.output.splitlines()  # any call may be slow on a busy machine; the delayed one must be
+    told = [line for line in said if not line.endswith("slow") or line == printed]
+    assert ("\n".join(told), len(found), done.exit_code) == (printed, lines, 0)
 
 
 def test_a_short_write_says_so(shim: Path, workdir: Path) -> None:

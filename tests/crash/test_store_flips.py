@@ -26,6 +26,7 @@ from tests.recovery.stores import contents
 from tests.support.faults.content import Content
 from tests.support.faults.flips import Damage, cuts, damage_sweep, random_flips
 from tests.support.faults.shards import ShardResult
+from tests.support.machine import stop_background
 
 SEGMENT_BYTES = 1500
 FILES = ("sealed segment", "tail segment", "snapshot", "mark", "promise", "slot", "identity")
@@ -229,6 +230,7 @@ def test_the_last_frame_of_a_killed_writer_is_missed_in_the_boot_that_wrote_it(
         pass
     if (pid := os.fork()) == 0:
         store = SessionStore.open(path)
+        stop_background(store)  # no fold
         store.put("first", {"n": 1}, None)
         store.put("last", {"n": 2}, None)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -28,7 +28,7 @@ class Busy:
     """The work of one process, and its ledger."""
 
     def __init__(self, directory: str, name: str, seed: int) -> None:
-        self.store = SessionStore.open(directory, create=False)
+        self.store = SessionStore.open(directory, create=False, write_timeout_ms=60_000)
         self.name = name
         self.random = random.Random(seed)
         self.ledger: dict[str, int] = {}

@@ -30,9 +30,11 @@ def contents_of(path: Path) -> dict[str, Any]:
         return contents(store)
 
 
-def small_segments(path: Path, *, backend: str | None = None, segment_bytes: int = 4096) -> SessionStore:
+def small_segments(
+    path: Path, *, backend: str | None = None, segment_bytes: int = 4096, **more: Any
+) -> SessionStore:
     """A store whose log rolls often, so that there are sealed segments soon."""
-    options = OpenOptions(backend=backend, segment_bytes=segment_bytes)
+    options = OpenOptions(backend=backend, segment_bytes=segment_bytes, **more)
     return SessionStore(open_store(path, options), options, None)
 
 

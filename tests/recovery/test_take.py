@@ -30,6 +30,7 @@ from perdure.store.page import Word
 from perdure.store.snapshot import SnapshotReader, read_head, verify_snapshot
 from tests.recovery.kills import killed
 from tests.recovery.stores import contents, small_segments
+from tests.support.machine import stop_background
 
 
 def snapshot_contents(path: Path) -> dict[bytes, bytes]:
@@ -115,6 +116,7 @@ def test_a_poisoned_store_gives_no_snapshot(tmp_path: Path) -> None:
 
 def test_a_damaged_state_gives_no_snapshot_and_names_the_session(tmp_path: Path) -> None:
     with SessionStore.open(tmp_path / "s", backend="sqlite") as store:
+        stop_background(store)  # it would end the reading of the back end
         id = store.create({"n": 1})
         store.fold()
         opened = store._opened

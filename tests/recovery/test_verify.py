@@ -24,6 +24,7 @@ from perdure.store.segment import decode_header, encode_header
 from perdure.store.snapshot import list_snapshots
 from tests.recovery.nodes import stored
 from tests.recovery.stores import fingerprint, seal, small_segments, without_rights
+from tests.support.machine import stop_background
 
 
 def make(path: Path, *, backend: str = "sqlite", sessions: int = 40, snapshot: bool = True) -> Path:
@@ -86,7 +87,9 @@ def test_a_sound_store_is_ok_at_every_level_and_not_one_byte_of_it_changes(
 
 def test_a_store_in_use_by_writers_is_ok(tmp_path: Path) -> None:
     stop = threading.Event()
-    with small_segments(tmp_path / "s", backend="lmdb", segment_bytes=1 << 16) as store:
+    with small_segments(
+        tmp_path / "s", backend="lmdb", segment_bytes=1 << 16, write_timeout_ms=60_000
+    ) as store:
 
         def write() -> None:
             while not stop.is_set():
@@ -368,6 +371,7 @@ def test_work_that_was_begun_and_stray_files_are_said(tmp_path: Path) -> None:
 
 def tamper(path: Path, action: Callable[[SessionStore], None]) -> None:
     with SessionStore.open(path) as store:
+        stop_background(store)  # it would end the reading of the back end
         store.fold()
         action(store)
 

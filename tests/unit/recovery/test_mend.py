@@ -18,6 +18,7 @@ from perdure.store.ids import StatePosition
 from perdure.store.log import EventLog
 from perdure.store.ports import Record
 from tests.cluster.ops import damage, stored
+from tests.support.machine import stop_background
 from tests.unit.shipping.logs import lose_frames
 
 SEED = int(os.environ.get("PERDURE_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
@@ -83,6 +84,7 @@ def test_records_of_an_older_position_are_brought_to_the_states(tmp_path: Path, 
 def test_records_of_a_later_position_wait_until_the_state_is_there(tmp_path: Path) -> None:
     path = tmp_path / "store"
     with SessionStore.open(path) as store:
+        stop_background(store)  # nothing else is folded
         store.put("a", {"n": 1})
         store.fold()
         store.put("a", {"n": 2})

@@ -132,6 +132,7 @@ def test_an_answer_that_takes_too_long_is_lost_and_the_next_question_gets_its_ow
         return FetchReply(message.limit_bytes, message.after), b""
 
     with serving({FetchAsk: slow}) as server, client(server) as one:
+        assert ask(one, 3)[0].raw_bytes == 3  # the connection is there
         with pytest.raises(AnswerLost):
             ask(one, 1, timeout_ms=100)
         gate.set()

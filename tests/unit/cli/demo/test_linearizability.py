@@ -41,6 +41,9 @@ def call(
     )
 
 
+SECOND_NS = 1_000_000_000  # so that no two moments are the same
+
+
 class Register:
     """What a right store does: each call takes effect at one moment between its beginning and its end."""
 
@@ -81,8 +84,8 @@ class Register:
             client=f"c{client}",
             kind=kind,  # type: ignore[arg-type]
             key=key,
-            start_ns=int(start * 1000),
-            end_ns=None if is_lost else int(end * 1000),
+            start_ns=int(start * SECOND_NS),
+            end_ns=None if is_lost else int(end * SECOND_NS),
             value="" if kind in {"read", "delete"} else value,
             seen=state if kind in {"read", "update"} and not is_lost else None,
             was_there=state is not None,
@@ -111,9 +114,9 @@ def test_a_history_in_which_one_read_answers_another_value_is_not_linearizable(s
 def test_five_thousand_operations_are_checked_in_seconds() -> None:
     for keys in (1, 20):
         history = Register(1, keys=keys, lost=0.005).run(5_000)
-        started_s = time.perf_counter()
+        started_s = time.process_time()
         assert not find_faults(history, START)
-        assert time.perf_counter() - started_s < 10.0  # a third of a second where nothing else runs
+        assert time.process_time() - started_s < 10.0  # a third of a second where nothing else runs
 
 
 def test_a_lost_update_is_found() -> None:
