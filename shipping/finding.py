@@ -53,10 +53,17 @@ class Search:
         """The primary, and what it says. Raises NotPrimaryError if no node says that it is the primary."""
         best: tuple[str, StatusReply] | None = None
         self._ask(self._addresses)
-        while self._asked and (left_s := self._until - monotonic()) > 0:
+        while self._asked:
+            left_s = self._until - monotonic()
             try:
-                node, status, problem = self._answers.get(timeout=left_s if best else min(left_s, AGAIN_S))
+                node, status, problem = (
+                    self._answers.get(timeout=left_s if best else min(left_s, AGAIN_S))
+                    if left_s > 0
+                    else self._answers.get_nowait()  # what was answered in time counts
+                )
             except queue.Empty:
+                if left_s <= 0:
+                    break
                 if best is None:
                     if self._is_over():
                         break

@@ -26,9 +26,9 @@ from ..store import names
 from ..store.cursor import LogCursor, SegmentFile, list_segments
 from ..store.errors import CorruptError, FormatError, StaleReadError
 from ..store.files import make_directory, next_free, remove_durably, rename_durably, translated
+from ..store.follow import is_half_replaced
 from ..store.frame import cluster_key
 from ..store.identity import Identity, read_identity
-from ..store.placing import is_half_replaced
 from ..store.smallfile import publish_small, read_small_file
 from ..store.state import set_aside
 from .faults import MAGIC as FAULT_MAGIC

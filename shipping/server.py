@@ -145,9 +145,11 @@ class Server:
                 exc_info=None if is_known else error,
             )
         finally:
-            with self._mutex:
-                self._guests.pop(guest.link, None)
-            guest.link.close()
+            try:
+                guest.link.close()  # before it is forgotten: close() waits for those that it knows
+            finally:
+                with self._mutex:
+                    self._guests.pop(guest.link, None)
 
 
 class _Guest:

@@ -355,8 +355,9 @@ class Shipper:
         """What is done every few milliseconds."""
         for peer in self._peers:
             peer.tick(at_ms)
+        self._count_voters()  # before the slots: where they say that a replica is lost, writers wait already
+        for peer in self._peers:
             self._slots.put(peer.slot)
-        self._count_voters()
         self._gate.tick(at_ms)
         self._watcher.rest()
         self._log.flusher.sync_mark()

@@ -191,6 +191,7 @@ class Taking:
         if backend is None:
             raise DivergedError("the state is not to be trusted, and is made anew", path=node.store)
         try:
-            self.prepared = prepare(node.store, node.identity, self.at, backend)
+            prepared = prepare(node.store, node.identity, self.at, backend)
         finally:
             backend.close()
+        self.prepared = prepared  # only now: who sees it begins to change the store

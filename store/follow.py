@@ -71,6 +71,13 @@ _UNSEEN = -1
 _MOVING = -2
 """No generation: frames are being taken, or whoever took them broke off in the middle."""
 
+
+def is_half_replaced(store: Path) -> bool:
+    """A cut of the log, or its replacement, is under way, or a crash left it half done: the page still
+    speaks of the old one."""
+    return any((store / plan).exists() for plan in (names.CUT_PLAN, names.INSTALL_PLAN, names.REJOIN_PLAN))
+
+
 _open_logs: weakref.WeakSet[LogFollower] = weakref.WeakSet()
 
 
@@ -267,7 +274,8 @@ class LogFollower:
     def read_on(self, limit_bytes: int = READ_BYTES) -> Run | None:
         """One step of follow(): the next run up to the page's last frame, None if there is none.
 
-        None also if the generation changed meanwhile: the role, or the log itself, has to be looked at.
+        None also if the generation changed meanwhile: the role, or the log itself, has to be looked at; and
+        while the log is being cut or replaced, which the generation says only at the end.
         Raises CorruptError if the log ends before the page's last frame.
         """
         cursor, words = self.cursor, self.words
@@ -279,26 +287,34 @@ class LogFollower:
             self.generation = _MOVING
         try:
             run = cursor.read(target, self.bytes_ahead(cursor, limit_bytes))
-        except PerdureError:
+        except PerdureError as error:
             self.generation = generation
+            if isinstance(error, CorruptError) and is_half_replaced(self.store):
+                return None
             raise
         if run is None:
             self.generation = generation
+            is_replaced = is_half_replaced(self.store)  # before the generation, which grows before that ends
             if words[_GENERATION] != generation:
                 return None
             if self.on_reset is not None and self._was_dropped():
                 self.on_reset()
                 return self.read_on(limit_bytes)
-            raise CorruptError(
-                f"the log ends at LSN {cursor.at.lsn}, the control page says {target}",
-                path=cursor.path,
-                offset=cursor.offset,
-                lsn=cursor.at.lsn + 1,
-                hint="Frames that were written have gone; do not write on. See `perdure verify`.",
-            )
+            if is_replaced:
+                return None
+            raise self._ends_early(target)
         self._take(run)
         self.generation = generation
         return run
+
+    def _ends_early(self, target: int) -> CorruptError:
+        return CorruptError(
+            f"the log ends at LSN {self.cursor.at.lsn}, the control page says {target}",
+            path=self.cursor.path,
+            offset=self.cursor.offset,
+            lsn=self.cursor.at.lsn + 1,
+            hint="Frames that were written have gone; do not write on. See `perdure verify`.",
+        )
 
     def bytes_ahead(self, cursor: LogCursor, limit_bytes: int) -> int:
         """`limit_bytes`, or fewer where the frames of the cursor's segment end before: zeros may follow."""
@@ -345,6 +361,9 @@ class LogFollower:
             self.settle(known)
             self.look_again()
         self.follow()
+        target = words[_APPENDED]
+        if self.cursor.at.lsn < target and words[_GENERATION] == self.generation:
+            raise self._ends_early(target)  # whoever was replacing the log died: nothing is appended to this
         self._enter_tail()
 
     def _enter_tail(self) -> None:

@@ -7,12 +7,12 @@ page's last frame in the same boot, from the mark after another one.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from . import names
 from .cursor import SegmentFile, list_segments
 from .errors import CorruptError, DivergedError
 from .files import translated
+from .follow import is_half_replaced
 from .ids import NOWHERE, Position, StatePosition
 from .log import EventLog
 from .mark import SlotVerdict, read_marks
@@ -73,11 +73,6 @@ def open_log(log: EventLog, state: StatePosition | None) -> None:
         _make_durable(log, mark.committed_lsn if mark else 0)
     _adopt(log, current)
     log.look_again()
-
-
-def is_half_replaced(store: Path) -> bool:
-    """A crash left a cut of the log, or its replacement, half done: the page still speaks of the old one."""
-    return any((store / plan).exists() for plan in (names.CUT_PLAN, names.INSTALL_PLAN, names.REJOIN_PLAN))
 
 
 def _adopt(log: EventLog, current: bool) -> None:

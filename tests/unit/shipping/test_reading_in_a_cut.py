@@ -1,0 +1,104 @@
+"""A handle that is behind while its node's log is cut: it reads what it has, and nothing is called damage."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from perdure.shipping import cut
+from perdure.shipping.cut import cut_log, finish_cut
+from perdure.shipping.replica_log import ReplicaLog
+from perdure.store import CorruptError, Position, SessionStore, names
+from perdure.store.cursor import list_segments
+from perdure.store.promise import Promise
+from tests.support.machine import open_quietly
+from tests.unit.shipping.logs import make_node, make_primary, opened, runs_of, write
+
+
+class Died(Exception):
+    """Who cuts the log ends here."""
+
+
+def take(path: Path, source: Path, after_lsn: int) -> None:
+    with opened(path) as node:
+        log = ReplicaLog(node)
+        log.accept_reign(Promise(1, "n1"))
+        log.append(Promise(1, "n1"), [run.raw for run in runs_of(source, after_lsn)])
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Position:
+    """Where the log of the replica in tmp_path / "n2" is to be cut: at the end of its first segment."""
+    end = write(make_primary(tmp_path / "n1"), 10)
+    take(make_node(tmp_path / "n2", "n2"), tmp_path / "n1", 0)
+    return end
+
+
+def go_beyond(folder: Path, fork: Position) -> None:
+    """Let the replica take frames that its primary will not have, in a segment of their own."""
+    shutil.copytree(folder / "n1", folder / "other")
+    write(folder / "other", 5, roll=True)
+    take(folder / "n2", folder / "other", fork.lsn)
+    assert len(list_segments(folder / "n2" / names.LOG)) == 2
+
+
+def contents(store: SessionStore) -> dict[str, object]:
+    return {session.id: session.metadata for session in store.sessions()}
+
+
+def test_a_handle_that_is_behind_reads_on_while_the_log_is_cut(
+    tmp_path: Path, fork: Position, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "n2"
+    with open_quietly(path, create=False) as behind:
+        before = contents(behind)
+        go_beyond(tmp_path, fork)
+        found: list[dict[str, object]] = []
+        remove = cut.remove_durably
+
+        def remove_and_look(file: Path) -> None:
+            remove(file)
+            found.append(contents(behind))
+
+        monkeypatch.setattr(cut, "remove_durably", remove_and_look)
+        with opened(path) as node:
+            cut_log(node, fork, node.log.promise)
+        assert found == [before, before]  # without the segment, and then without the plan
+        assert behind.position() == fork
+        assert contents(behind) == before
+
+
+def test_behind_a_cut_that_nobody_completed_a_handle_reads_and_does_not_append(
+    tmp_path: Path, fork: Position, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "n2"
+    with open_quietly(path, create=False) as behind:
+        before = contents(behind)
+        go_beyond(tmp_path, fork)
+
+        def die(*_: object, **__: object) -> None:
+            raise Died
+
+        with monkeypatch.context() as patch, opened(path) as node:
+            patch.setattr(cut, "renew_page", die)
+            with pytest.raises(Died):
+                cut_log(node, fork, node.log.promise)
+        assert contents(behind) == before
+        with pytest.raises(CorruptError, match="do not write on"):
+            behind._log.lock_any()
+        assert finish_cut(path)
+        assert behind.position() == fork
+        behind._log.lock_any()
+        behind._log.unlock()
+        assert contents(behind) == before
+
+
+def test_frames_that_go_without_a_cut_are_missed(tmp_path: Path, fork: Position) -> None:
+    with open_quietly(tmp_path / "n2", create=False) as behind:
+        contents(behind)
+        go_beyond(tmp_path, fork)
+        list_segments(tmp_path / "n2" / names.LOG)[-1].path.unlink()
+        with pytest.raises(CorruptError, match="do not write on"):
+            contents(behind)
