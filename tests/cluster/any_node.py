@@ -79,6 +79,7 @@ class AnyNodeCluster(Cluster):
         """A handle on a node, with its gate and its way to the others; closed with the cluster."""
         path = self.path(name)
         peers = {other: (HOST, port) for other, port in self.ports.items()}
+        options.setdefault("write_timeout_ms", 30_000)
         forwarder = NodeForwarder(path, lambda: Way(peers, SECRET))
         store = SessionStore.open(path, gate=open_gate(path), forwarder=forwarder, **options)  # type: ignore[arg-type]
         self._open.append(store)

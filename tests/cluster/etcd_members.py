@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import time
@@ -73,11 +74,15 @@ class Members:
 
     def leader(self) -> int:
         """The number of the member that leads."""
+        deadline = time.monotonic() + READY_S
         with httpx.Client(timeout=2.0, trust_env=False) as client:
-            for number in self._running:
-                said = client.post(f"{self.endpoints[number]}/v3/maintenance/status", json={}).json()
-                if said.get("leader") == said["header"]["member_id"]:
-                    return number
+            while time.monotonic() < deadline:
+                for number in self._running:
+                    with contextlib.suppress(httpx.HTTPError):
+                        said = client.post(f"{self.endpoints[number]}/v3/maintenance/status", json={}).json()
+                        if said.get("leader") == said["header"]["member_id"]:
+                            return number
+                time.sleep(0.05)
         pytest.fail("nobody leads etcd")
 
     def kill(self, number: int) -> None:

@@ -187,7 +187,7 @@ class Cluster:
         self.children.pop(key).kill()
 
     def stop(self, key: str) -> int:
-        return self.children.pop(key).stop()
+        return self.children.pop(key).stop(60)
 
     def close(self) -> None:
         for opened in reversed(self._open):

@@ -85,7 +85,7 @@ def until(is_so: Callable[[], bool], what: str) -> None:
 
 
 def leader_of(members: Members) -> Leader | None:
-    client = EtcdClient(members.endpoints)
+    client = EtcdClient(members.endpoints, timeout_ms=20_000)
     try:
         found = client.get(LEADER).get(LEADER)
     except EtcdError:
@@ -101,7 +101,7 @@ def reign_until_held(coordinator: Etcd, members: Members, who: Own) -> None:
 
 
 def test_a_transaction_is_done_only_if_the_keys_are_as_they_were_seen(members: Members) -> None:
-    client = EtcdClient(members.endpoints)
+    client = EtcdClient(members.endpoints, timeout_ms=20_000)
     lease = client.grant(600)
     assert client.swap({b"a": 0}, {b"a": (b"1", lease), b"b": (b"x", 0)}) == (True, {})
     done, seen = client.swap({b"a": 0}, {b"a": (b"2", 0)})
@@ -232,7 +232,7 @@ def test_an_older_backup_of_etcd_gives_no_old_epoch_and_no_old_primary(
 
 
 def test_an_absurd_epoch_in_etcd_is_passed_over_and_written_anew(members: Members) -> None:
-    client = EtcdClient(members.endpoints)
+    client = EtcdClient(members.endpoints, timeout_ms=20_000)
     client.swap({EPOCH: 0}, {EPOCH: (b"999999999", 0), LEADER: (b"no json", 0)})
     with coordinators(members, 1) as (only,):
         assert only.claim(own("n2")) == 2
@@ -257,7 +257,7 @@ def test_the_death_of_etcds_own_leader_lengthens_a_lease_and_loses_nothing(tmp_p
 
 
 def _answers(members: Members) -> bool:
-    client = EtcdClient(members.endpoints)
+    client = EtcdClient(members.endpoints, timeout_ms=20_000)
     try:
         client.get(LEADER)
     except PerdureError:

@@ -31,7 +31,7 @@ def etcd(tmp_path: Path) -> Iterator[Members]:
 def leader(etcd: Members, nodes: Nodes) -> Leader | None:
     """Who has the key."""
     key = f"/perdure/{read_identity(nodes.root / 'n1').cluster_id.hex()}/leader".encode()
-    client = EtcdClient(etcd.endpoints)
+    client = EtcdClient(etcd.endpoints, timeout_ms=20_000)
     try:
         found = client.get(key).get(key)
     except EtcdError:

@@ -503,7 +503,7 @@ def long_pauses(link: HostileLink, cluster: Cluster) -> None:
 
 def takes_nothing(link: HostileLink, cluster: Cluster) -> None:
     welcome_at(link, cluster)
-    threading.Event().wait(5)
+    link.over.wait(60)
 
 
 def garbage(link: HostileLink, _cluster: Cluster) -> None:

@@ -229,9 +229,11 @@ def test_a_session_is_located_on_every_node(cluster: Cluster) -> None:
     gone = locate(cluster.path("n1"), id, reach)
     assert gone.change is not None and gone.change.is_removed and gone.change.lsn == lsn + 2
     others = reach_of(cluster, "n1", "n3")
-    until(lambda: locate(cluster.path("n2"), id, others).change == gone.change, "n2 knows of the commit")
-    on_replica = locate(cluster.path("n2"), id, others)
-    assert on_replica.sync_state is SessionSync.ACTIVE
+    until(lambda: locate(cluster.path("n2"), id, others).change == gone.change, "n2 has it")
+    until(
+        lambda: locate(cluster.path("n2"), id, others).sync_state is SessionSync.ACTIVE,
+        "n2 knows of the commit",
+    )
     assert locate(cluster.path("n1"), "never-was", reach).change is None
 
 

@@ -251,4 +251,7 @@ def expect_same(cluster: Cluster) -> None:
 
 
 def size_of(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -16,12 +16,6 @@ from tests.cluster.switching import Switching, switching
 from tests.cluster.test_shipping_faults import lose_silently
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that starts late behind a switchover is no problem here."""
-    monkeypatch.setattr("perdure.recovery.switchover.AFTER_MS", 30_000)
-
-
 @pytest.mark.parametrize(("nodes", "k"), [(3, 1), (2, 1), (2, 0)])
 def test_nothing_is_lost_by_switchovers_under_load(tmp_path: Path, nodes: int, k: int) -> None:
     with switching(tmp_path, nodes, sync_replicas=k) as cluster:

@@ -151,6 +151,7 @@ def test_with_the_policy_strict_nothing_is_written_without_the_replica(pair: Clu
     store = pair.open("n1", write_timeout_ms=4_000)
     next(stop for stop, future in pair._here if not future.done()).set()
     until(lambda: pair.slot_state("n1", "n2")[0] != "streaming", "n2 is lost")
+    assert pair.word("n1", Word.VOTERS_CONNECTED) == 0
     end = pair.word("n1", Word.APPENDED)
     with pytest.raises(NoQuorumError):
         store.create({})

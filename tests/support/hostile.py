@@ -125,22 +125,44 @@ class HostileNode:
         self.proofs = 0
         """So often a node gave its proof."""
         self.visits = 0
-        threading.Thread(target=self._run, daemon=True).start()
+        self.over = threading.Event()
+        """Set when it ends."""
+        self._mutex = threading.Lock()
+        self._visitors: dict[threading.Thread, socket.socket] = {}
+        self._listening = threading.Thread(target=self._run, daemon=True)
+        self._listening.start()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Take nobody any more, and wait until every thread is gone: what it looks at is there no longer."""
+        with self._mutex:
+            self.over.set()
+            taken = dict(self._visitors)
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._listening.join()
         self._server.close()
+        for thread, connection in taken.items():
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
     def _run(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._server.accept()
-                threading.Thread(target=self._meet, args=(connection,), daemon=True).start()
+                thread = threading.Thread(target=self._meet, args=(connection,), daemon=True)
+                with self._mutex:
+                    if self.over.is_set():
+                        connection.close()
+                        return
+                    self._visitors[thread] = connection
+                    thread.start()
 
     def _meet(self, connection: socket.socket) -> None:
-        link = HostileLink(connection)
+        link = HostileLink(connection, self.over)
         with connection, contextlib.suppress(OSError, WireError):
             auth = Listening(self._secret, self._cluster_id, os.urandom(NONCE_BYTES))
             greet = link.hear()
@@ -162,7 +184,7 @@ class Stranger(HostileNode):
         super().__init__(b"", b"", lambda _link: None)
 
     def _meet(self, connection: socket.socket) -> None:
-        link = HostileLink(connection)
+        link = HostileLink(connection, self.over)
         with connection, contextlib.suppress(OSError, WireError):
             link.hear()
             if self._challenges:
@@ -176,9 +198,11 @@ class Stranger(HostileNode):
 class HostileLink(Intruder):
     """The other direction: a connection that was taken."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, over: threading.Event) -> None:
         connection.settimeout(WAIT_S)
         self.socket = connection
+        self.over = over
+        """Set when the node that it belongs to ends."""
         self._decoder = Decoder(MESSAGE_BYTES_MAX)
         self._heard = []
         self.sent = bytearray()

@@ -22,6 +22,7 @@ from perdure.shipping.nodelog import monotonic_ms, open_node_log
 from perdure.shipping.readiness import Readiness
 from perdure.shipping.receiver import Receiver
 from perdure.shipping.server import Server
+from perdure.shipping.vitals import VitalSigns
 from perdure.shipping.wake import short_path
 from perdure.store import WireError, names
 from tests.support.descriptors import no_descriptors
@@ -97,6 +98,14 @@ def leaves_its_listener_alone(selector: selectors.BaseSelector, open_again: Call
             open_again(monotonic_ms() + SHUT_MS)
 
 
+def stop_looking(vitals: VitalSigns) -> None:
+    """End the thread that looks at the disk."""
+    vitals._is_over = True
+    vitals._wake.set()
+    vitals._thread.join(WAIT_S)
+    assert not vitals._thread.is_alive()
+
+
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if "cannot take" in record.getMessage()]
 
@@ -131,6 +140,7 @@ def test_a_monitor_without_descriptors_does_not_spin_and_takes_callers_later(
         closing(Monitor(path, {}, b"", listener, None, MonitorOptions())) as monitor,
         socket.create_connection(listener.getsockname()),
     ):
+        stop_looking(monitor._vitals)  # it would give descriptors back
         leaves_its_listener_alone(monitor._selector, monitor._door.tick)
         monitor._door.shut("again")
         monitor.run(until_some(lambda: monitor._callers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
@@ -81,10 +82,10 @@ def test_a_primary_that_is_elected_while_another_node_is_silent_is_found(
     assert len(asked) == 4
 
 
-@pytest.mark.timeout(20)
-def test_the_primary_of_the_highest_epoch_is_taken_and_a_silent_node_not_waited_for(
-    nodes: dict[str, Says], silence: threading.Event
+def test_the_primary_of_the_highest_epoch_is_taken(
+    nodes: dict[str, Says], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(finding, "OTHERS_S", 60.0)  # both answer in it, however busy the machine is
     newer = threading.Event()
 
     def old() -> StatusReply:
@@ -95,8 +96,50 @@ def test_the_primary_of_the_highest_epoch_is_taken_and_a_silent_node_not_waited_
         newer.wait()
         return says("n3", "primary", 2)
 
-    nodes.update(n1=old, n2=silent(silence), n3=new)
+    nodes.update(n1=old, n3=new)
     assert search(nodes) == ("n3", 2)
+
+
+@pytest.mark.timeout(20)
+def test_once_there_is_a_primary_a_silent_node_is_not_waited_for(
+    nodes: dict[str, Says], silence: threading.Event
+) -> None:
+    nodes.update(n1=lambda: says("n1", "primary", 1), n2=silent(silence))
+    assert search(nodes) == ("n1", 1)
+
+
+def test_what_was_answered_in_time_counts_however_late_it_is_looked_at(
+    nodes: dict[str, Says], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding, "OTHERS_S", 0.0)  # over as soon as the first answer was looked at
+    both = threading.Barrier(2)
+    found = Search(dict.fromkeys(("n1", "n3"), ("127.0.0.1", 1)), bytes(16), b"", PATIENT_MS, lambda: False)
+    answers = found._answers
+
+    class Held:
+        """Nobody looks before both have answered."""
+
+        put = staticmethod(answers.put)
+        get_nowait = staticmethod(answers.get_nowait)
+
+        @staticmethod
+        def get(timeout: float) -> object:
+            deadline = time.monotonic() + timeout
+            while answers.qsize() < 2 and time.monotonic() < PATIENT_MS / 1000 + deadline:
+                time.sleep(0.001)
+            return answers.get(timeout=timeout)
+
+    monkeypatch.setattr(found, "_answers", Held)
+
+    def answering(node: str, epoch: int) -> Says:
+        def answer() -> StatusReply:
+            both.wait(10)
+            return says(node, "primary", epoch)
+
+        return answer
+
+    nodes.update(n1=answering("n1", 1), n3=answering("n3", 2))
+    assert found.run()[0] == "n3"
 
 
 @pytest.mark.timeout(20)

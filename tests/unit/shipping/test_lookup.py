@@ -79,13 +79,14 @@ def test_a_numeric_address_is_its_own_answer_and_nobody_is_asked(server: NameSer
     assert not server.asked
 
 
+@pytest.mark.usefixtures("now")
 def test_names_are_asked_for_by_one_thread_and_each_once_at_a_time(server: NameServer) -> None:
     hosts = Lookup()
     server.answers.clear()
     for _ in range(100):
         assert hosts.address("n2.test") is None
         assert hosts.address("n3.test") is None
-    assert not [thread for thread in server.askers if not thread.daemon]
+    assert not [thread for thread in list(server.askers) if not thread.daemon]
     server.answers.set()
     assert found(hosts, "n2.test") == "10.0.0.2"
     assert found(hosts, "n3.test") == "fd00::3"

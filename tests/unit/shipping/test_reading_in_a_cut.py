@@ -12,6 +12,7 @@ from perdure.shipping.cut import cut_log, finish_cut
 from perdure.shipping.replica_log import ReplicaLog
 from perdure.store import CorruptError, Position, SessionStore, names
 from perdure.store.cursor import list_segments
+from perdure.store.files import remove_durably
 from perdure.store.promise import Promise
 from tests.support.machine import open_quietly
 from tests.unit.shipping.logs import make_node, make_primary, opened, runs_of, write
@@ -56,10 +57,9 @@ def test_a_handle_that_is_behind_reads_on_while_the_log_is_cut(
         before = contents(behind)
         go_beyond(tmp_path, fork)
         found: list[dict[str, object]] = []
-        remove = cut.remove_durably
 
         def remove_and_look(file: Path) -> None:
-            remove(file)
+            remove_durably(file)
             found.append(contents(behind))
 
         monkeypatch.setattr(cut, "remove_durably", remove_and_look)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from perdure.store import CorruptError, Position, PositionGoneError, WireError
 from perdure.store.cursor import list_segments
 from perdure.store.ids import NOWHERE
 from perdure.store.keeper import seal_all
+from tests.support.descriptors import descriptors_below
 from tests.unit.shipping.logs import end_of, lose_frames, make_primary, opened, runs_of, write
 
 START = NOWHERE.position
@@ -197,8 +197,8 @@ def test_a_search_that_cannot_begin_leaves_nothing_open(tmp_path: Path) -> None:
         data = bytearray(file.read_bytes())
         data[-10] ^= 1  # of the check of its footer
         file.write_bytes(data)
-        before = os.listdir("/proc/self/fd")
+        before = descriptors_below(tmp_path)
         for _ in range(3):
             with pytest.raises(CorruptError):
                 Search(node.cursor(), wanted)
-        assert len(os.listdir("/proc/self/fd")) == len(before)
+        assert descriptors_below(tmp_path) == before

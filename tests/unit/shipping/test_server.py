@@ -194,7 +194,7 @@ def test_the_oldest_stranger_goes_when_another_one_comes() -> None:
                 stranger.settimeout(10)
             assert strangers[0].recv(10) == b""
             assert strangers[4].recv(10) == b""
-            assert sum(guest.is_strange for guest in server._guests.values()) <= STRANGERS_MAX
+            assert sum(guest.is_strange for guest in list(server._guests.values())) <= STRANGERS_MAX
         finally:
             for stranger in strangers:
                 stranger.close()

@@ -92,7 +92,7 @@ def test_a_changed_state_is_written_at_once_and_a_position_no_more_often_than_sa
 
 def settle(writer: SlotWriter) -> None:
     """Wait until the writer's thread has taken what it was given."""
-    for _ in range(2000):
+    for _ in range(20_000):
         if not writer._newest:
             return
         time.sleep(0.001)

@@ -92,7 +92,11 @@ def test_a_disk_that_hangs_is_said_after_its_time_and_nothing_waits_for_it(node:
 
 
 def test_a_log_that_is_not_flushed_while_replicas_follow_is_a_stall(node: NodeLog, signs: VitalSigns) -> None:
-    until(lambda: 0 < signs._begun == signs._ended, "the thread rests, and its disk is no matter here")
+    until(lambda: 0 < signs._begun == signs._ended, "the disk has answered")
+    signs._is_over = True  # and is no matter any more
+    signs._wake.set()
+    signs._thread.join()
+    assert signs._begun == signs._ended
     words = node.log.words
     words[Word.APPENDED] += 1
     assert signs.look(0).failing == ""

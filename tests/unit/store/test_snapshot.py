@@ -62,6 +62,7 @@ from perdure.store.snapshot_format import (
     first_chain,
     pack_entry,
 )
+from tests.support.descriptors import descriptors_below
 from tests.support.fuzz import cuts, damaged, flips, fuzz
 
 CLUSTER_ID = b"c" * 16
@@ -763,22 +764,16 @@ def test_damaged_snapshot_when_read_is_refused_or_unchanged(scratch: Path, small
         assert bad == small
 
 
-def descriptors_of(path: Path) -> int:
-    """How many descriptors this process has of a file."""
-    links = Path("/proc/self/fd").iterdir()
-    return sum(os.path.realpath(link) == str(path.resolve()) for link in links)
-
-
 def test_reader_when_closed_twice_or_left_by_an_error_closes_its_file(tmp_path: Path) -> None:
     path = write(tmp_path, some_records(3))
     reader = SnapshotReader(path)
-    assert descriptors_of(path) == 1
+    assert descriptors_below(path.parent) == 1
     reader.close()
-    assert descriptors_of(path) == 0
+    assert descriptors_below(path.parent) == 0
     reader.close()
     path.write_bytes(path.read_bytes()[:-1])
     for _ in range(3):
         with pytest.raises(CorruptError):
             SnapshotReader(path)
-    assert descriptors_of(path) == 0
+    assert descriptors_below(path.parent) == 0
     assert snapshot.__all__ == sorted(snapshot.__all__)
