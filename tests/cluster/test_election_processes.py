@@ -68,7 +68,7 @@ def test_a_primary_that_is_killed_is_replaced_and_comes_back_as_a_replica(nodes:
     assert (last.before, last.epoch) == (primary, nodes.epoch())
     assert "refuses a new one" in last.why
     until(
-        lambda: nodes.health(after).get("last_takeover", {}).get("recovery_ms") == last.recovery_ms,
+        lambda: (nodes.health(after).get("last_takeover") or {}).get("recovery_ms") == last.recovery_ms,
         "the monitor of the new primary tells what is written down",
     )
     until(lambda: nodes.row(after, primary).get("verdict") == "gone", "its monitor refuses a connection")
