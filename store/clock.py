@@ -121,8 +121,10 @@ class SessionClock:
         words, boottime_ms = self._words, self._boottime_ms()
         elapsed_ms = boottime_ms - words[_SLEWED]
         if is_primary and not 0 <= elapsed_ms < SLEW_EVERY_MS:
-            session_ms = boottime_ms + words[_OFFSET]
-            self._set(slewed(session_ms, self._wall_ms(), elapsed_ms), boottime_ms)
+            session_ms, wall_ms = boottime_ms + words[_OFFSET], self._wall_ms()
+            if abs(wall_ms - session_ms) <= 1:  # both are cut to whole ms, each at its own moment
+                wall_ms = session_ms
+            self._set(slewed(session_ms, wall_ms, elapsed_ms), boottime_ms)
         if self._rebase:
             self._rebase()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
@@ -116,10 +117,12 @@ class CommittingStore(SessionReader):
         if self._sealer.keys is not None:
             self._keeper.refresh_keys = self._sealer.refresh
         self._home_node = options.home_node
+        self._in_flight: dict[int, dict[bytes, int]] = {}
+        """Refreshes that are being written, by the id of what holds them."""
         self._evictor: Evictor | None = None
         if options.sessions_max is not None:
             self._evictor = Evictor(
-                self._keeper, self._view, lambda: self._touches, self._flush_touches, options.sessions_max
+                self._keeper, self._view, self._unwritten, self._flush_touches, options.sessions_max
             )
         self._gate = gate
         self._elsewhere: Elsewhere | None = None
@@ -386,8 +389,21 @@ class CommittingStore(SessionReader):
 
     def _flush_touches(self) -> None:
         """Write the coalesced refreshes, as one frame. A node that is not primary sends them to it."""
-        waiting = self._touches
         taken: dict[bytes, int] = {}
+        self._in_flight[id(taken)] = taken
+        try:
+            self._write_touches(taken)
+        finally:
+            del self._in_flight[id(taken)]
+
+    def _unwritten(self) -> Mapping[bytes, int]:
+        """Refreshes that wait, and those that are being written: who evicts passes these sessions over."""
+        in_flight = list(self._in_flight.values())
+        return ChainMap(self._touches, *in_flight) if in_flight else self._touches
+
+    def _write_touches(self, taken: dict[bytes, int]) -> None:
+        """Write what waits, and hold it in `taken` meanwhile."""
+        waiting = self._touches
         with contextlib.suppress(KeyError):  # readers go on adding to it, and writers take out of it
             while waiting and len(taken) < REFRESHES_MAX:
                 key, accessed_ms = waiting.popitem()

@@ -173,14 +173,12 @@ def test_a_missing_directory_is_named(place: Path) -> None:
 def test_a_killed_reader_does_not_pin_pages(place: Path) -> None:
     backend = LmdbBackend(place)
     backend.fold(many(2000), [], [], at(1))
-    with child("demand", "lmdb-mapped", place) as folder:
-        words = [sys.executable, "-c", HOLD_A_VIEW, str(place)]
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-        with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment) as reader:
-            assert reader.stdout is not None
-            assert reader.stdout.readline() == b"viewing\n"
-            reader.kill()
-        del folder
+    words = [sys.executable, "-c", HOLD_A_VIEW, str(place)]
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"viewing\n"
+        reader.kill()
     assert f" {reader.pid} " in backend._shared.env.readers()
     for lsn in range(2, 3 + engine_lmdb.FOLDS_PER_READER_CHECK):
         backend.fold(many(1), [], [], at(lsn))

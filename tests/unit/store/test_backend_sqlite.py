@@ -256,6 +256,7 @@ def test_a_full_disk_that_keeps_the_wal_long_stops_no_reader_and_is_tried_again_
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend_sqlite, "WAL_BYTES_MAX", LIMIT_BYTES)
+    monkeypatch.setattr(backend_sqlite, "WAL_AGAIN_S", 3600.0)
     backend = SqliteBackend(place)
     writer = backend._writer
     full = WithoutRoom(writer)

@@ -15,6 +15,7 @@ from perdure.store.backends import BACKENDS
 from perdure.store.cursor import LogCursor
 from perdure.store.errors import BacklogError
 from perdure.store.event import Kind, Reason
+from tests.support.machine import stop_background
 from tests.unit.store.test_labels import SteppingClock, opened
 
 
@@ -54,7 +55,12 @@ def test_a_new_session_takes_the_place_of_the_least_recently_used(
             store.fold()
 
 
-def test_refreshes_by_get_count_as_use(store: SessionStore, clock: SteppingClock) -> None:
+@pytest.mark.parametrize("is_under_way", [False, True])
+def test_refreshes_by_get_count_as_use(
+    store: SessionStore, clock: SteppingClock, monkeypatch: pytest.MonkeyPatch, is_under_way: bool
+) -> None:
+    """Also those that another thread is writing at this moment."""
+    stop_background(store)
     ids = []
     for _ in range(10):
         ids.append(store.create(timeout_ms=3_600_000))
@@ -63,7 +69,23 @@ def test_refreshes_by_get_count_as_use(store: SessionStore, clock: SteppingClock
     for id in ids[:5]:
         assert store.get(id)
     clock.ms += 1000
+    commit, has_begun, goes_on = store._writer.commit, threading.Event(), threading.Event()
+
+    def commit_late(*arguments: Any, **named: Any) -> Any:
+        if threading.current_thread() is flushing:
+            has_begun.set()
+            assert goes_on.wait(20)
+        return commit(*arguments, **named)
+
+    flushing = threading.Thread(target=store.flush)
+    if is_under_way:
+        monkeypatch.setattr(store._writer, "commit", commit_late)
+        flushing.start()
+        assert has_begun.wait(20)
     new = [store.create(timeout_ms=3_600_000) for _ in range(5)]
+    goes_on.set()
+    if is_under_way:
+        flushing.join()
     assert set(store.ids()) == {*ids[:5], *new}
 
 

@@ -185,6 +185,21 @@ def test_who_looks_at_the_clock_after_hours_steps_by_no_more_than_an_eighth_of_a
     assert before_ms - clock.now_ms() == SLEWED_MS_MAX // SLEW_DIVISOR
 
 
+def test_clocks_that_differ_by_the_cut_to_whole_milliseconds_move_no_session_time(page: ControlPage) -> None:
+    machine = Machine()
+    clock = clock_of(page, machine)
+    clock.begin(0)
+    behind = clock.exact_ms() - machine.boottime
+    for number in range(100):
+        machine.wall += SLEW_EVERY_MS
+        machine.boottime += SLEW_EVERY_MS
+        cut = number % 3 - 1  # a clock is read just before, or just behind, the other one's next millisecond
+        machine.wall += cut
+        clock.tick(is_primary=True)
+        machine.wall -= cut
+        assert clock.exact_ms() - machine.boottime == behind
+
+
 def test_a_replica_is_not_slewed_by_its_own_wall_clock(page: ControlPage) -> None:
     machine = Machine()
     clock = clock_of(page, machine)

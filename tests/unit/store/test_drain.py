@@ -12,7 +12,9 @@ import pytest
 
 from perdure.shipping import NodeLog, open_node_log
 from perdure.store import LockTimeoutError, NotPrimaryError, SessionStore
+from perdure.store.clock import read_boottime_ms
 from perdure.store.drain import begin_drain, drained_ms, end_drain
+from perdure.store.page import Word
 from perdure.store.promise import Promise
 
 
@@ -99,9 +101,11 @@ def test_what_was_appended_before_is_in_the_position_that_a_drain_answers(
 
 
 def test_a_drain_that_nobody_ends_ends_by_itself(store: SessionStore, node: NodeLog) -> None:
-    began = time.monotonic()
+    began, began_ms = time.monotonic(), read_boottime_ms()
     begin_drain(node.log, 7, 1000)
-    assert 0 < drained_ms(node.log) <= 1000
+    until_ms = node.log.words[Word.DRAINED_UNTIL_MS]
+    assert began_ms + 1000 <= until_ms <= read_boottime_ms() + 1000
+    assert drained_ms(node.log) <= 1000
     store.create({})
     assert 0.9 < time.monotonic() - began < 10
     assert drained_ms(node.log) == 0

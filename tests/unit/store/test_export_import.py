@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -284,6 +285,7 @@ def test_expired_sessions_are_left_out_and_counted_and_not_imported(tmp_path: Pa
         store.put("short", {}, 1)
         while store.exists("short"):
             pass
+        time.sleep(0.2)  # by less than an eighth of that the session time may go back
         lines = io.BytesIO()
         done = export_sessions(store, lines)
         assert (done.sessions, done.expired) == (1, 1)
@@ -295,11 +297,12 @@ def test_a_damaged_session_in_the_state_ends_the_export_without_its_last_line(tm
         store.put("a", {})
         store.put("b", {})
         store.fold()
-        backend, at = store._opened.backend, store._opened.backend.refresh()
-        record = backend.get(b"b")
-        assert record is not None
-        backend.release()
-        backend.fold([(b"b", record[:-1] + b"\x81")], [], [], at)
+        with store._view.mutex:  # or the store's own thread gives the read view back
+            backend, at = store._opened.backend, store._opened.backend.refresh()
+            record = backend.get(b"b")
+            assert record is not None
+            backend.release()
+            backend.fold([(b"b", record[:-1] + b"\x81")], [], [], at)
         lines = io.BytesIO()
         with pytest.raises(CorruptError):
             export_sessions(store, lines)
@@ -337,6 +340,7 @@ def test_what_is_there_and_has_expired_is_no_conflict(tmp_path: Path) -> None:
         store.put("a", {}, 1)
         while store.exists("a"):
             pass
+        time.sleep(0.2)  # as above
         report = import_sessions(store, [{"id": "a", "metadata": {"n": 2}}], on_conflict="fail")
         assert report.imported == 1
         assert store["a"].metadata == {"n": 2}

@@ -341,8 +341,10 @@ def test_a_feed_that_does_not_follow_ends_with_what_was_committed_when_it_was_op
 def test_a_waiting_feed_is_told_of_another_handles_write(open_one: Open) -> None:
     writer, reader = open_one(), open_one()
     feed = reader.feed()
-    threading.Timer(0.05, lambda: writer.put("a", {}, None)).start()
+    timer = threading.Timer(0.05, lambda: writer.put("a", {}, None))
+    timer.start()
     event = feed.next_event(timeout_ms=10_000)
+    timer.join()  # what is not over when its store is closed is Indeterminate
     assert event is not None and event.id == "a"
 
 
@@ -350,9 +352,11 @@ def test_a_waiting_feed_is_told_of_another_handles_write(open_one: Open) -> None
 def test_closing_ends_a_wait_with_an_error_that_says_what_was_closed(open_one: Open, what: str) -> None:
     store = open_one()
     feed = store.feed()
-    threading.Timer(0.05, (feed if what == "feed" else store).close).start()
+    timer = threading.Timer(0.05, (feed if what == "feed" else store).close)
+    timer.start()
     with pytest.raises(StoreClosedError, match=what):
         feed.next_event(timeout_ms=20_000)
+    timer.join()
     feed.close()
 
 
@@ -430,19 +434,21 @@ def test_async_iteration_tells_the_same_and_leaves_the_loop_free(open_one: Open)
         store.put(f"s{number}", {}, None)
 
     async def run() -> tuple[list[int], list[str], int]:
-        ticks = 0
+        ticks, late_at = 0, 1 << 30
 
         async def tick() -> None:
             nonlocal ticks
             while True:
                 ticks += 1
+                if ticks == late_at:
+                    store.put("late", {}, None)
                 await asyncio.sleep(0.001)
 
         ticking = asyncio.create_task(tick())
         done = [event.lsn async for event in store.feed(0, follow=False)]
         later = []
-        async with AsyncFeed(store.feed(consumer="c", timeout_ms=5000)) as feed:
-            asyncio.get_running_loop().call_later(0.05, lambda: store.put("late", {}, None))
+        async with AsyncFeed(store.feed(consumer="c", timeout_ms=20_000)) as feed:
+            late_at = ticks + 20  # if the loop is not free while the feed waits, that never comes
             async for event in feed:
                 later.append(event.id)
                 await feed.ack(event)
