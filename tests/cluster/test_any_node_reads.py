@@ -52,6 +52,15 @@ def test_a_token_of_one_node_is_waited_for_on_another(tmp_path: Path) -> None:
                 replica.wait_for(wrong)  # type: ignore[arg-type]
 
 
+def is_refused(store: SessionStore, id: str) -> bool:
+    """Is a read of at most 100 ms? A heartbeat that was on its way, or waited to be taken, comes late."""
+    try:
+        store.get(id, max_lag_ms=100)
+    except StaleReadError:
+        return True
+    return False
+
+
 def test_a_replica_that_does_not_hear_from_the_primary_refuses_a_bounded_read(tmp_path: Path) -> None:
     with any_node_cluster(tmp_path, 2) as cluster:
         primary, replica = cluster.handle("n1"), cluster.handle("n2")
@@ -60,10 +69,8 @@ def test_a_replica_that_does_not_hear_from_the_primary_refuses_a_bounded_read(tm
         assert replica.get(id, max_lag_ms=5_000) is not None
         assert primary.get(id, max_lag_ms=5_000) is not None
         with stopped(cluster, "shipper:n1"):
-            time.sleep(0.3)
             for store in (replica, primary):
-                with pytest.raises(StaleReadError):
-                    store.get(id, max_lag_ms=100)
+                until(lambda store=store: is_refused(store, id), "it is refused")  # type: ignore[misc]
                 assert store.get(id) is not None
                 assert (store.lag_ms() or 1000) >= 100
         until(lambda: (replica.lag_ms() or 0) < 200, "it is fresh again")

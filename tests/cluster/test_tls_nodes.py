@@ -48,6 +48,7 @@ def test_writes_go_to_the_primary_and_the_role_goes_over_by_links_of_tls_alone(n
         kept.append(second.create({"on": "the new one"}))
         assert nodes.primary() == "n2"
         second.wait_for(first.position(), 30_000)
+        first.wait_for(second.position(), 30_000)
         assert [id for id in kept if first.peek(id) is None or second.peek(id) is None] == []
 
     for node in PAIR:
