@@ -305,7 +305,12 @@ class Receiver:
         A promotion of this node that was killed amid a cut leaves its plan. Whoever finishes that later would
         take off what was appended, and acknowledged, meanwhile. No older promotion plans one from here on.
         """
-        end = self.replica.accept_reign(reign)
+        try:
+            end = self.replica.accept_reign(reign)
+        except CorruptError:  # the cut had begun to take off what the control page still speaks of
+            if not finish_cut(self.node.store):
+                raise
+            end = self.replica.accept_reign(reign)
         if finish_cut(self.node.store):
             end = self.replica.accept_reign(reign)
         return end

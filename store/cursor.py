@@ -263,9 +263,6 @@ class LogCursor:
                 f"no segment begins with LSN {self.at.lsn + 1}", path=self.log, lsn=self.at.lsn + 1
             )
         before = self.at
-        if self.keep_retired and self.descriptor >= 0:
-            self.retired.append((self.at.lsn, self.descriptor))
-            self.descriptor = -1
         self.open_segment(file)
         if self.at != before:
             raise CorruptError(
@@ -283,10 +280,12 @@ class LogCursor:
 
     def _close_descriptor(self) -> None:
         """Retire it where that is wanted: another thread may be syncing it at this moment."""
-        descriptor, self.descriptor = self.descriptor, -1
+        descriptor = self.descriptor
         if descriptor >= 0 and self.keep_retired:
-            self.retired.append((self.at.lsn, descriptor))
+            self.retired.append((self.at.lsn, descriptor))  # first: it is always among them, or the open one
+            self.descriptor = -1
         elif descriptor >= 0:
+            self.descriptor = -1
             os.close(descriptor)
 
     def _check_header(self, header: SegmentHeader, file: SegmentFile) -> None:

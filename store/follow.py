@@ -28,6 +28,7 @@ from .errors import (
     LockTimeoutError,
     NotPrimaryError,
     PerdureError,
+    PositionGoneError,
     StoreClosedError,
     StoreMissingError,
 )
@@ -289,19 +290,18 @@ class LogFollower:
             run = cursor.read(target, self.bytes_ahead(cursor, limit_bytes))
         except PerdureError as error:
             self.generation = generation
-            if isinstance(error, CorruptError) and is_half_replaced(self.store):
+            is_gone = isinstance(error, (CorruptError, PositionGoneError, StoreMissingError))
+            if is_gone and (is_half_replaced(self.store) or words[_GENERATION] != generation):
                 return None
             raise
         if run is None:
             self.generation = generation
             is_replaced = is_half_replaced(self.store)  # before the generation, which grows before that ends
-            if words[_GENERATION] != generation:
+            if is_replaced or words[_GENERATION] != generation:
                 return None
             if self.on_reset is not None and self._was_dropped():
                 self.on_reset()
                 return self.read_on(limit_bytes)
-            if is_replaced:
-                return None
             raise self._ends_early(target)
         self._take(run)
         self.generation = generation
@@ -362,7 +362,7 @@ class LogFollower:
             self.look_again()
         self.follow()
         target = words[_APPENDED]
-        if self.cursor.at.lsn < target and words[_GENERATION] == self.generation:
+        if self.cursor.at.lsn < target:
             raise self._ends_early(target)  # whoever was replacing the log died: nothing is appended to this
         self._enter_tail()
 

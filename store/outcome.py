@@ -58,7 +58,7 @@ def find_outcome(log: EventLog, view: View, what: Position | tuple[int, int, int
 def _look(look: Callable[[], Outcome]) -> Outcome:
     """What `look` finds, again where retention dropped a segment between the listing and the opening."""
     for _ in range(LOOKS_MAX):
-        with contextlib.suppress(StoreMissingError):
+        with contextlib.suppress(StoreMissingError, PositionGoneError):
             return look()
     return Outcome.UNKNOWN
 

@@ -23,6 +23,7 @@ from .cursor import READ_BYTES, Run, list_segments
 from .errors import CorruptError, DivergedError, PerdureError, PositionGoneError, StaleReadError
 from .event import Event, Kind, Reason
 from .fold import HASH_BYTES, plan_deadlines, record_of, touched, unreadable
+from .follow import is_half_replaced
 from .hot import HotSessions
 from .ids import NOWHERE, Position, StatePosition
 from .labels import (
@@ -275,6 +276,7 @@ class View:
         except (DivergedError, PositionGoneError):
             if self.make_own is None:
                 if not is_rejoining(self.log.store):
+                    self.log.take_anew()  # or the next look would take the place for a good one
                     raise
                 wait_until_rejoined(self.log.store, self.log.lock_timeout_ms)
                 place(self.log, self.reset())
@@ -452,6 +454,8 @@ class View:
         self.refresh()
         if self.visible.lsn <= self.state.lsn and not due:
             return None
+        if is_half_replaced(self.log.store):
+            return None  # what was followed may be what is taken off the log at this moment
         changes: list[Change] = []
         armed: list[Deadline] = []
         asked: list[Change] = []

@@ -10,8 +10,8 @@ import pytest
 from perdure.shipping import cut
 from perdure.shipping.cut import cut_log, finish_cut
 from perdure.shipping.replica_log import ReplicaLog
-from perdure.store import CorruptError, Position, SessionStore, names
-from perdure.store.cursor import list_segments
+from perdure.store import CorruptError, Position, SessionStore, StaleReadError, names
+from perdure.store.cursor import LogCursor, SegmentFile, list_segments
 from perdure.store.files import remove_durably
 from perdure.store.promise import Promise
 from tests.support.machine import open_quietly
@@ -86,6 +86,7 @@ def test_behind_a_cut_that_nobody_completed_a_handle_reads_and_does_not_append(
             with pytest.raises(Died):
                 cut_log(node, fork, node.log.promise)
         assert contents(behind) == before
+        behind.fold()
         with pytest.raises(CorruptError, match="do not write on"):
             behind._log.lock_any()
         assert finish_cut(path)
@@ -93,6 +94,67 @@ def test_behind_a_cut_that_nobody_completed_a_handle_reads_and_does_not_append(
         behind._log.lock_any()
         behind._log.unlock()
         assert contents(behind) == before
+
+
+def test_what_is_being_cut_off_is_not_folded(
+    tmp_path: Path, fork: Position, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a handle that has read it: the state would be ahead of the log."""
+    path = tmp_path / "n2"
+    with open_quietly(path, create=False) as reader:
+        before = contents(reader)
+        reader.fold()
+        go_beyond(tmp_path, fork)
+        assert len(contents(reader)) == len(before) + 5
+
+        def die(*_: object, **__: object) -> None:
+            raise Died
+
+        with monkeypatch.context() as patch, opened(path) as node:
+            patch.setattr(cut, "renew_page", die)
+            with pytest.raises(Died):
+                cut_log(node, fork, node.log.promise)
+        assert reader.fold() == fork.lsn
+        assert finish_cut(path)
+        with pytest.raises(StaleReadError, match="LSN 18 was shown before"):
+            contents(reader)
+    with open_quietly(path, create=False) as anew:
+        assert contents(anew) == before
+        assert anew.position() == fork
+
+
+def test_a_segment_that_goes_between_its_listing_and_its_opening_is_missed_only_in_the_cut(
+    tmp_path: Path, fork: Position, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "n2"
+    with open_quietly(path, create=False) as behind:
+        before = contents(behind)
+        go_beyond(tmp_path, fork)
+        real, removed = remove_durably, list[Path]()
+
+        def open_late(cursor: LogCursor, file: SegmentFile) -> None:
+            if cursor is behind._log.cursor and file.first_lsn > fork.lsn:
+                real(file.path)
+                removed.append(file.path)
+            open_segment(cursor, file)
+
+        def remove_late(file: Path) -> None:
+            if file.suffix == ".seg":
+                with monkeypatch.context() as patch:
+                    patch.setattr(LogCursor, "open_segment", open_late)
+                    assert contents(behind) == before
+                assert removed == [file]
+                assert contents(behind) == before
+            else:
+                real(file)
+
+        open_segment = LogCursor.open_segment
+        monkeypatch.setattr(cut, "remove_durably", remove_late)
+        with opened(path) as node:
+            cut_log(node, fork, node.log.promise)
+        assert removed
+        assert contents(behind) == before
+        assert behind.position() == fork
 
 
 def test_frames_that_go_without_a_cut_are_missed(tmp_path: Path, fork: Position) -> None:
