@@ -112,9 +112,14 @@ def test_what_was_answered_in_time_counts_however_late_it_is_looked_at(
     nodes: dict[str, Says], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finding, "OTHERS_S", 0.0)  # over as soon as the first answer was looked at
-    both = threading.Barrier(2)
     found = Search(dict.fromkeys(("n1", "n3"), ("127.0.0.1", 1)), bytes(16), b"", PATIENT_MS, lambda: False)
     answers = found._answers
+
+    def wait_for_answers(count: int) -> None:
+        deadline = time.monotonic() + PATIENT_MS / 1000
+        while answers.qsize() < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
 
     class Held:
         """Nobody looks before both have answered."""
@@ -124,21 +129,16 @@ def test_what_was_answered_in_time_counts_however_late_it_is_looked_at(
 
         @staticmethod
         def get(timeout: float) -> object:
-            deadline = time.monotonic() + timeout
-            while answers.qsize() < 2 and time.monotonic() < PATIENT_MS / 1000 + deadline:
-                time.sleep(0.001)
+            wait_for_answers(2)
             return answers.get(timeout=timeout)
 
     monkeypatch.setattr(found, "_answers", Held)
 
-    def answering(node: str, epoch: int) -> Says:
-        def answer() -> StatusReply:
-            both.wait(10)
-            return says(node, "primary", epoch)
+    def newer() -> StatusReply:
+        wait_for_answers(1)  # the older one is looked at first
+        return says("n3", "primary", 2)
 
-        return answer
-
-    nodes.update(n1=answering("n1", 1), n3=answering("n3", 2))
+    nodes.update(n1=lambda: says("n1", "primary", 1), n3=newer)
     assert found.run()[0] == "n3"
 
 

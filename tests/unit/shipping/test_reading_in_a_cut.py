@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from perdure.shipping import cut
+from perdure.shipping import cut, open_node_log
 from perdure.shipping.cut import cut_log, finish_cut
+from perdure.shipping.receiver import Receiver
 from perdure.shipping.replica_log import ReplicaLog
-from perdure.store import CorruptError, Position, SessionStore, StaleReadError, names
+from perdure.store import CorruptError, Position, PositionGoneError, SessionStore, StaleReadError, names
 from perdure.store.cursor import LogCursor, SegmentFile, list_segments
 from perdure.store.files import remove_durably
 from perdure.store.promise import Promise
@@ -49,6 +51,18 @@ def contents(store: SessionStore) -> dict[str, object]:
     return {session.id: session.metadata for session in store.sessions()}
 
 
+def break_off_a_cut(path: Path, fork: Position) -> None:
+    """The segments are gone, the control page speaks of them, and the plan stands."""
+
+    def die(*_: object, **__: object) -> None:
+        raise Died
+
+    with pytest.MonkeyPatch.context() as patch, opened(path) as node:
+        patch.setattr(cut, "renew_page", die)
+        with pytest.raises(Died):
+            cut_log(node, fork, node.log.promise)
+
+
 def test_a_handle_that_is_behind_reads_on_while_the_log_is_cut(
     tmp_path: Path, fork: Position, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,20 +85,13 @@ def test_a_handle_that_is_behind_reads_on_while_the_log_is_cut(
 
 
 def test_behind_a_cut_that_nobody_completed_a_handle_reads_and_does_not_append(
-    tmp_path: Path, fork: Position, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, fork: Position
 ) -> None:
     path = tmp_path / "n2"
     with open_quietly(path, create=False) as behind:
         before = contents(behind)
         go_beyond(tmp_path, fork)
-
-        def die(*_: object, **__: object) -> None:
-            raise Died
-
-        with monkeypatch.context() as patch, opened(path) as node:
-            patch.setattr(cut, "renew_page", die)
-            with pytest.raises(Died):
-                cut_log(node, fork, node.log.promise)
+        break_off_a_cut(path, fork)
         assert contents(behind) == before
         behind.fold()
         with pytest.raises(CorruptError, match="do not write on"):
@@ -96,9 +103,7 @@ def test_behind_a_cut_that_nobody_completed_a_handle_reads_and_does_not_append(
         assert contents(behind) == before
 
 
-def test_what_is_being_cut_off_is_not_folded(
-    tmp_path: Path, fork: Position, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_being_cut_off_is_not_folded(tmp_path: Path, fork: Position) -> None:
     """By a handle that has read it: the state would be ahead of the log."""
     path = tmp_path / "n2"
     with open_quietly(path, create=False) as reader:
@@ -106,14 +111,7 @@ def test_what_is_being_cut_off_is_not_folded(
         reader.fold()
         go_beyond(tmp_path, fork)
         assert len(contents(reader)) == len(before) + 5
-
-        def die(*_: object, **__: object) -> None:
-            raise Died
-
-        with monkeypatch.context() as patch, opened(path) as node:
-            patch.setattr(cut, "renew_page", die)
-            with pytest.raises(Died):
-                cut_log(node, fork, node.log.promise)
+        break_off_a_cut(path, fork)
         assert reader.fold() == fork.lsn
         assert finish_cut(path)
         with pytest.raises(StaleReadError, match="LSN 18 was shown before"):
@@ -123,6 +121,39 @@ def test_what_is_being_cut_off_is_not_folded(
         assert anew.position() == fork
 
 
+def test_a_state_that_is_ahead_of_the_log_is_said_at_every_look_until_it_is_made_anew(
+    tmp_path: Path, fork: Position, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looked for the plan just before it was there folds what is then cut off."""
+    path = tmp_path / "n2"
+    with open_quietly(path, create=False) as reader:
+        before = contents(reader)
+        go_beyond(tmp_path, fork)
+        end = reader.position()
+        break_off_a_cut(path, fork)
+        with monkeypatch.context() as patch:
+            patch.setattr("perdure.store.view.is_half_replaced", lambda _store: False)
+            assert reader.fold() == end.lsn
+        assert finish_cut(path)
+        for _ in range(3):
+            with pytest.raises(PositionGoneError):
+                contents(reader)
+    with open_quietly(path, create=False) as anew:
+        assert contents(anew) == before
+
+
+def test_a_receiver_finishes_a_cut_that_broke_off_before_it_accepts_a_reign(
+    tmp_path: Path, fork: Position
+) -> None:
+    path = tmp_path / "n2"
+    with closing(Receiver(open_node_log(path, []), "127.0.0.1", 0, b"")) as receiver:
+        go_beyond(tmp_path, fork)
+        break_off_a_cut(path, fork)
+        receiver.node.log.page.bump()  # as the promise did of the promotion that was killed amid its cut
+        assert receiver.accept_reign(Promise(1, "n1")) == fork
+        assert not (path / names.CUT_PLAN).exists()
+
+
 def test_a_segment_that_goes_between_its_listing_and_its_opening_is_missed_only_in_the_cut(
     tmp_path: Path, fork: Position, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,11 +161,11 @@ def test_a_segment_that_goes_between_its_listing_and_its_opening_is_missed_only_
     with open_quietly(path, create=False) as behind:
         before = contents(behind)
         go_beyond(tmp_path, fork)
-        real, removed = remove_durably, list[Path]()
+        removed: list[Path] = []
 
         def open_late(cursor: LogCursor, file: SegmentFile) -> None:
             if cursor is behind._log.cursor and file.first_lsn > fork.lsn:
-                real(file.path)
+                remove_durably(file.path)
                 removed.append(file.path)
             open_segment(cursor, file)
 
@@ -146,7 +177,7 @@ def test_a_segment_that_goes_between_its_listing_and_its_opening_is_missed_only_
                 assert removed == [file]
                 assert contents(behind) == before
             else:
-                real(file)
+                remove_durably(file)
 
         open_segment = LogCursor.open_segment
         monkeypatch.setattr(cut, "remove_durably", remove_late)
